@@ -1,0 +1,33 @@
+"""Fixtures of the whole suite: one thread, no network, and the annotation files that only some machines have."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # two spinning threads on a busy machine are many times slower than one
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _shared(name: str) -> Path:
+    folder = Path(os.environ.get("CIR_COT_SHARED", REPOSITORY.parent / "shared")) / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the real annotation files at {folder} (set CIR_COT_SHARED to the folder holding {name}/)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real annotation files: fashioniq/, cirr/, circo/, shoes/, wardrobe/."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of rankings and of the numbers the official evaluators gave for them (expected.json)."""
+    return _shared("golden")
