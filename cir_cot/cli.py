@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from cir_cot import __version__
 from cir_cot.records import InputError
 
 COMMANDS = {
@@ -51,8 +52,6 @@ def main(argv: Sequence[str]) -> int | None:
         return DONE if argv else UNUSABLE
     name, *rest = argv
     if name == "--version":
-        from cir_cot import __version__
-
         print(f"cir-cot {__version__}")
         return DONE
     if name not in COMMANDS:

@@ -1,0 +1,128 @@
+"""The command line: what it lists, what it refuses and how, and that it answers without torch."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from cir_cot import __version__, cli
+from cir_cot.records import InputError
+
+
+def exit_of(main, argv=()):
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main, argv)
+    return exit.value.code
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def opening(path):
+    return lambda argv: open(path)
+
+
+@pytest.mark.parametrize("module", cli.COMMANDS.values())
+def test_every_command_names_a_script(module):
+    assert importlib.util.find_spec(module) is not None
+
+
+def test_help_lists_every_command_with_one_line(capsys):
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in cli.COMMANDS:
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert len(line.split(maxsplit=1)[1]) > 10
+        assert len(line) <= 120
+
+
+def test_no_command_prints_the_help_and_is_refused(capsys):
+    assert cli.main([]) == 2
+    assert "scenes" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cir-cot {__version__}\n"
+
+
+def test_unknown_command_is_refused_with_the_list(capsys):
+    assert exit_of(cli.main, ["trian"]) == 2
+    error = capsys.readouterr().err
+    assert "'trian'" in error
+    assert "sft" in error
+    assert error.count("\n") == 1
+
+
+def test_a_command_gets_the_rest_of_the_arguments(tmp_path, capsys):
+    out = tmp_path / "scenes"
+    assert not cli.main(["scenes", "--out", str(out), "--seed", "3", "--references", "2", "--edits", "2"])
+    assert "4 queries" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} >= {"records.train.jsonl", "gallery.novel.txt", "images"}
+    assert len(list((out / "images").iterdir())) == 3 * 2 * 3
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, None), (0, 0), (1, 1)])
+def test_the_code_of_main_is_the_exit_code(returned, code):
+    assert exit_of(lambda argv: returned) == code
+
+
+def test_bad_input_is_one_line_and_code_2(capsys):
+    assert exit_of(raising(InputError("records.jsonl:3: no\nclosing brace"))) == 2
+    assert capsys.readouterr().err == "error: records.jsonl:3: no closing brace\n"
+
+
+def test_a_missing_file_is_one_line_and_code_2(tmp_path, capsys):
+    assert exit_of(opening(tmp_path / "absent.json")) == 2
+    assert capsys.readouterr().err == f"error: No such file or directory: {tmp_path / 'absent.json'}\n"
+
+
+def test_a_folder_where_a_file_belongs_is_code_2(tmp_path, capsys):
+    assert exit_of(opening(tmp_path)) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_an_argument_that_argparse_refuses_is_code_2(capsys):
+    assert exit_of(cli.main, ["scenes", "--out", "x", "--seed", "many"]) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_an_interruption_is_code_130(capsys):
+    assert exit_of(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape"), ValueError("not an InputError"), KeyError("x")])
+def test_our_own_defects_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(raising(error), [])
+
+
+def test_a_script_refuses_bad_input_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "cir_cot.data_gen.scenes", "--out", str(tmp_path), "--seed", "0", "--size", "85"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "85" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+HEAVY = {"torch", "peft", "transformers", "torchvision", "accelerate", "datasets", "faiss"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["score", "--help"], ["check", "--help"], ["scenes", "--help"]])
+def test_light_commands_import_nothing_heavy(argv):
+    program = (
+        "import sys, cir_cot.cli\n"
+        "try:\n    cir_cot.cli.main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "cir_cot.records" in loaded
+    assert not HEAVY & loaded
