@@ -1,0 +1,282 @@
+"""One wrapper around Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: hidden states, logits, M-RoPE positions, LoRA.
+
+The only module that looks at `config.model_type`. A checkpoint gets one added token, the retrieval token: its row is
+a spare row of the embedding matrix (Qwen pads its vocabulary beyond its tokenizer), so nothing is resized. With LoRA
+the language model's linear layers get adapters, and of the embedding matrix only that one row is trained: in the
+embedding, and in the output head too, whether the two are tied (one row) or not (a row each).
+
+Letters: B batch, T tokens, H hidden, V vocabulary.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from . import _torchvision  # noqa: F401  # isort: skip
+import transformers
+
+from .prompts import RET
+from .records import InputError
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_RECURRENT = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")  # Qwen3.5's gated delta nets
+LINEAR = {  # model_type -> linear layers of a block of the language model
+    "qwen2_vl": _ATTENTION + _MLP,
+    "qwen2_5_vl": _ATTENTION + _MLP,
+    "qwen3_vl": _ATTENTION + _MLP,
+    "qwen3_5": _ATTENTION + _RECURRENT + _MLP,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Backbone(nn.Module):
+    """A Qwen-VL model with its processor and the retrieval token; build it with `load_backbone`.
+
+    `model` is the transformers model, or the PEFT model around it. `ret_id` is the retrieval token's id,
+    `image_token_id` the placeholder of one visual token, `merge_size` the patches along a side of a visual token.
+    """
+
+    def __init__(self, model: nn.Module, processor: transformers.ProcessorMixin, ret_id: int):
+        super().__init__()
+        self.model, self.processor, self.ret_id = model, processor, ret_id
+        self.hidden_size = self.config.get_text_config().hidden_size
+        self.image_token_id = self.config.image_token_id
+        self.merge_size = self.config.vision_config.spatial_merge_size
+
+    @property
+    def config(self) -> transformers.PretrainedConfig:
+        """Configuration of the transformers model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding matrix is."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is a LoRA adapter."""
+        return self.plain is not self.model
+
+    @property
+    def plain(self) -> transformers.PreTrainedModel:
+        """The transformers model; with an adapter its layers are in place inside it."""
+        return self.model if isinstance(self.model, transformers.PreTrainedModel) else self.model.get_base_model()
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], positions: Tensor | None = None, cache: transformers.Cache | None = None
+    ) -> Tensor:
+        """Hidden states of the last layer after the final norm (B, T, H), without logits.
+
+        `inputs` is what the processor returns (input_ids, attention_mask, mm_token_type_ids, pixel_values,
+        image_grid_thw). With a filled `cache`, `inputs` holds the new tokens only, except attention_mask
+        (B, cached + T), and `positions` (3, B, T) must be given: `next_positions` has them.
+        """
+        if positions is None:
+            if cache is not None and cache.get_seq_length():
+                raise ValueError("a filled cache needs explicit positions: pass next_positions(previous positions)")
+            positions = self.positions(inputs)
+        outputs = self.plain.model(
+            **inputs, position_ids=positions, past_key_values=cache, use_cache=cache is not None, return_dict=True
+        )
+        return outputs.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) of final hidden states (..., H)."""
+        return self.plain.get_output_embeddings()(hidden)
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """M-RoPE positions (3, B, T), those of the unpadded row on either padding side, 0 at padding."""
+        ids = inputs["input_ids"]
+        kinds = inputs.get("mm_token_type_ids")
+        return self.plain.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self.image_token_id).int() if kinds is None else kinds,
+            image_grid_thw=inputs.get("image_grid_thw"),
+            attention_mask=inputs.get("attention_mask"),
+        )[0]
+
+    @staticmethod
+    def next_positions(positions: Tensor) -> Tensor:
+        """Positions (3, B, 1) of the text token that follows tokens at `positions` (3, B, T)."""
+        return (positions.amax(dim=(0, 2)) + 1)[None, :, None].expand(3, -1, 1)
+
+    def new_cache(self) -> transformers.Cache:
+        """An empty key-value cache for `forward`."""
+        return transformers.DynamicCache(config=self.config.get_text_config())
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Recompute activations in the backward pass; non-reentrant, so that frozen embeddings do not cut it off."""
+        self.plain.gradient_checkpointing_enable({"use_reentrant": False} | (gradient_checkpointing_kwargs or {}))
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self.plain.gradient_checkpointing_disable()
+
+    def merge(self) -> "Backbone":
+        """Fold the adapter and the retrieval token's row into plain weights, in place -> self.
+
+        InputError for a quantised base, whose 4- or 8-bit weights cannot hold the adapter.
+        """
+        if getattr(self.config, "quantization_config", None) is not None:
+            raise InputError("an adapter cannot be merged into a quantised base: load it with quantization=None")
+        if self.adapted:
+            self.model = self.model.merge_and_unload(safe_merge=True)
+        return self
+
+    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the adapter (its two files), or without one the whole checkpoint; and the processor.
+
+        `state_dict` are gathered weights under the names of `model.state_dict()`, where a launcher shards them.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.adapted:
+            from .adapter import save_adapter
+
+            save_adapter(self.model, folder, state_dict)
+        else:
+            self.model.save_pretrained(folder, state_dict=state_dict)
+        self.processor.save_pretrained(folder)
+
+    def load_adapter(self, folder: str | Path, trainable: bool = False) -> "Backbone":
+        """Put an adapter saved by `save` on this plain model -> self; InputError when it belongs to another one."""
+        from .adapter import load_adapter
+
+        if self.adapted:
+            raise InputError(f"{folder}: this model already has an adapter; merge it first, or load the base again")
+        self.model = load_adapter(self.model, folder, self.ret_id, trainable)
+        return self
+
+
+def load_backbone(
+    base: str | Path | tuple[transformers.PreTrainedModel, transformers.ProcessorMixin],
+    lora: Mapping[str, object] | None = None,
+    quantization: str | None = None,
+    freeze_vision: bool = True,
+    dtype: str = "float32",
+    attn: str = "sdpa",
+    train_token: bool = True,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Backbone:
+    """Load a Qwen-VL checkpoint (a folder, a hub name, or a built model and processor) -> Backbone, in eval mode.
+
+    `lora` {r, alpha, dropout, targets} puts adapters on the language model and, with `train_token`, trains the
+    retrieval token's row; None means full fine-tuning, of the vision tower too unless `freeze_vision`.
+    `quantization` "nf4" or "int8" needs bitsandbytes and `lora` for training. `min_pixels`, `max_pixels` bound a
+    picture's area after resizing. Bad values raise InputError.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if lora is not None and not freeze_vision:
+        raise InputError("freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower")
+    if isinstance(base, (str, Path)):
+        model, processor = _load_pretrained(str(base), quantization, DTYPES[dtype], attn)
+    elif quantization is not None:
+        raise InputError(f"quantization={quantization!r} needs a saved checkpoint, not a model in memory")
+    else:
+        model, processor = base
+        linear_layers(model.config.model_type)
+    _bound_pixels(processor.image_processor, min_pixels, max_pixels)
+    ret_id = add_token(model, processor.tokenizer)
+    if lora is not None:
+        from .adapter import add_lora
+
+        model = add_lora(model, lora, linear_layers(model.config.model_type), ret_id if train_token else None)
+    elif quantization is not None:
+        model.requires_grad_(False)
+    else:
+        model.requires_grad_(True)
+        model.model.visual.requires_grad_(not freeze_vision)
+    return Backbone(model, processor, ret_id).eval()
+
+
+def linear_layers(model_type: str) -> tuple[str, ...]:
+    """Names of the linear layers of a language-model block; InputError for a model_type that is not supported."""
+    known = [name for name in LINEAR if name in transformers.CONFIG_MAPPING]
+    if model_type not in known:
+        raise InputError(
+            f"model_type {model_type!r} is not supported; with transformers {transformers.__version__} "
+            f"supported are {', '.join(known)}"
+        )
+    return LINEAR[model_type]
+
+
+@torch.no_grad()
+def add_token(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerFast) -> int:
+    """Add the retrieval token as a special token on the next spare row -> its id; one already there is kept.
+
+    The row starts as the mean of the tokenizer's rows, so that it is neither likely nor special before training.
+    The matrices are resized (to a multiple of 64) only when no row is spare.
+    """
+    added = tokenizer.get_added_vocab()
+    if RET in added:
+        return added[RET]
+    count = len(tokenizer)
+    tokenizer.add_tokens([RET], special_tokens=True)
+    ret_id = tokenizer.convert_tokens_to_ids(RET)
+    if ret_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(ret_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if not layer.weight.is_meta:
+            layer.weight[ret_id] = layer.weight[:count].float().mean(dim=0).to(layer.weight.dtype)
+    return ret_id
+
+
+def _load_pretrained(
+    path: str, quantization: str | None, dtype: torch.dtype, attn: str
+) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
+    """Model and processor of a checkpoint: safetensors only, no code from the checkpoint."""
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(path)
+    except OSError as error:
+        raise InputError(f"{path}: no checkpoint could be read here ({str(error).splitlines()[0]})") from error
+    linear_layers(config.get("model_type", ""))
+    if attn not in ("sdpa", "eager", "flash_attention_2"):
+        raise InputError(f"attn {attn!r} is not one of sdpa, eager, flash_attention_2")
+    if attn == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available():
+        raise InputError("attn flash_attention_2 needs the package flash-attn and a GPU; use sdpa")
+    options = {"dtype": dtype, "attn_implementation": attn, "use_safetensors": True, "output_loading_info": True}
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, dtype)
+    try:
+        model, info = transformers.AutoModelForImageTextToText.from_pretrained(path, **options)
+        processor = transformers.AutoProcessor.from_pretrained(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: the checkpoint cannot be loaded ({str(error).splitlines()[0]})") from error
+    if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
+        raise InputError(f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+    return model, processor
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """QLoRA's settings (arXiv 2305.14314) for the language model; the vision tower and the head keep `dtype`."""
+    if kind not in ("nf4", "int8"):
+        raise InputError(f"quantization {kind!r} is not one of nf4, int8")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'")
+    whole = ["visual", "lm_head"]
+    if kind == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,
+    )
+
+
+def _bound_pixels(images: object, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
+    bounds = {"shortest_edge": min_pixels, "longest_edge": max_pixels}  # areas, whatever Qwen calls them
+    size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
+    images.size = size
