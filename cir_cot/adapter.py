@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, where
+
+from . import _torchvision  # noqa: F401  # isort: skip
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 
 from .records import InputError, parse_json
 
@@ -89,12 +91,18 @@ def load_adapter(model: nn.Module, folder: str | Path, token: int, trainable: bo
     rows = {row for rows in (config.trainable_token_indices or {}).values() for row in rows}
     if rows - {token}:
         raise InputError(f"{folder}: trains the rows {sorted(rows)}, here the retrieval token is {token}: another base")
-    model, saved = _wrap(model, config), load_file(folder / WEIGHTS)
+    model = _wrap(model, config)
+    load_adapter_weights(model, folder)
+    return model
+
+
+def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
+    """Load adapter_model.safetensors into an adapter in place; InputError when names or shapes differ."""
+    saved = load_file(Path(folder) / WEIGHTS)
     ours = {name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     if odd := sorted(ours.items() ^ {name: value.shape for name, value in saved.items()}.items()):
         raise InputError(f"{folder}: does not fit this base, {odd[0][0]} differs; load the base it was trained on")
     set_peft_model_state_dict(model, saved)
-    return model
 
 
 def _wrap(model: nn.Module, config: LoraConfig) -> PeftModel:

@@ -31,6 +31,8 @@ LINEAR = {  # model_type -> linear layers of a block of the language model
     "qwen3_vl": _ATTENTION + _MLP,
     "qwen3_5": _ATTENTION + _RECURRENT + _MLP,
 }
+TINY_BASE = "cir-cot/tiny-base"  # the name of the checkpoint that the package ships
+_TINY_BASE_FOLDER = Path(__file__).parent / "assets" / "tiny_base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -141,8 +143,20 @@ class Backbone(nn.Module):
 
             save_adapter(self.model, folder, state_dict)
         else:
+            for stale in folder.glob("adapter_*"):  # transformers would put it on the saved weights
+                stale.unlink()
             self.model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote from this very model into place, e.g. to resume training."""
+        if self.adapted:
+            from .adapter import load_adapter_weights
+
+            load_adapter_weights(self.model, folder)
+        else:
+            saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
+            self.model.load_state_dict(saved.state_dict())
 
     def load_adapter(self, folder: str | Path, trainable: bool = False) -> "Backbone":
         """Put an adapter saved by `save` on this plain model -> self; InputError when it belongs to another one."""
@@ -233,6 +247,7 @@ def _load_pretrained(
     path: str, quantization: str | None, dtype: torch.dtype, attn: str
 ) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
     """Model and processor of a checkpoint: safetensors only, no code from the checkpoint."""
+    path = str(_TINY_BASE_FOLDER) if path == TINY_BASE else path
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(path)
     except OSError as error:

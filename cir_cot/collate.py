@@ -1,0 +1,148 @@
+"""From rows to batches: pictures and words become the tensors a Qwen-VL model takes.
+
+The chat template is rendered once with a stand-in for the user's text and tokenised in pieces. Only the template's own
+pieces may hold special tokens; text from users, captions and chains is always tokenised as plain text, so no user can
+write an image, an end of turn or a retrieval token into a prompt.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .images import ImageStore
+from .prompts import RET, TARGET, cot_to_text, query_prompt
+from .records import InputError, Record
+
+IGNORE = -100
+_STAND_IN = "\u2063TEXT\u2063"  # invisible separators: in no template, and dropped before tokenising
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row; `draw` is a random number drawn with it, the source of every random choice made about it."""
+
+    record: Record
+    reference: Image.Image
+    target: Image.Image
+    draw: int
+
+
+class CirDataset(torch.utils.data.Dataset):
+    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them."""
+
+    def __init__(self, records: Sequence[Record], images: ImageStore, texts=None):
+        self.records, self.images, self.texts = records, images, texts
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, item: tuple[int, int]) -> Row:
+        index, draw = item
+        record = self.records[index]
+        if not record.targets:
+            raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
+        return Row(record, self.images.load(record.reference), self.images.load(record.targets[0]), draw)
+
+
+class ChatEncoder:
+    """Encodes one picture and a prompt a row, followed by a given answer, as a padded batch of model inputs."""
+
+    def __init__(self, processor, ret_id: int, side: str = "right"):
+        self.processor, self.ret_id, self.side = processor, ret_id, side
+        self.tokenizer = processor.tokenizer
+        self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
+        content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        if text.count(_STAND_IN) != 1:
+            raise InputError("the checkpoint's chat template does not show the user's text exactly once; use another")
+        self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
+        if self.opening.count(self.image_token) != 1:
+            raise InputError("the checkpoint's chat template does not place one image token before the user's text")
+
+    def _template_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts as plain text: whatever looks like a special token in them is split into ordinary ones."""
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise answers as plain text and close each with the retrieval token."""
+        return [[*ids, self.ret_id] for ids in self.plain_ids(texts)] if texts else []
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], answers: Sequence[list[int]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return model inputs of B rows, padded to (B, T), and labels (B, T): -100 everywhere but at the answers."""
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")
+        merge = self.processor.image_processor.merge_size**2
+        visual = (pixels["image_grid_thw"].prod(dim=1) // merge).tolist()
+        rows, supervised = [], []
+        for count, prompt, answer in zip(visual, self.plain_ids(prompts), answers, strict=True):
+            at = self.opening.index(self.image_token)
+            opening = self.opening[:at] + [self.image_token] * count + self.opening[at + 1 :]
+            row = [*opening, *prompt, *self.closing, *answer]
+            rows.append(row)
+            supervised.append([IGNORE] * (len(row) - len(answer)) + list(answer))
+        ids, mask = self._pad(rows, self.tokenizer.pad_token_id), self._pad([[1] * len(row) for row in rows], 0)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "mm_token_type_ids": (ids == self.image_token).long(),
+            "pixel_values": pixels["pixel_values"],
+            "image_grid_thw": pixels["image_grid_thw"],
+        }
+        return inputs, self._pad(supervised, IGNORE)
+
+    def _pad(self, rows: list[list[int]], value: int) -> Tensor:
+        longest = max(len(row) for row in rows)
+        fill = [[value] * (longest - len(row)) for row in rows]
+        pairs = zip(rows, fill, strict=True)
+        return torch.tensor([row + pad if self.side == "right" else pad + row for row, pad in pairs])
+
+    def query(self, images, texts: Sequence[str], answers: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Encode references and modification texts with the query prompt; see `__call__`."""
+        return self(images, [query_prompt(text) for text in texts], answers)
+
+    def target(self, images) -> dict[str, Tensor]:
+        """Encode candidate pictures with the fixed target prompt and the retrieval token, never a chain."""
+        return self(images, [TARGET] * len(images), [[self.ret_id]] * len(images))[0]
+
+
+class ChainCollator:
+    """list[Row] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
+
+    With probability `chain_dropout` a row has no chain, the retrieval token follows the prompt at once and nothing is
+    supervised: a forced token teaches no words. `words_dropout` hides earlier chain words from the model's input (not
+    from the labels), so that the picture must be looked at. Both are decided by the row's own `draw`.
+    """
+
+    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, words_dropout: float = 0.0):
+        self.encoder, self.chain_dropout, self.words_dropout = encoder, chain_dropout, words_dropout
+
+    def __call__(self, rows: Sequence[Row]) -> dict:
+        kept = [row.record.cot is not None and self._random(row).random() >= self.chain_dropout for row in rows]
+        chains = iter(self.encoder.answer_ids([cot_to_text(r.record.cot) for r, keep in zip(rows, kept, strict=True) if keep]))
+        answers = [next(chains) if keep else [self.encoder.ret_id] for keep in kept]
+        query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
+        labels[~torch.tensor(kept)] = IGNORE
+        return {
+            "query": query,
+            "target": self.encoder.target([row.target for row in rows]),
+            "labels": labels,
+            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
+        }
+
+    @staticmethod
+    def _random(row: Row) -> random.Random:
+        return random.Random(row.draw)
+
+
+def image_number(image: str) -> int:
+    """Return a 63-bit number that stands for an image id, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

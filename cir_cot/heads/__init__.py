@@ -1,0 +1,17 @@
+"""The methods, one file each, behind the protocol of `cir_cot.retriever`."""
+
+from pathlib import Path
+
+from ..records import InputError
+from ..retriever import Retriever, read_settings
+from .cot import CotRetriever
+
+HEADS = {"cot": CotRetriever}
+
+
+def load_retriever(folder: str | Path, **options) -> Retriever:
+    """Load what training saved in `folder`; `options` (device, dtype, attn, batch_size) go to the head's `load`."""
+    facts = read_settings(folder)
+    if facts["kind"] not in HEADS:
+        raise InputError(f"{folder}: a retriever of kind {facts['kind']!r}; this version has {', '.join(HEADS)}")
+    return HEADS[facts["kind"]].load(folder, facts, **options)

@@ -1,0 +1,131 @@
+"""What every method is downstream: the Retriever protocol, and the folder that a trained one is saved in."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import safetensors.torch
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from . import __version__
+from .prompts import PROMPTS_VERSION
+from .records import InputError
+
+FORMAT = 1
+SETTINGS_FILE, HEAD_FILE = "retriever.json", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class QueryOutput:
+    """Query vectors (B, D), float32 and unit, and for each row an explanation and a flag ("" = nothing to report)."""
+
+    embeddings: Tensor
+    explanations: list[str]
+    flags: list[str] = field(default_factory=list)
+
+
+class Retriever(Protocol):
+    """All that index, evaluation, submission and demo may use. Raw pictures and words go in."""
+
+    dim: int
+
+    def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
+        """Encode B composed queries, reference picture + modification text."""
+        ...
+
+    def encode_target(self, images: Sequence[Image]) -> Tensor:
+        """Encode N candidate pictures -> (N, D), float32 and unit, in the space of the queries."""
+        ...
+
+
+def save_retriever(head, folder: str | Path) -> None:
+    """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, card, retriever.json last.
+
+    A folder without retriever.json is an unfinished save, and `read_settings` says so.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).unlink(missing_ok=True)
+    head.backbone.save(folder)
+    own = {name: value.contiguous() for name, value in head.state_dict().items() if not name.startswith("backbone.")}
+    safetensors.torch.save_file(own, folder / HEAD_FILE)
+    facts = {
+        "format": FORMAT,
+        "kind": head.kind,
+        "backbone": head.base if head.backbone.adapted else ".",
+        "dim": head.dim,
+        "prompts": PROMPTS_VERSION,
+        "settings": head.settings(),
+        "version": __version__,
+    }
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: str | Path) -> dict:
+    """Return retriever.json of a saved folder; InputError when it is no retriever, unfinished, or of another format."""
+    path = Path(folder) / SETTINGS_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no {SETTINGS_FILE} here; give the folder that training wrote") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); save the retriever again") from None
+    wanted = {"format": int, "kind": str, "backbone": str, "dim": int, "prompts": str, "settings": dict}
+    for key, kind in wanted.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get(key), kind):
+            raise InputError(f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again")
+    if facts["format"] != FORMAT:
+        raise InputError(f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it")
+    if facts["prompts"] != PROMPTS_VERSION:
+        raise InputError(
+            f"{path}: trained with prompts {facts['prompts']!r}, this version writes {PROMPTS_VERSION!r}; "
+            "use the version that trained it, or train again"
+        )
+    return facts
+
+
+def load_head_weights(head, folder: str | Path) -> None:
+    """Load head.safetensors of a saved folder into a head; InputError names what is missing, unexpected or misshapen."""
+    path = Path(folder) / HEAD_FILE
+    if not path.is_file():
+        raise InputError(f"{path}: missing; give the folder that training wrote")
+    stored = safetensors.torch.load_file(path)
+    own = {name: value for name, value in head.state_dict().items() if not name.startswith("backbone.")}
+    if odd := sorted(stored.keys() ^ own.keys()):
+        raise InputError(f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint")
+    for name, value in stored.items():
+        if value.shape != own[name].shape:
+            raise InputError(f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}")
+        with torch.no_grad():
+            own[name].copy_(value)
+
+
+def model_card(facts: dict) -> str:
+    """Return the README.md of a saved retriever."""
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in {**facts, **facts["settings"]}.items() if key != "settings")
+    return f"""---
+library_name: cir-cot
+base_model: {json.dumps(facts["backbone"])}
+tags: [composed-image-retrieval, chain-of-thought]
+---
+# A `{facts["kind"]}` retriever for composed image retrieval
+
+Trained with cir-cot. A reference image and a modification text go in, a query vector and an explanation come out.
+
+| setting | value |
+|---|---|
+{rows}
+
+```python
+from cir_cot.heads import load_retriever
+
+retriever = load_retriever("this folder")
+query = retriever.encode_query([image], ["the same, but red"])
+scores = query.embeddings @ retriever.encode_target(gallery).T
+```
+"""
