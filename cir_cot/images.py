@@ -4,8 +4,6 @@ What is guaranteed: no file outside the folder is opened (ids are checked, links
 no file is decoded before its size in bytes and pixels is known, and a picture is either whole or refused.
 """
 
-from __future__ import annotations
-
 import io
 import stat
 import struct
@@ -14,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from cir_cot.records import InputError
+from .records import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several of them

@@ -4,8 +4,6 @@ A ranking has no ties. Whoever turns scores into rankings decides them, and must
 the official code of GeneCIS gives a model with constant scores R@1 = 100 %, because its targets stand first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 Ranking = Sequence[str]

@@ -3,13 +3,13 @@
 Every dataset is turned into these records, every annotation is written as them, and errors name `file:line`.
 """
 
-from __future__ import annotations
-
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 
@@ -41,7 +41,9 @@ class Record:
 
 
 COT_KEYS = tuple(field.name for field in fields(Cot))
+MAX_BYTES = 2**29  # of one annotation or rankings file once unpacked: CIRR's full rankings of val are 190 MB
 RECORD_KEYS = tuple(field.name for field in fields(Record))
+PAIR_KEYS = ("reference", "target", "captions", *COT_KEYS)
 REQUIRED_KEYS = ("id", "reference", "text", "targets")
 
 
@@ -52,7 +54,7 @@ def read_records(path: str | Path) -> list[Record]:
         where = f"{path}:{number}"
         record = record_from_dict(obj, where)
         if record.id in lines:
-            raise InputError(f"{where}: id {record.id!r} is already used on line {lines[record.id]}; ids must be unique")
+            raise InputError(f"{where}: id {record.id!r} is already used on line {lines[record.id]}; make it unique")
         lines[record.id] = number
         records.append(record)
     return records
@@ -111,15 +113,31 @@ def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence
 
 def read_jsonl(path: str | Path) -> list[tuple[int, object]]:
     """(line number, value) of each non-empty line of a JSONL file."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     rows = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
         if line.strip():
             rows.append((number, parse_json(line, f"{path}:{number}")))
     return rows
+
+
+def read_json(path: str | Path) -> object:
+    """The value of a JSON file (`.gz` is unpacked), read strictly: see `parse_json`."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Content of a file, unpacked where its name ends in `.gz`; at most MAX_BYTES, so no archive fills the memory."""
+    opened = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"{path}: more than {MAX_BYTES} bytes once unpacked; split the file")
+    return raw
 
 
 def parse_json(raw: bytes | str, where: str) -> object:
@@ -179,3 +197,44 @@ def _strings(obj: dict, key: str, where: str) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise InputError(f"{where}: {key!r} holds an image twice: {value!r}")
     return tuple(value)
+
+
+def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
+    """The records with the chains of a JSONL file as `cot`, in the same order; a record without a line stays as it is.
+
+    A line is a record with its `cot` (as `cir-cot annotate` writes it; matched by id and reference) or
+    {"reference", "target", "caption", "reasoning", "conclusion"} (matched by reference and target). InputError: a line
+    that matches no record or several, a second chain for a record.
+    """
+    by_id: dict[tuple, list[int]] = {}
+    by_pair: dict[tuple, list[int]] = {}
+    for index, record in enumerate(records):
+        by_id.setdefault((record.id, record.reference), []).append(index)
+        for target in record.targets:
+            by_pair.setdefault((record.reference, target), []).append(index)
+    attached = list(records)
+    lines: dict[int, int] = {}
+    for number, obj in read_jsonl(path):
+        where = f"{path}:{number}"
+        chained, key = _chain_line(obj, where)
+        found = (by_pair if chained.id == "" else by_id).get(key, [])
+        if len(found) != 1:
+            raise InputError(f"{where}: {len(found) or 'no'} records have {key!r}; is it the chain file of this split?")
+        index = found[0]
+        if index in lines:
+            raise InputError(f"{where}: record {records[index].id!r} already has the chain of line {lines[index]}")
+        lines[index] = number
+        attached[index] = replace(records[index], cot=chained.cot, teacher=chained.teacher)
+    return attached
+
+
+def _chain_line(obj: object, where: str) -> tuple[Record, tuple[str, str]]:
+    """(a record with its chain, the key it is matched by); id "" says that the key is (reference, target)."""
+    if isinstance(obj, dict) and "target" in obj:
+        check_keys(obj, where, required=("reference", "target", *COT_KEYS), allowed=PAIR_KEYS)
+        key = (_string(obj, "reference", where, blank=False), _string(obj, "target", where, blank=False))
+        return Record("", key[0], "", (key[1],), Cot(*(_string(obj, part, where) for part in COT_KEYS))), key
+    record = record_from_dict(obj, where)
+    if record.cot is None:
+        raise InputError(f"{where}: a line of a chain file has a chain, but its 'cot' is null")
+    return record, (record.id, record.reference)
