@@ -13,7 +13,7 @@ from . import layouts
 from .fashioniq import fashioniq
 from .genecis import genecis
 from .images import ImageStore
-from .layouts import around, check_entry, choose, find, open_images, read_entries, read_names, strings
+from .layouts import UnavailableError, around, check_entry, choose, find, open_images, read_entries, read_names, strings
 from .protocols import Benchmark, coco_id, protocol_of
 from .protocols import score_rankings as score_rankings
 from .records import InputError, Record, read_json, read_records
@@ -220,7 +220,7 @@ def load_benchmark(name: str, root: str | Path, split: str, category: str | None
     known = list(inspect.signature(load).parameters)[3:]
     for option in options:
         if option not in known:
-            raise InputError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+            raise UnavailableError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
     return load(root, split, category, **options)
 
 
@@ -235,4 +235,4 @@ def _unique_ids(records: list[Record], path: Path) -> list[Record]:
 
 def _no_category(name: str, category: str | None) -> None:
     if category is not None:
-        raise InputError(f"{name} has no categories, got {category!r}; leave the category out")
+        raise UnavailableError(f"{name} has no categories, got {category!r}; leave the category out")

@@ -32,15 +32,19 @@ GENECIS_IMAGES = {
 }
 
 
+class UnavailableError(InputError):
+    """What was asked for is not there: no such file, folder, split, category or option."""
+
+
 def find(root: str | Path, names: Sequence[str], what: str) -> Path:
     """The first of `names` that exists below `root`; InputError lists all that were looked for."""
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; --root is the folder of the dataset")
+        raise UnavailableError(f"{root}: no such folder; --root is the folder of the dataset")
     for name in names:
         if (root / name).exists():
             return root / name
-    raise InputError(f"no {what} in {root}; looked for {', '.join(dict.fromkeys(map(os.path.normpath, names)))}")
+    raise UnavailableError(f"no {what} in {root}; looked for {', '.join(dict.fromkeys(map(os.path.normpath, names)))}")
 
 
 def around(root: Path, base: Path, names: Sequence[str]) -> list[str]:
@@ -52,7 +56,7 @@ def around(root: Path, base: Path, names: Sequence[str]) -> list[str]:
 def choose(option: str, value: object, allowed: Collection[str]) -> str:
     """`value`, if it is one of `allowed`."""
     if value not in allowed:
-        raise InputError(f"{option} {value!r} is unknown; choose from {', '.join(allowed)}")
+        raise UnavailableError(f"{option} {value!r} is unknown; choose from {', '.join(allowed)}")
     return value
 
 
@@ -74,7 +78,7 @@ def open_images_by_name(root: Path, folders: Sequence[str], what: str, names: Co
         for name in sorted(wanted.intersection(found)):
             files.setdefault(name, os.path.relpath(os.path.join(path, name), folder))
     if not files:
-        raise InputError(f"no pictures of {what} in {folder}; looked below it for {len(wanted)} names")
+        raise UnavailableError(f"no pictures of {what} in {folder}; looked below it for {len(wanted)} names")
     return ImageStore(folder, files)
 
 

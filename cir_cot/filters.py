@@ -1,0 +1,125 @@
+"""What is wrong with a chain, as far as its text tells: a plain list of (name, function), to check and to annotate.
+
+After TRACE (arXiv 2603.02929); numbers that are not the paper's are marked ours. The last step of its filtering, a
+verifier model that sees the pictures, is not here.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from .prompts import PARTS
+from .records import Record
+
+LENGTHS = {"reasoning": (16, 256), "conclusion": (2, 64)}  # in tokens; here words and punctuation marks
+LONGEST_LOOP, LOOPS = 12, 3  # ours: up to 12 words said 3 times in a row
+NGRAM, OCCURRENCES = 6, 3  # ours: 6 words that stand at 3 places
+TAGS = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>")
+TARGET = re.compile(r"\b(?:target|second|2nd)\s+(?:image|picture|photo(?:graph)?)\b", re.IGNORECASE)
+REFUSAL = re.compile(
+    r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi (?:cannot|can't|can not|am not able)\b|\bi apologi[sz]e\b",
+    re.IGNORECASE,
+)
+COMMON = re.compile(  # words too common to be salient
+    r"the|and|are|has|have|had|with|without|its|his|her|their|this|that|these|those|but|not|was|were|for|from|into|than|"
+    r"then|them|they|more|less|most|least|very|much|many|makes?|made|changed?|changes|instead|same|one|two|some|any|all|"
+    r"only|just|also|there|shows?|shown|image|picture|photo|add|added|adds|removed?|replaced?|object|different|other|"
+    r"similar|like|looks?"
+)
+
+
+def blank(record: Record) -> str | None:
+    """A part that says nothing."""
+    empty = [part for part in PARTS if not getattr(record.cot, part).strip()]
+    return f"the {empty[0]} is blank" if empty else None
+
+
+def tags(record: Record) -> str | None:
+    """A part with a tag or a special token in it: the template writes them, each once and in order."""
+    for part in PARTS:
+        if found := TAGS.search(getattr(record.cot, part)):
+            return f"the {part} holds {found[0]!r}"
+    return None
+
+
+def target_image(record: Record) -> str | None:
+    """A chain that speaks of a picture which only the teacher saw."""
+    for part in PARTS:
+        if found := TARGET.search(getattr(record.cot, part)):
+            return f"the {part} mentions the {found[0]!r}"
+    return None
+
+
+def refusal(record: Record) -> str | None:
+    """A teacher that declined."""
+    for part in PARTS:
+        if found := REFUSAL.search(getattr(record.cot, part)):
+            return f"the {part} refuses: {found[0]!r}"
+    return None
+
+
+def length(record: Record) -> str | None:
+    """Reasoning of 16-256 tokens, a conclusion of 2-64."""
+    for part, (least, most) in LENGTHS.items():
+        count = len(re.findall(r"\w+|[^\w\s]", getattr(record.cot, part)))
+        if not least <= count <= most:
+            return f"the {part} has {count} words and marks, not {least} to {most}"
+    return None
+
+
+def repetition(record: Record) -> str | None:
+    """A loop: the same words several times in a row, or a long phrase at several places."""
+    for part in PARTS:
+        words = re.findall(r"\w+", getattr(record.cot, part).lower())
+        for size in range(1, LONGEST_LOOP + 1):
+            for start in range(len(words) - LOOPS * size + 1):
+                phrase = words[start : start + size]
+                if words[start + size] == phrase[0] and words[start : start + LOOPS * size] == phrase * LOOPS:
+                    return f"the {part} says {' '.join(phrase)!r} {LOOPS} times in a row"
+        phrases = Counter(tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1))
+        for phrase, count in phrases.most_common(1):
+            if count >= OCCURRENCES:
+                return f"the {part} says {' '.join(phrase)!r} at {count} places"
+    return None
+
+
+def copied_caption(record: Record) -> str | None:
+    """A conclusion that describes the reference again."""
+    same = normalised(record.cot.conclusion) == normalised(record.cot.caption)
+    return "the conclusion is the caption" if same else None
+
+
+def salient_word(record: Record) -> str | None:
+    """A conclusion without any salient word of the modification (compared by their first four letters: ours)."""
+    wanted = {word[:4] for word in normalised(record.text).split() if len(word) > 2 and not COMMON.fullmatch(word)}
+    said = {word[:4] for word in normalised(record.cot.conclusion).split()}
+    return f"the conclusion holds no word of {record.text!r}" if wanted and not wanted & said else None
+
+
+FILTERS: list[tuple[str, Callable[[Record], str | None]]] = [
+    ("blank", blank),
+    ("tags", tags),
+    ("target_image", target_image),
+    ("refusal", refusal),
+    ("length", length),
+    ("repetition", repetition),
+    ("copied_caption", copied_caption),
+    ("salient_word", salient_word),
+]
+
+
+def duplicates(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(id, id of the first) of records that say the same conclusion for the same reference and text."""
+    first: dict[tuple[str, str, str], str] = {}
+    found = []
+    for record in records:
+        key = (record.reference, normalised(record.text), normalised(record.cot.conclusion))
+        if key in first:
+            found.append((record.id, first[key]))
+        first.setdefault(key, record.id)
+    return found
+
+
+def normalised(text: str) -> str:
+    """Lower case, words only, one space between them."""
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -1,0 +1,219 @@
+"""Check a dataset and its chains: schema, pictures, effective gallery, leaks, lengths, repetition; exit 1 on errors."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cir_cot.benchmarks import BENCHMARKS, attach_chains, load_benchmark
+from cir_cot.cli import run
+from cir_cot.filters import FILTERS, duplicates
+from cir_cot.images import ImageStore
+from cir_cot.layouts import UnavailableError
+from cir_cot.protocols import Benchmark, label
+from cir_cot.records import InputError, Record
+
+EXAMPLES = 5  # of each problem; the count is always of all
+FEW = 0.001  # ours: official FashionIQ shares 3 of its 6,016 val pairs with train, which no user can cure
+# Worth knowing, and official data has all of it; every other finding is an error.
+WARNINGS = (
+    "blank_caption",
+    "reference_is_target",
+    "duplicate_query",
+    "duplicate_image",
+    "image_in_train",
+    "few_queries_in_train",
+    "chain_salient_word",  # the conclusion of a removal may well lack the removed thing's words
+    "chain_duplicate",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what was found, as a list or as one JSON object; 1 if any of it is an error."""
+    args = parse_arguments(argv)
+    report = check(args.benchmark, args.root, args.split, args.chains)
+    print(json.dumps(report, ensure_ascii=False) if args.json else text(report))
+    return 1 if report["errors"] else 0
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `cir-cot check`."""
+    parser = argparse.ArgumentParser(prog="cir-cot check", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
+    parser.add_argument("--split", required=True, metavar="S")
+    parser.add_argument(
+        "--chains", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+def check(name: str, root: str, split: str, chains: str | None = None) -> dict:
+    """{"errors", "warnings": [{"check", "count", "examples"}], "notes", "parts": counts of each category}."""
+    if chains and not Path(chains).is_file():
+        raise InputError(f"{chains}: no such file of chains")
+    found: list[tuple[str, list[str]]] = []
+    notes: list[str] = []
+    parts: dict[str, dict] = {}
+    try:
+        benchmarks = load_benchmark(name, root, split)
+    except UnavailableError:
+        raise
+    except InputError as error:
+        return summary(name, split, [("schema", [str(error)])], notes, parts)
+    for benchmark in benchmarks:
+        found += check_queries(benchmark)
+        parts[label(benchmark)] = counts = {"queries": len(benchmark.records), "gallery": len(benchmark.gallery)}
+        try:
+            found += check_images(benchmark, benchmark.images(), counts)
+        except UnavailableError as error:
+            notes.append(f"pictures not checked: {error}")
+    found += check_leaks(name, root, benchmarks, notes)
+    found += check_chains([record for benchmark in benchmarks for record in benchmark.records], chains, parts)
+    return summary(name, split, found, notes, parts)
+
+
+def summary(name: str, split: str, found: Iterable[tuple[str, list[str]]], notes: list[str], parts: dict) -> dict:
+    """The report; a check without findings is left out."""
+    cases: dict[str, list[str]] = {}
+    for check, some in found:
+        cases.setdefault(check, []).extend(some)
+    rows = [{"check": check, "count": len(all_), "examples": all_[:EXAMPLES]} for check, all_ in cases.items() if all_]
+    errors = [row for row in rows if row["check"] not in WARNINGS]
+    warnings = [row for row in rows if row["check"] in WARNINGS]
+    return {"benchmark": name, "split": split, "parts": parts, "errors": errors, "warnings": warnings, "notes": notes}
+
+
+def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
+    """What records say of themselves and of the gallery."""
+    where, gallery = label(benchmark), benchmark.members
+    seen: dict[tuple[str, str], str] = {}
+    cases: dict[str, list[str]] = {}
+
+    def case(check: str, record: Record, what: str) -> None:
+        cases.setdefault(check, []).append(f"{where} {record.id}: {what}")
+
+    for record in benchmark.records:
+        if not record.text.strip(" .,?"):
+            case("blank_text", record, "no text")
+        if benchmark.captions and not all(caption.strip(" .,?") for caption in benchmark.captions[record.id]):
+            case("blank_caption", record, "one of the two captions is blank")
+        if record.reference in record.targets:
+            case("reference_is_target", record, f"{record.reference}: a sure miss where the reference is removed")
+        for target in record.targets:
+            if gallery and target not in gallery:
+                case("target_not_in_gallery", record, target)
+            if record.subset and target not in record.subset:
+                case("target_not_in_subset", record, target)
+        first = seen.setdefault((record.reference, record.text), record.id)
+        if first != record.id:
+            case("duplicate_query", record, f"same reference and text as {first}")
+    return list(cases.items())
+
+
+def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[tuple[str, list[str]]]:
+    """Decode every picture of the gallery and of the queries; without the unusable ones the gallery is effective."""
+    used = [image for record in benchmark.records for image in (record.reference, *record.targets)]
+    names = list(dict.fromkeys([*benchmark.gallery, *used]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        look = tqdm(
+            pool.map(lambda name: look_at(store, name), names), total=len(names), unit=" pictures", disable=None
+        )
+        states = dict(zip(names, look, strict=True))
+    copies: dict[str, list[str]] = {}
+    for name, (state, detail) in states.items():
+        if state == "fine":
+            copies.setdefault(detail, []).append(name)
+    bad = {name for name, (state, _) in states.items() if state != "fine"}
+    counts["effective_gallery"] = sum(name not in bad for name in benchmark.gallery)
+    return [
+        ("missing_image", [detail for state, detail in states.values() if state == "missing"]),
+        ("corrupt_image", [detail for state, detail in states.values() if state == "corrupt"]),
+        ("duplicate_image", [" = ".join(names) for names in copies.values() if len(names) > 1]),
+    ]
+
+
+def look_at(store: ImageStore, name: str) -> tuple[str, str]:
+    """("fine", digest of the file), ("missing", why) or ("corrupt", why)."""
+    try:
+        path = store.path(name)
+    except InputError as error:
+        return "missing", str(error)
+    try:
+        store.load(name)
+    except InputError as error:
+        return "corrupt", str(error)
+    box = store.boxes.get(name, "")
+    return "fine", f"{hashlib.sha256(path.read_bytes()).hexdigest()} {box}"
+
+
+def check_leaks(name: str, root: str, benchmarks: list[Benchmark], notes: list[str]) -> list[tuple[str, list[str]]]:
+    """Pictures and queries that this split shares with the train split, where there is one."""
+    if benchmarks[0].split == "train":
+        return []
+    try:
+        train = load_benchmark(name, root, "train")
+    except UnavailableError as error:
+        notes.append(f"leaks from train not checked: {error}")
+        return []
+    except InputError as error:
+        return [("schema", [str(error)])]
+    known = {image for benchmark in train for image in benchmark.gallery}
+    shared = sorted({image for benchmark in benchmarks for image in benchmark.gallery} & known)
+    queries = {pair for benchmark in train for record in benchmark.records for pair in pairs(record)}
+    leaked = [
+        f"{label(benchmark)} {record.id}: {record.reference} -> {' '.join(record.targets)}"
+        for benchmark in benchmarks
+        for record in benchmark.records
+        if queries.intersection(pairs(record))
+    ]
+    few = len(leaked) <= FEW * sum(len(benchmark.records) for benchmark in benchmarks)
+    return [("image_in_train", shared), ("few_queries_in_train" if few else "query_in_train", leaked)]
+
+
+def pairs(record: Record) -> list[tuple[str, str]]:
+    """(reference, target) of each target."""
+    return [(record.reference, target) for target in record.targets]
+
+
+def check_chains(records: list[Record], path: str | None, parts: dict) -> list[tuple[str, list[str]]]:
+    """Every filter that needs no model, over the chains of `path` or, without it, the records' own."""
+    try:
+        records = attach_chains(records, path) if path else records
+    except InputError as error:
+        return [("chain_schema", [str(error)])]
+    chained = [record for record in records if record.cot]
+    if chained:
+        parts["chains"] = {"chains": len(chained), "without": len(records) - len(chained)}
+    found = [(f"chain_{name}", failing(chained, problem)) for name, problem in FILTERS]
+    again = [f"{record}: says what {first} says" for record, first in duplicates(chained)]
+    return [*found, ("chain_duplicate", again)]
+
+
+def failing(records: list[Record], problem: Callable[[Record], str | None]) -> list[str]:
+    """`source id: what` of the records with the problem."""
+    cases = ((record, problem(record)) for record in records)
+    return [f"{record.source} {record.id}: {what}".strip() for record, what in cases if what]
+
+
+def text(report: dict) -> str:
+    """The report for a reader."""
+    lines = [
+        f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items()) for part, counts in report["parts"].items()
+    ]
+    for kind in ("errors", "warnings"):
+        for row in report[kind]:
+            lines.append(f"{kind[:-1].upper():7} {row['check']}: {row['count']}")
+            lines += [f"          {example}" for example in row["examples"]]
+    lines += [f"note    {note}" for note in report["notes"]]
+    return "\n".join([*lines, f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"])
+
+
+if __name__ == "__main__":
+    run(main)
