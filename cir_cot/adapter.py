@@ -88,6 +88,7 @@ def load_adapter(model: nn.Module, folder: str | Path, token: int, trainable: bo
         raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}, only LORA adapters are supported")
     config = LoraConfig.from_pretrained(folder)
     config.inference_mode = not trainable
+    config.base_model_name_or_path = None  # the base may have moved; whether it fits is checked below
     rows = {row for rows in (config.trainable_token_indices or {}).values() for row in rows}
     if rows - {token}:
         raise InputError(f"{folder}: trains the rows {sorted(rows)}, here the retrieval token is {token}: another base")

@@ -8,17 +8,17 @@ embedding, and in the output head too, whether the two are tied (one row) or not
 Letters: B batch, T tokens, H hidden, V vocabulary.
 """
 
-import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import _torchvision  # noqa: F401  # isort: skip
 import transformers
 
+from .checkpoint import DTYPES, bound_pixels, load_model, load_processor, model_options, read_model_type
 from .prompts import RET
 from .records import InputError
 
@@ -31,9 +31,6 @@ LINEAR = {  # model_type -> linear layers of a block of the language model
     "qwen3_vl": _ATTENTION + _MLP,
     "qwen3_5": _ATTENTION + _RECURRENT + _MLP,
 }
-TINY_BASE = "cir-cot/tiny-base"  # the name of the checkpoint that the package ships
-_TINY_BASE_FOLDER = Path(__file__).parent / "assets" / "tiny_base"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Backbone(nn.Module):
@@ -112,13 +109,14 @@ class Backbone(nn.Module):
         """An empty key-value cache for `forward`."""
         return transformers.DynamicCache(config=self.config.get_text_config())
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recompute activations in the backward pass; non-reentrant, so that frozen embeddings do not cut it off."""
-        self.plain.gradient_checkpointing_enable({"use_reentrant": False} | (gradient_checkpointing_kwargs or {}))
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.plain.gradient_checkpointing_disable()
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute each block's activations in the backward pass, or keep them; takes effect in train mode."""
+        with warnings.catch_warnings():  # transformers 5.23 renamed both, 5.17 has no other names
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            if on:  # non-reentrant: the reentrant form would lose the gradients of all but the last block
+                self.plain.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                self.plain.gradient_checkpointing_disable()
 
     def merge(self) -> "Backbone":
         """Fold the adapter and the retrieval token's row into plain weights, in place -> self.
@@ -155,8 +153,7 @@ class Backbone(nn.Module):
 
             load_adapter_weights(self.model, folder)
         else:
-            saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
-            self.model.load_state_dict(saved.state_dict())
+            self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
     def load_adapter(self, folder: str | Path, trainable: bool = False) -> "Backbone":
         """Put an adapter saved by `save` on this plain model -> self; InputError when it belongs to another one."""
@@ -191,13 +188,15 @@ def load_backbone(
     if lora is not None and not freeze_vision:
         raise InputError("freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower")
     if isinstance(base, (str, Path)):
-        model, processor = _load_pretrained(str(base), quantization, DTYPES[dtype], attn)
+        linear_layers(read_model_type(str(base)))
+        model = load_model(str(base), **model_options(DTYPES[dtype], attn, quantization))
+        processor = load_processor(str(base))
     elif quantization is not None:
         raise InputError(f"quantization={quantization!r} needs a saved checkpoint, not a model in memory")
     else:
         model, processor = base
         linear_layers(model.config.model_type)
-    _bound_pixels(processor.image_processor, min_pixels, max_pixels)
+    bound_pixels(processor.image_processor, min_pixels, max_pixels)
     ret_id = add_token(model, processor.tokenizer)
     if lora is not None:
         from .adapter import add_lora
@@ -241,57 +240,3 @@ def add_token(model: transformers.PreTrainedModel, tokenizer: transformers.PreTr
         if not layer.weight.is_meta:
             layer.weight[ret_id] = layer.weight[:count].float().mean(dim=0).to(layer.weight.dtype)
     return ret_id
-
-
-def _load_pretrained(
-    path: str, quantization: str | None, dtype: torch.dtype, attn: str
-) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
-    """Model and processor of a checkpoint: safetensors only, no code from the checkpoint."""
-    path = str(_TINY_BASE_FOLDER) if path == TINY_BASE else path
-    try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(path)
-    except OSError as error:
-        raise InputError(f"{path}: no checkpoint could be read here ({str(error).splitlines()[0]})") from error
-    linear_layers(config.get("model_type", ""))
-    if attn not in ("sdpa", "eager", "flash_attention_2"):
-        raise InputError(f"attn {attn!r} is not one of sdpa, eager, flash_attention_2")
-    if attn == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available():
-        raise InputError("attn flash_attention_2 needs the package flash-attn and a GPU; use sdpa")
-    options = {"dtype": dtype, "attn_implementation": attn, "use_safetensors": True, "output_loading_info": True}
-    if quantization is not None:
-        options["quantization_config"] = _quantization(quantization, dtype)
-    try:
-        model, info = transformers.AutoModelForImageTextToText.from_pretrained(path, **options)
-        processor = transformers.AutoProcessor.from_pretrained(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: the checkpoint cannot be loaded ({str(error).splitlines()[0]})") from error
-    if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
-        raise InputError(f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
-    return model, processor
-
-
-def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """QLoRA's settings (arXiv 2305.14314) for the language model; the vision tower and the head keep `dtype`."""
-    if kind not in ("nf4", "int8"):
-        raise InputError(f"quantization {kind!r} is not one of nf4, int8")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'")
-    whole = ["visual", "lm_head"]
-    if kind == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=whole,
-    )
-
-
-def _bound_pixels(images: object, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
-    bounds = {"shortest_edge": min_pixels, "longest_edge": max_pixels}  # areas, whatever Qwen calls them
-    size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
-    if size["shortest_edge"] > size["longest_edge"]:
-        raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
-    images.size = size

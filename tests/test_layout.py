@@ -27,7 +27,7 @@ ORDER = (
     {"layouts", "protocols"},
     {"fashioniq", "genecis"},
     {"benchmarks", "ranking"},
-    {"tiny", "adapter", "recipe"},
+    {"tiny", "adapter", "checkpoint", "recipe"},
     {"backbone", "collate", "retriever"},
     {"heads", "readings"},
     {"evaluation"},

@@ -1,0 +1,93 @@
+"""Reading a checkpoint: safetensors only, no code from the checkpoint, every weight there, one clear line when not.
+
+A checkpoint is a folder, a name on the hub, or TINY_BASE, which the package ships.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from . import _torchvision  # noqa: F401  # isort: skip
+import transformers
+
+from .records import InputError
+
+TINY_BASE = "cir-cot/tiny-base"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def read_model_type(path: str) -> str:
+    """`model_type` of the checkpoint's config.json, "" when it has none; InputError when there is no checkpoint."""
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(_located(path))
+    except OSError as error:
+        raise InputError(f"{path}: no checkpoint could be read here ({_first_line(error)})") from error
+    return config.get("model_type", "")
+
+
+def load_model(path: str, **options: object) -> transformers.PreTrainedModel:
+    """The model of a checkpoint; `options` go to from_pretrained. InputError when a weight is missing or unreadable."""
+    kind = transformers.AutoModelForImageTextToText
+    try:
+        model, info = kind.from_pretrained(_located(path), use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: the checkpoint cannot be loaded ({_first_line(error)})") from error
+    if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
+        raise InputError(f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+    return model
+
+
+def load_processor(path: str) -> transformers.ProcessorMixin:
+    """The processor of a checkpoint, with its tokenizer and chat template."""
+    try:
+        return transformers.AutoProcessor.from_pretrained(_located(path))
+    except OSError as error:
+        raise InputError(f"{path}: the processor cannot be loaded ({_first_line(error)})") from error
+
+
+def model_options(dtype: torch.dtype, attn: str, quantization: str | None) -> dict[str, object]:
+    """Options of `load_model`; InputError for values that are unknown or need what is not installed."""
+    if attn not in ATTENTION:
+        raise InputError(f"attn {attn!r} is not one of {', '.join(ATTENTION)}")
+    if attn == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available():
+        raise InputError("attn flash_attention_2 needs the package flash-attn and a GPU; use sdpa")
+    options = {"dtype": dtype, "attn_implementation": attn}
+    return options if quantization is None else options | {"quantization_config": _quantization(quantization, dtype)}
+
+
+def bound_pixels(images: transformers.image_processing_utils.BaseImageProcessor, low: int | None, high: int | None):
+    """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
+    bounds = {"shortest_edge": low, "longest_edge": high}  # areas, whatever Qwen calls them
+    size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
+    images.size = size
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """QLoRA's settings (arXiv 2305.14314) for the language model; the vision tower and the head keep `dtype`."""
+    if kind not in ("nf4", "int8"):
+        raise InputError(f"quantization {kind!r} is not one of nf4, int8")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'")
+    whole = ["visual", "lm_head"]
+    if kind == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,
+    )
+
+
+def _located(path: str) -> str:
+    return str(Path(__file__).parent / "assets" / "tiny_base") if path == TINY_BASE else path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
