@@ -1,0 +1,467 @@
+"""Evaluation: exact ranking with pessimistic ties, closed forms of a toy retriever, saved numbers that score again."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from toy import Constant, Plain, Toy, query, shade_of, write_folder, write_json, write_shades
+
+from cir_cot.benchmarks import load_benchmark
+from cir_cot.eval import score
+from cir_cot.evaluation import encode_gallery, evaluate, load_batches, save_results
+from cir_cot.images import ImageStore
+from cir_cot.ranking import best
+from cir_cot.readings import chain_metrics, swap_chains
+from cir_cot.records import Cot, InputError, Record
+from cir_cot.retriever import QueryOutput
+
+SHADES = list(range(0, 256, 4))  # 64 pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """40 queries that the toy answers first when it reads in full; half go up, half down."""
+    rows = []
+    for index in range(40):
+        reference, add = SHADES[12 + index], 4 * (index % 7 + 1) * (1 if index % 2 else -1)
+        rows.append(query(index, reference, add, reference + add))
+    return write_folder(tmp_path / "data", rows, SHADES)
+
+
+def load(root, name="folder", split="val", **options):
+    (benchmark,) = load_benchmark(name, root, split, **options)
+    return benchmark, benchmark.images()
+
+
+# ---- ranking
+
+
+def test_best_is_a_full_sort_by_score_then_wrong_before_right():
+    rng = np.random.default_rng(0)
+    for trial in range(200):
+        scores = rng.integers(0, 4 + trial % 5, size=30).astype(np.float32)  # many ties
+        allowed = np.sort(rng.choice(30, size=25, replace=False))
+        targets = rng.choice(30, size=3, replace=False).tolist()
+        key = {c: (-scores[c], 3 - targets.index(c) if c in targets else 0, c) for c in allowed}
+        expected = sorted(allowed.tolist(), key=lambda column, key=key: key[column])
+        top = int(rng.integers(1, 40))
+        assert best(scores, allowed, targets, top).tolist() == expected[:top]
+
+
+def test_a_target_that_ties_with_more_images_than_the_list_holds_is_left_out():
+    assert best(np.zeros(10, np.float32), np.arange(10), [0, 3], 8).tolist() == [1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_the_first_target_comes_last_of_all_among_equals():
+    """CIRCO's recall counts the first target alone, so the others must not hide behind it."""
+    assert best(np.zeros(4, np.float32), np.arange(4), [1, 3], 4).tolist() == [0, 2, 3, 1]
+
+
+def test_nothing_to_rank_is_an_empty_list():
+    assert best(np.zeros(4, np.float32), np.array([], dtype=int), [1], 4).tolist() == []
+
+
+# ---- closed forms
+
+
+def test_readings_of_the_toy_have_the_recall_they_must_have(folder):
+    benchmark, images = load(folder)
+    gallery = encode_gallery(Toy(), benchmark.gallery, images)
+    readings = ("full", "fast", "oracle", "image_only", "text_only")
+    found = {name: evaluate(Toy(), benchmark, images, reading=name, gallery=gallery) for name in readings}
+    assert found["full"].metrics == {"R@1": 100, "R@5": 100, "R@10": 100, "R@50": 100}
+    assert found["oracle"].metrics == found["full"].metrics
+    # The reference is removed; its neighbours at distance 1, 1, 2, 2, .. steps come in turn. A target n steps away (n =
+    # index % 7 + 1) is at rank 2n - 1 or 2n, so R@1 is at most the share with n = 1, and R@10 counts n <= 5.
+    near = [index for index in range(40) if index % 7 == 0]
+    assert 0 <= found["fast"].metrics["R@1"] <= 100 * len(near) / 40
+    assert found["fast"].metrics["R@10"] == 100 * sum(index % 7 < 5 for index in range(40)) / 40
+    assert found["image_only"].metrics == found["fast"].metrics
+    assert found["text_only"].metrics["R@1"] < 20  # from grey, wherever the reference was
+    assert {name: result.protocol["reading"] for name, result in found.items()} == {name: name for name in readings}
+
+
+def test_scores_are_cosines_in_falling_order(folder):
+    benchmark, images = load(folder)
+    result = evaluate(Toy(), benchmark, images)
+    for record in benchmark.records:
+        scores = result.scores[record.id]
+        assert scores == sorted(scores, reverse=True)
+        assert scores[0] == pytest.approx(1, abs=1e-6)
+        assert len(scores) == len(result.rankings[record.id]) == len(SHADES) - 1
+        assert record.reference not in result.rankings[record.id]
+
+
+def test_lists_are_cut_at_a_hundred(tmp_path):
+    root = write_folder(tmp_path, [query(0, 100, 1, 101)], range(150))
+    benchmark, images = load(root)
+    assert len(evaluate(Plain(), benchmark, images).rankings["0"]) == 100
+
+
+def test_text_only_sees_grey_of_the_reference_size(folder):
+    class Watching(Plain):
+        def encode_query(self, images, texts):
+            seen.extend((image.size, shade_of(image)) for image in images)
+            return super().encode_query(images, texts)
+
+    seen = []
+    benchmark, images = load(folder)
+    evaluate(Watching(), benchmark, images, reading="text_only")
+    assert set(seen) == {((8, 6), 127)}
+
+
+def test_recall_by_edit_type(folder):
+    benchmark, images = load(folder)
+    result = evaluate(Toy(), benchmark, images, encode=lambda records, pictures: up_only(records, pictures))
+    assert {name: (row["queries"], row["R@1"]) for name, row in result.by_source.items()} == {
+        "toy/down": (20, 0.0),
+        "toy/up": (20, 100.0),
+    }
+    assert result.metrics["R@1"] == 50
+
+
+def up_only(records, pictures):
+    """Right for additions; for the others the far end of the scale."""
+    texts = [record.text if record.source == "toy/up" else "255" for record in records]
+    return Plain().encode_query(pictures, texts)
+
+
+def test_one_source_needs_no_table(tmp_path):
+    benchmark, images = load(write_folder(tmp_path, [query(0, 100, 4, 104), query(1, 100, 8, 108)], SHADES))
+    assert evaluate(Plain(), benchmark, images).by_source == {}
+
+
+# ---- ties never flatter
+
+
+def test_constant_embeddings_find_nothing(folder):
+    benchmark, images = load(folder)
+    assert evaluate(Constant(), benchmark, images).metrics == {"R@1": 0, "R@5": 0, "R@10": 0, "R@50": 0}
+
+
+def test_constant_embeddings_find_nothing_in_official_layouts(tmp_path):
+    for name, split, write in (("genecis", "val", genecis), ("cirr", "val", cirr), ("circo", "val", circo)):
+        write(tmp_path / name)
+        for benchmark in load_benchmark(name, tmp_path / name, split):
+            metrics = evaluate(Constant(), benchmark, benchmark.images()).metrics
+            zero = [key for key in metrics if key.endswith("@1") or key == "mAP@5"]
+            assert zero
+            assert [metrics[key] for key in zero] == [0] * len(zero), name
+
+
+# ---- official layouts, small
+
+
+def shade_id(index: int) -> str:
+    return f"dev-{index:03}"
+
+
+def cirr(root):
+    """60 pictures, 10 queries; each set is six neighbours."""
+    entries = []
+    for number in range(10):
+        reference, target = 5 * number, 5 * number + 1 + number % 4
+        entry = {"pairid": 100 + number, "reference": shade_id(reference), "target_hard": shade_id(target)}
+        entry |= {"target_soft": {shade_id(target): 1.0}, "caption": str(4 * (1 + (number + number // 5) % 4))}
+        entries.append(entry | {"img_set": {"id": number, "members": [shade_id(reference + i) for i in range(6)]}})
+    write_json(root / "cirr/captions/cap.rc2.val.json", entries)
+    files = {shade_id(i): f"./dev/s{4 * i:03}.png" for i in range(60)}
+    write_json(root / "cirr/image_splits/split.rc2.val.json", files)
+    write_shades(root / "dev", [4 * i for i in range(60)])
+
+
+def fashioniq(root):
+    """Three categories of 20 queries over 60 pictures; the captions are numbers, joined with "and"."""
+    shades = [4 * i for i in range(60)]
+    names = [f"s{shade:03}" for shade in shades]
+    for offset, category in enumerate(("dress", "shirt", "toptee")):
+        entries = [
+            {"candidate": names[i + offset], "target": names[(7 * i + offset) % 60], "captions": [str(4 * i), "8"]}
+            for i in range(20)
+            if (7 * i + offset) % 60 != i + offset
+        ]
+        write_json(root / f"captions/cap.{category}.val.json", entries)
+        write_json(root / f"image_splits/split.{category}.val.json", names)
+    write_shades(root / "images", shades)
+
+
+def genecis(root):
+    rng = random.Random(0)
+    for task in ("focus_object", "change_object"):
+        entries = []
+        for index in range(12):
+            target, *gallery = rng.sample(range(60), 15)
+            ids = [{"val_image_id": 4 * i} for i in (target, *gallery)]
+            entries.append({"condition": str(4 * index), "reference": {"val_image_id": 4 * index}, "target": ids[0]})
+            entries[-1]["gallery"] = ids[1:]
+        write_json(root / f"genecis/{task}.json", entries)
+    for task in ("focus_attribute", "change_attribute"):
+        box = {"image_id": "8", "instance_bbox": [0, 0, 4, 4]}
+        other = {"image_id": "12", "instance_bbox": [0, 0, 4, 4]}
+        entry = {"condition": "4", "reference": box, "target": other, "gallery": [box]}
+        write_json(root / f"genecis/{task}.json", [entry])
+    coco_pictures(root / "val2017", [4 * i for i in range(60)])
+    (root / "VG_100K_all").mkdir()
+    for shade in (8, 12):
+        (root / f"val2017/{shade:012}.jpg").rename(root / f"VG_100K_all/{shade}.jpg")
+        coco_pictures(root / "val2017", [shade])
+
+
+def coco_pictures(folder, ids):
+    write_shades(folder, ids)
+    for shade in ids:
+        (folder / f"s{shade:03}.png").rename(folder / f"{shade:012}.jpg")  # PNG inside: what counts is the content
+
+
+def circo(root):
+    entries = []
+    for index in range(12):
+        right = [4 * (index + 3 + step) for step in range(1 + index % 3)]
+        entry = {"id": index, "reference_img_id": 4 * index, "target_img_id": right[0], "gt_img_ids": right}
+        entry |= {"relative_caption": str(4 * (index % 4)), "shared_concept": "a shade"}
+        entries.append(entry | {"semantic_aspects": ["addition"] if index % 2 else ["negation", "addition"]})
+    write_json(root / "annotations/val.json", entries)
+    write_json(root / "annotations/test.json", [{k: e[k] for k in TEST_KEYS} for e in entries])
+    images = [{"id": 4 * i, "file_name": f"{4 * i:012}.jpg"} for i in range(60)]
+    write_json(root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": images})
+    coco_pictures(root / "COCO2017_unlabeled/unlabeled2017", [4 * i for i in range(60)])
+
+
+TEST_KEYS = ("id", "reference_img_id", "relative_caption", "shared_concept")
+
+
+class Numbers(Plain):
+    """Adds the first number of a text."""
+
+    def encode_query(self, images, texts):
+        words = [text.split()[0].strip(".,") for text in texts]
+        return super().encode_query(images, words)
+
+
+@pytest.mark.parametrize("write", [cirr, fashioniq, genecis, circo])
+def test_saved_rankings_score_to_the_same_numbers(write, tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    write(root)
+    benchmarks = load_benchmark(write.__name__, root, "val")
+    results = [evaluate(Numbers(), benchmark, benchmark.images()) for benchmark in benchmarks]
+    save_results(results, out)
+    saved = json.loads((out / "results.json").read_text())
+    alone = len(results) == 1
+    argv = ["--benchmark", write.__name__, "--root", str(root), "--split", "val", "--json"]
+    argv += ["--rankings", str(out / "rankings.json.gz" if alone else out)]
+    argv += ["--subset-rankings", str(out / "subset_rankings.json.gz")] if write is cirr else []
+    assert score.main(argv) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert saved["metrics"] == again["metrics"]
+    shared = again["protocol"].keys() & saved["protocol"].keys()
+    assert {"benchmark", "split", "reference", "gallery_size", "queries"} <= shared
+    assert {key: again["protocol"][key] for key in shared} == {key: saved["protocol"][key] for key in shared}
+    assert any(value not in (0, 100) for value in numbers(saved["metrics"])), "the numbers say nothing"
+
+
+def numbers(metrics):
+    for value in metrics.values():
+        yield from numbers(value) if isinstance(value, dict) else [value]
+
+
+def test_cirr_subset_recall_is_within_the_set(tmp_path):
+    cirr(tmp_path)
+    benchmark, images = load(tmp_path, "cirr")
+    result = evaluate(Numbers(), benchmark, images)
+    for record in benchmark.records:
+        members = set(record.subset) - {record.reference}
+        assert set(result.subset_rankings[record.id]) == members
+    # half of the captions name the target's distance
+    assert result.metrics["R@1"] == result.metrics["Rsub@1"] == 50
+    assert result.metrics["Avg"] == (result.metrics["R@5"] + 50) / 2
+
+
+def test_genecis_ranks_its_candidates_only(tmp_path):
+    genecis(tmp_path)
+    for benchmark in load_benchmark("genecis", tmp_path, "val"):
+        result = evaluate(Numbers(), benchmark, benchmark.images())
+        for record in benchmark.records:
+            assert sorted(result.rankings[record.id]) == sorted(benchmark.candidates[record.id])
+
+
+@pytest.mark.parametrize(("reference", "inside"), [("keep", True), ("remove", False)])
+def test_the_protocol_decides_whether_the_reference_is_ranked(tmp_path, reference, inside):
+    circo(tmp_path)
+    benchmark, images = load(tmp_path, "circo", reference=reference)
+    result = evaluate(Numbers(), benchmark, images, reading="image_only")
+    found = [record.reference in result.rankings[record.id] for record in benchmark.records]
+    assert found == [inside] * len(found)
+    assert inside == all(result.rankings[record.id][0] == record.reference for record in benchmark.records)
+
+
+def test_a_test_split_has_rankings_and_no_metrics(tmp_path):
+    circo(tmp_path)
+    benchmark, images = load(tmp_path, "circo", split="test")
+    result = evaluate(Numbers(), benchmark, images)
+    assert result.metrics == {}
+    assert len(result.rankings) == 12
+
+
+# ---- what is asked, what is encoded
+
+
+def test_a_limit_samples_queries_and_keeps_the_gallery(folder):
+    benchmark, images = load(folder)
+    one, two, other = (evaluate(Toy(), benchmark, images, limit=7, seed=seed) for seed in (1, 1, 2))
+    ids = [record.id for record in one.benchmark.records]
+    assert len(ids) == 7
+    assert ids == sorted(ids, key=int)
+    assert ids == list(two.rankings)
+    assert ids != list(other.rankings)
+    assert len(one.rankings[ids[0]]) == len(SHADES) - 1
+    assert one.protocol["queries"] == 7
+    assert one.protocol["sample"].startswith("7 of 40 queries")
+    assert one.protocol["seed"] == 1
+    assert evaluate(Toy(), benchmark, images, limit=40).protocol["sample"] is None
+    with pytest.raises(InputError, match="limit is 0"):
+        evaluate(Toy(), benchmark, images, limit=0)
+
+
+class CountingStore(ImageStore):
+    """A store that remembers what was decoded."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.loaded = []
+
+    def load(self, image_id):
+        self.loaded.append(image_id)
+        return super().load(image_id)
+
+
+def test_each_gallery_picture_is_decoded_once_in_order(folder):
+    benchmark, _ = load(folder)
+    for size in (1, 7, 64, 1000):
+        images = CountingStore(folder / "images")
+        gallery = encode_gallery(Toy(), benchmark.gallery, images, batch_size=size)
+        assert sorted(images.loaded) == sorted(benchmark.gallery)
+        assert torch.equal(gallery, Toy().encode_target([images.load(name) for name in benchmark.gallery]))
+
+
+def test_batches_keep_their_order_and_decode_a_repeated_name_once(folder):
+    images = CountingStore(folder / "images")
+    names = ["s000", "s004", "s000", "s000", "s008", "s004", "s012"]
+    batches = list(load_batches(names, images, 3))
+    assert [[shade_of(picture) for picture in batch] for batch in batches] == [[0, 4, 0], [0, 8, 4], [12]]
+    assert len(images.loaded) == 6
+    with pytest.raises(InputError, match="batch_size is 0"):
+        list(load_batches(names, images, 0))
+
+
+def test_a_given_gallery_is_not_encoded_again(folder):
+    class Once(Toy):
+        def encode_target(self, images):
+            raise AssertionError("encoded again")
+
+    benchmark, images = load(folder)
+    gallery = encode_gallery(Toy(), benchmark.gallery, images)
+    assert evaluate(Once(), benchmark, images, gallery=gallery).metrics["R@1"] == 100
+
+
+def test_the_protocol_names_what_a_number_depends_on(folder):
+    benchmark, images = load(folder)
+    protocol = evaluate(Toy(), benchmark, images, model="runs/x", seed=3, batch_size=5).protocol
+    assert protocol["benchmark"] == "folder"
+    assert protocol["split"] == "val"
+    assert protocol["reading"] == "full"
+    assert protocol["model"] == "runs/x"
+    assert protocol["ties"] == "pessimistic"
+    assert (protocol["seed"], protocol["batch_size"], protocol["queries"]) == (3, 5, 40)
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert set(protocol["git"]) == {"commit", "dirty"}
+    assert protocol["prompts"]
+    json.dumps(protocol)
+
+
+# ---- what is refused
+
+
+def test_a_reading_that_the_retriever_lacks_is_refused(folder):
+    benchmark, images = load(folder)
+    with pytest.raises(InputError, match="'fast' needs a retriever that writes chains"):
+        evaluate(Plain(), benchmark, images, reading="fast")
+    with pytest.raises(InputError, match="unknown reading 'slow'; choose from full, fast, oracle"):
+        evaluate(Toy(), benchmark, images, reading="slow")
+
+
+def test_the_oracle_needs_a_chain_for_every_query(tmp_path):
+    rows = [query(0, 100, 4, 104), query(1, 100, 8, 108, annotated=False)]
+    benchmark, images = load(write_folder(tmp_path, rows, SHADES))
+    with pytest.raises(InputError, match="record '1' has no chain"):
+        evaluate(Toy(), benchmark, images, reading="oracle")
+
+
+def test_an_embedding_that_is_not_finite_is_named(folder):
+    class Diverged(Plain):
+        def encode_query(self, images, texts):
+            points = super().encode_query(images, texts).embeddings
+            points[[text == "20" for text in texts]] = float("nan")
+            return QueryOutput(points, [""] * len(texts))
+
+    benchmark, images = load(folder)
+    first = next(record.id for record in benchmark.records if record.text == "20")
+    with pytest.raises(InputError, match=f"embedding of '{first}' is not finite"):
+        evaluate(Diverged(), benchmark, images)
+
+
+def test_an_embedding_too_few_is_our_own_defect(folder):
+    class Short(Plain):
+        def encode_target(self, images):
+            return super().encode_target(images)[1:]
+
+    benchmark, images = load(folder)
+    with pytest.raises(ValueError, match="64 inputs gave 61 embeddings"):
+        evaluate(Short(), benchmark, images, batch_size=22)
+
+
+def test_a_broken_picture_ends_the_evaluation_by_its_name(folder):
+    path = folder / "images/s040.png"
+    path.write_bytes(path.read_bytes()[:50])
+    benchmark, images = load(folder)
+    with pytest.raises(InputError, match="s040.png"):
+        evaluate(Toy(), benchmark, images)
+
+
+# ---- chains
+
+
+def test_chain_metrics_in_closed_form():
+    truth = Cot("a", "b", "c d")
+    rows = [Record(str(i), "r", "t", ("x",), cot) for i, cot in enumerate([truth, truth, truth, truth, None])]
+    tags = "<caption>{}</caption><reasoning>{}</reasoning><conclusion>{}</conclusion>"
+    words = {"0": tags.format("a", "b", "c  d"), "1": tags.format("a", "x", "c"), "2": "<caption>a</caption>", "3": ""}
+    words["4"] = tags.format("p", "q", "r")
+    flags = {"0": "", "1": "", "2": "no retrieval token: forced", "3": "chain is not valid", "4": ""}
+    assert chain_metrics(rows, words, flags) == {
+        "chains": 5,
+        "valid": 60,
+        "missing_token": 20,
+        "annotated": 4,
+        "exact_caption": 50,
+        "exact_reasoning": 25,
+        "exact_conclusion": 25,
+    }
+    assert "exact_caption" not in chain_metrics(rows[4:], words, flags)
+
+
+def test_lent_chains_come_from_queries_with_other_answers(folder):
+    benchmark, images = load(folder)
+    words = evaluate(Toy(), benchmark, images).explanations
+    lent = swap_chains(benchmark.records, words, seed=0)
+    assert list(lent) == [record.id for record in benchmark.records]
+    for record in benchmark.records:
+        donor = lent[record.id]
+        assert donor.id != record.id
+        assert donor.targets != record.targets
+        assert donor.cot.conclusion == f"shade {int(donor.targets[0][1:])}"
+    assert swap_chains(benchmark.records, words, seed=0) == lent
+    assert swap_chains(benchmark.records, words, seed=1) != lent
+    assert swap_chains(benchmark.records[:1], words) is None
+    assert swap_chains(benchmark.records, dict.fromkeys(words, "no chain")) is None
