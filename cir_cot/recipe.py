@@ -1,0 +1,235 @@
+"""What every training recipe shares: its arguments, where they come from, and the run.json that says what was run."""
+
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import platform
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import torch
+import yaml
+
+from . import _torchvision  # noqa: F401  # isort: skip
+from transformers import HfArgumentParser, TrainingArguments
+
+from .provenance import git_state, package_versions
+from .records import InputError, write_text_atomic
+
+LAST = "last"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CirArguments(TrainingArguments):
+    """Arguments of every recipe: transformers' TrainingArguments, the weights of the loss, the grouping of batches."""
+
+    contrastive_weight: float = field(
+        default=1.0,  # TRACE (arXiv 2603.02929) weighs both losses 1:1 and found 0.5 and 2 worse
+        metadata={"help": "Weight of InfoNCE. 0 trains the chain alone (stage 1): targets are not even encoded."},
+    )
+    lm_weight: float = field(
+        default=1.0,  # see above: CIRR R@5 is 53.2 / 55.9 / 57.0 / 55.7 at 0 / 0.5 / 1 / 2
+        metadata={"help": "Weight of the cross-entropy of the chain. 0 trains retrieval alone."},
+    )
+    group_by: Literal["none", "reference", "category"] = field(
+        default="none",  # distinct pictures a step decide how fast chains are learned; contrastive stages group
+        metadata={"help": "Hard negatives: a batch is made of blocks of rows that share this."},
+    )
+    group_size: int = field(
+        default=4,  # ours: half of the default batch, so that one batch still holds several groups
+        metadata={"help": "Rows of a block with --group_by; divides the rows of a micro-batch over all processes."},
+    )
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})  # TRACE, LoRA
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})  # TRACE
+    warmup_steps: float = field(
+        default=0.1,  # ReCALL (arXiv 2602.01639)
+        metadata={"help": "Warm-up: steps, or a share of all steps when below 1."},
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})  # ReCALL
+    lr_scheduler_type: str = field(
+        default="cosine",  # ours; the tiny-model measurements all used it
+        metadata={"help": "Learning-rate schedule."},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step, too."})
+    logging_nan_inf_filter: bool = field(
+        default=False,  # transformers would replace a NaN by a mean of earlier losses: it must be seen
+        metadata={"help": "Hide NaN and infinite losses from the log."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are nested."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A checkpoint folder, or 'last': the newest complete one of output_dir, if there is any."},
+    )
+
+    def __post_init__(self):
+        """Check what transformers cannot, and choose the device: the CPU without an accelerator, never DataParallel."""
+        if self.output_dir is None:
+            raise InputError("no output_dir: say where the run goes, for example --output_dir runs/first")
+        if self.contrastive_weight < 0 or self.lm_weight < 0 or self.contrastive_weight + self.lm_weight == 0:
+            raise InputError(
+                f"contrastive_weight {self.contrastive_weight} and lm_weight {self.lm_weight}: neither may be negative "
+                "and one must be above 0"
+            )
+        if self.group_size < 1:
+            raise InputError(f"group_size must be at least 1, got {self.group_size}")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise two CPU processes would be set up for NCCL
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        if self.n_gpu > 1:
+            logger.warning("one process uses one of %d GPUs; start with accelerate launch to use all", self.n_gpu)
+            self._n_gpu = 1
+
+    def aux_weights(self) -> dict[str, float]:
+        """Weight of each entry of a head's "aux"; a recipe whose head has others adds them here."""
+        return {"lm": self.lm_weight}
+
+
+Arguments = TypeVar("Arguments", bound=CirArguments)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
+    """Read `--config file.yaml` and `--name value` arguments into a recipe's dataclass.
+
+    The file sets defaults and the command line overrides them. Unknown keys, wrong types and values that the dataclass
+    refuses raise InputError, which names the key and, where there is one, the known key it looks like.
+    """
+    parser = _Parser(cls, allow_abbrev=False, description=cls.__doc__)
+    parser.add_argument("--config", metavar="FILE", help="A YAML file of these arguments; others override it.")
+    config = _Parser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    path = config.parse_known_args(list(argv))[0].config
+    namespace = parser.parse_args([])
+    for key, value in (_read_config(cls, path) if path else {}).items():
+        setattr(namespace, key, value)
+    namespace, unknown = parser.parse_known_args(list(argv), namespace)
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-').partition('=')[0], cls)}")
+    try:
+        return cls(**{name: getattr(namespace, name) for name in _names(cls)})
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _nearest(key: str, cls: type) -> str:
+    close = difflib.get_close_matches(key.replace("-", "_"), _names(cls), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; --help lists all of them"
+
+
+def _read_config(cls: type, path: str) -> dict[str, Any]:
+    """Arguments of a YAML file, checked against the dataclass."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected lines of `key: value`, got a {type(content).__name__}")
+    hints = typing.get_type_hints(cls)
+    for key in content:
+        if key not in _names(cls):
+            raise InputError(f"{path}: unknown key {key!r}{_nearest(str(key), cls)}")
+    return {key: _checked(value, hints[key], f"{path}: {key}") for key, value in content.items()}
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """The value as its field's type; YAML reads 2e-4 as a string and no, off and yes as booleans."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if float in kinds and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if any(_is(value, kind) for kind in kinds):
+        return value
+    expected = " or ".join(_named(kind) for kind in kinds)
+    quote = "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes" if isinstance(value, bool) else ""
+    raise InputError(f"{where}: expected {expected}, got {value!r}{quote}")
+
+
+def _named(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        *names, last = map(repr, typing.get_args(kind))
+        return f"{', '.join(names)} or {last}"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(_is(item, typing.get_args(kind)[0]) for item in value)
+    return type(value) is origin
+
+
+def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:
+    """Write `run.json`: what was asked (argv, resolved arguments, seed), of which code (commit, versions), on what.
+
+    Only the first process writes. A resumed run overwrites the file with its own.
+    """
+    if not args.should_save:
+        return
+    run = {
+        "argv": _without_tokens(argv),
+        "arguments": args.to_dict(),  # transformers leaves tokens out
+        "git": git_state(),
+        "versions": package_versions(),
+        "device": device_name(args.device),
+        "processes": args.world_size,
+        "seed": args.seed,
+    }
+    write_json(Path(folder) / "run.json", run)
+
+
+def _without_tokens(argv: Sequence[str]) -> list[str]:
+    """The command line with values of access tokens replaced by "..."."""
+    kept, hide = [], False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("--") and name.endswith("token")
+        kept.append("..." if hide else name + "=..." if secret and equals else word)
+        hide = secret and not equals
+    return kept
+
+
+def write_metrics_json(folder: str | Path, metrics: Mapping[str, float], args: CirArguments) -> None:
+    """Write `metrics.json`, what a finished training reports; only the first process writes."""
+    if args.should_save:
+        write_json(Path(folder) / "metrics.json", metrics)
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write a mapping as indented JSON, atomically; the folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words: the GPU's name, or the processor's architecture and core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
