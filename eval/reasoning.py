@@ -1,0 +1,156 @@
+"""Measure the chains of a checkpoint: are they valid and right, what are they worth, does retrieval follow them?"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cir_cot.benchmarks import BENCHMARKS, load_benchmark
+from cir_cot.cli import run
+from cir_cot.evaluation import Result, check_pictures, encode_gallery, evaluate, save_results, summary
+from cir_cot.protocols import Benchmark, score_rankings
+from cir_cot.readings import chain_metrics, percent, reader, swap_chains, texts_of, with_chains
+from cir_cot.records import Record, write_text_atomic
+from cir_cot.report import Table, flat, summary_table, text_table, write_report
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(prog="cir-cot reasoning", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
+    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--root", required=True, metavar="DIR", help="folder of the dataset")
+    add("--split", required=True, help="e.g. val; of a folder dataset whatever its files are named")
+    add("--category", help="of FashionIQ or GeneCIS; default: all of them")
+    add(
+        "--chains",
+        metavar="PATH",
+        help="annotated chains: a JSONL file, or a folder of chains.<category>.<split>.jsonl",
+    )
+    add("--limit", type=int, metavar="N", help="ask a sample of N queries of each category; the gallery stays whole")
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
+    add("--seed", type=int, default=0, help="of the sample, of the queries shown, of the swapped chains (default 0)")
+    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
+    add("--out", metavar="DIR", help="write results.json, report.md, report.html and a folder for each reading")
+    add("--json", action="store_true", help="print the content of results.json, and everything else to stderr")
+    return parser.parse_args(argv)
+
+
+def study(
+    retriever, benchmark: Benchmark, args: argparse.Namespace
+) -> tuple[dict[str, Result], dict[str, Record] | None]:
+    """Results by reading, full first, and which other query lent each query its chain.
+
+    `oracle` where every query that is asked has an annotated chain, `shuffled` where chains can be lent.
+    """
+    images = benchmark.images()
+    settings = {"limit": args.limit, "batch_size": args.batch_size, "seed": args.seed, "progress": True}
+    settings |= {
+        "model": args.model,
+        "gallery": encode_gallery(retriever, benchmark.gallery, images, args.batch_size, True),
+    }
+
+    def ask(reading: str, encode=None) -> Result:
+        print(f"{benchmark.category or benchmark.name} {benchmark.split}: {reading}", file=sys.stderr)
+        return evaluate(retriever, benchmark, images, encode, reading=reading, **settings)
+
+    results = {reading: ask(reading) for reading in ("full", "fast")}
+    asked = results["full"].benchmark.records
+    if all(record.cot for record in asked):
+        results["oracle"] = ask("oracle")
+    donors = swap_chains(asked, results["full"].explanations, args.seed)
+    if donors is not None:
+
+        def encode(records, pictures):
+            return retriever.embed_with(pictures, texts_of(records), [donors[record.id].cot for record in records])
+
+        results["shuffled"] = ask("shuffled", encode)
+    return results, donors
+
+
+def faithfulness(results: dict[str, Result], donors: dict[str, Record] | None) -> dict:
+    """Does retrieval go where the chain says, when it is another query's? Empty without swapped chains.
+
+    `moved`: first answers that changed, in percent. `followed`: metrics of the swapped reading when the targets of the
+    query that lent the chain count as right (not for GeneCIS, where they are no candidates).
+    """
+    if donors is None:
+        return {}
+    full, shuffled = results["full"], results["shuffled"]
+    moved = percent(full.rankings[query][0] != shuffled.rankings[query][0] for query in donors)
+    if not shuffled.metrics or shuffled.benchmark.candidates is not None:
+        return {"moved": moved}
+    records = [replace(record, targets=donors[record.id].targets) for record in shuffled.benchmark.records]
+    benchmark = replace(shuffled.benchmark, records=records, weights=None)
+    return {"moved": moved, "followed": score_rankings(benchmark, shuffled.rankings, shuffled.subset_rankings)}
+
+
+def content_of(studies: Sequence[tuple]) -> dict:
+    """The content of results.json: by reading metrics, by_source and protocol, and what is measured of the chains."""
+    content = {"metrics": {}, "chains": {}, "faithfulness": {}, "by_source": {}, "protocol": {}}
+    for reading, results in by_reading(studies).items():
+        for key, value in summary(results).items():
+            content[key][reading] = value
+    for results, donors in studies:
+        full = results["full"]
+        content["chains"][full.name] = chain_metrics(full.benchmark.records, full.explanations, full.flags)
+        content["faithfulness"][full.name] = faithfulness(results, donors)
+    return content
+
+
+def by_reading(studies: Sequence[tuple]) -> dict[str, list[Result]]:
+    """Results of all categories for each reading that every category has."""
+    shared = [name for name in studies[0][0] if all(name in results for results, _ in studies)]
+    return {name: [results[name] for results, _ in studies] for name in shared}
+
+
+def tables_of(content: dict) -> list[Table]:
+    """The chains' numbers and the faithfulness as tables."""
+    chains, follows = content["chains"], {name: numbers for name, numbers in content["faithfulness"].items() if numbers}
+    columns = list(dict.fromkeys(key for numbers in chains.values() for key in numbers))
+    rows = [[name, *(numbers.get(column, "") for column in columns)] for name, numbers in chains.items()]
+    note = "valid: all parts, in order; missing_token: cut off at the length limit; exact: as annotated. In percent."
+    tables = [Table("Chains", ["set", *columns], rows, note)]
+    if follows:
+        names = list(flat(next(iter(follows.values())).get("followed", {})))
+        rows = [
+            [name, numbers["moved"], *(numbers.get("followed", {}).get(metric, "") for metric in names)]
+            for name, numbers in follows.items()
+        ]
+        note = "With another query's chain: first answers that change, and metrics with that query's targets as right."
+        tables.append(Table("Does retrieval follow the chain?", ["set", "moved", *names], rows, note))
+    return tables
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask every reading, print the tables and write the results."""
+    args = parse(argv)
+    benchmarks = with_chains(load_benchmark(args.benchmark, args.root, args.split, args.category), args.chains)
+    for benchmark in benchmarks:
+        check_pictures(benchmark, benchmark.images())
+
+    from cir_cot.heads import load_retriever  # peft takes ten seconds: not before the arguments are known to be good
+
+    retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    reader(retriever, "full")  # refuses a retriever that writes no chains
+    studies = [study(retriever, benchmark, args) for benchmark in benchmarks]
+    content = content_of(studies)
+    results = [result for found, _ in studies for result in found.values()]
+    if args.out:
+        for reading, found in by_reading(studies).items():
+            save_results(found, Path(args.out) / reading)
+        write_report(args.out, results, title="Chains and retrieval", tables=tables_of(content), seed=args.seed)
+        write_text_atomic(Path(args.out) / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    for table in (summary_table(results), *tables_of(content)):
+        print(f"{table.title}\n{text_table(table)}\n", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(content, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
