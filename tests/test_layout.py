@@ -23,7 +23,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 ORDER = (
     {"records", "_torchvision"},
     {"prompts", "metrics", "provenance"},
-    {"images", "scenes", "losses", "sampler"},
+    {"images", "scenes", "losses", "sampler", "filters", "webpage"},
     {"layouts", "protocols"},
     {"fashioniq", "genecis"},
     {"benchmarks", "ranking"},
