@@ -1,6 +1,7 @@
 """The command line: what it lists, what it refuses and how, and that it answers without torch."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -126,3 +127,35 @@ def test_light_commands_import_nothing_heavy(argv):
     loaded = set(done.stderr.split())
     assert "cir_cot.records" in loaded
     assert not HEAVY & loaded
+
+
+# A new option is a promise to users: it is added here on purpose, or not at all.
+BENCHMARK = {"--benchmark", "--root", "--split"}
+MODEL = {
+    "--model",
+    "--category",
+    "--chains",
+    "--limit",
+    "--batch-size",
+    "--seed",
+    "--device",
+    "--dtype",
+    "--out",
+    "--json",
+}
+OPTIONS = {
+    "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
+    "check": BENCHMARK | {"--chains", "--json"},
+    "scenes": {"--out", "--seed", "--references", "--edits", "--size"},
+    "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
+    "reasoning": BENCHMARK | MODEL,
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_of_a_command_are_the_documented_ones(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([command, "--help"])
+    assert exit.value.code == 0
+    usage = capsys.readouterr().out.partition("options:")[2]
+    assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", usage, re.MULTILINE)) == OPTIONS[command] | {"--help"}
