@@ -73,7 +73,7 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
         raise InputError(f"quantization {kind!r} is not one of nf4, int8")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'")
-    whole = ["visual", "lm_head"]
+    whole = ["model.visual", "lm_head"]
     if kind == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return transformers.BitsAndBytesConfig(
