@@ -127,7 +127,9 @@ class ChainCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict:
         kept = [row.record.cot is not None and self._random(row).random() >= self.chain_dropout for row in rows]
-        chains = iter(self.encoder.answer_ids([cot_to_text(r.record.cot) for r, keep in zip(rows, kept, strict=True) if keep]))
+        chains = iter(
+            self.encoder.answer_ids([cot_to_text(r.record.cot) for r, keep in zip(rows, kept, strict=True) if keep])
+        )
         answers = [next(chains) if keep else [self.encoder.ret_id] for keep in kept]
         query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
         labels[~torch.tensor(kept)] = IGNORE

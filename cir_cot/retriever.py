@@ -80,7 +80,9 @@ def read_settings(folder: str | Path) -> dict:
         if not isinstance(facts, dict) or not isinstance(facts.get(key), kind):
             raise InputError(f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again")
     if facts["format"] != FORMAT:
-        raise InputError(f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it")
+        raise InputError(
+            f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
     if facts["prompts"] != PROMPTS_VERSION:
         raise InputError(
             f"{path}: trained with prompts {facts['prompts']!r}, this version writes {PROMPTS_VERSION!r}; "
@@ -107,7 +109,9 @@ def load_head_weights(head, folder: str | Path) -> None:
 
 def model_card(facts: dict) -> str:
     """Return the README.md of a saved retriever."""
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in {**facts, **facts["settings"]}.items() if key != "settings")
+    rows = "\n".join(
+        f"| {key} | `{value}` |" for key, value in {**facts, **facts["settings"]}.items() if key != "settings"
+    )
     return f"""---
 library_name: cir-cot
 base_model: {json.dumps(facts["backbone"])}

@@ -208,7 +208,15 @@ def make_split(seed: int, split: str, references: int, edits: int) -> tuple[list
     for image, scene in gallery.items():
         same[scene].append(image)
     records = [
-        Record(target, reference, edit.text, tuple(same[edit.result]), chain(scene, edit), (), f"scenes/{split}/{edit.kind}")
+        Record(
+            target,
+            reference,
+            edit.text,
+            tuple(same[edit.result]),
+            chain(scene, edit),
+            (),
+            f"scenes/{split}/{edit.kind}",
+        )
         for target, reference, scene, edit in queries
     ]
     return records, gallery

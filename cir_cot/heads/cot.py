@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..backbone import Backbone, load_backbone
 from ..collate import IGNORE, ChainCollator, ChatEncoder
@@ -67,7 +67,7 @@ class CotRetriever(nn.Module):
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
         names = ("readout", "projection", "learn_temperature", "chain_dropout", "max_new_tokens")
-        return {name: getattr(self, name) for name in names} | {"temperature": round(float(self.temperature()), 6)}
+        return {name: getattr(self, name) for name in names} | {"temperature": round(self.temperature().item(), 6)}
 
     def temperature(self) -> Tensor:
         """Return InfoNCE's temperature, clamped to its bounds; a scalar."""
@@ -99,7 +99,7 @@ class CotRetriever(nn.Module):
         at = wanted != IGNORE  # (B, T - 1)
         if not at.any():
             return hidden.sum() * 0.0
-        return F.cross_entropy(self.backbone.logits(hidden[:, :-1][at]).float(), wanted[at])
+        return functional.cross_entropy(self.backbone.logits(hidden[:, :-1][at]).float(), wanted[at])
 
     def _embed(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Read hidden states (B, T, H) at each row's one retrieval token, or before it -> (B, D) unit."""
@@ -112,7 +112,7 @@ class CotRetriever(nn.Module):
         # (B, H) -> (B, D); a projection in the dtype of its own weights, the norm in float32
         if self.projection:
             hidden = self.project(hidden.to(self.project.weight.dtype))
-        return F.normalize(hidden.float(), dim=-1)
+        return functional.normalize(hidden.float(), dim=-1)
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
@@ -123,16 +123,16 @@ class CotRetriever(nn.Module):
             parts.append(self._embed(self.backbone(inputs), inputs["input_ids"]).cpu())
         return torch.cat(parts)
 
-    def encode_query(
-        self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
-    ) -> QueryOutput:
+    def encode_query(self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None) -> QueryOutput:
         """Encode B composed queries; explanations are chains as tagged text ("" in the fast reading).
 
         `reading` full or fast, default `self.reading`. A row whose chain is malformed or cut off is flagged.
         """
         reading = reading or self.reading
         if reading not in READINGS:
-            raise InputError(f"reading {reading!r} is not one of {', '.join(READINGS)}; oracle needs chains: embed_with")
+            raise InputError(
+                f"reading {reading!r} is not one of {', '.join(READINGS)}; oracle needs chains: embed_with"
+            )
         parts = []
         for at in range(0, len(images), self.batch_size):
             rows = images[at : at + self.batch_size], texts[at : at + self.batch_size]
@@ -154,42 +154,44 @@ class CotRetriever(nn.Module):
         vectors = self._embed(self.backbone(inputs), inputs["input_ids"]).cpu()
         return QueryOutput(vectors, list(chains), [""] * len(chains))
 
-    @torch.no_grad()
     def _write(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
-        """Decode greedily and read each vector from the decoding itself; finished rows leave the batch."""
-        encoder = self.encoder("left")
+        chains, vectors, flags = self.decode(images, texts)
+        words = [self.backbone.processor.tokenizer.decode(ids) for ids in chains]
+        flags = [flag or ("" if text_to_cot(text) else NO_CHAIN) for flag, text in zip(flags, words, strict=True)]
+        return QueryOutput(vectors, words, flags)
+
+    @torch.no_grad()
+    def decode(self, images: Sequence[Image], texts: Sequence[str]) -> tuple[list[list[int]], Tensor, list[str]]:
+        """Write chains greedily -> (token ids of each, without the retrieval token; vectors (B, D); flags).
+
+        Each vector is read from the decoding itself, no second pass; finished rows leave the batch and its cache.
+        """
+        encoder, ret = self.encoder("left"), self.backbone.ret_id
         start = encoder.plain_ids([CHAIN_START])[0]
         inputs = self._to_device(encoder.query(images, texts, [start] * len(images))[0])
-        positions, cache = self.backbone.positions(inputs), self.backbone.new_cache()
+        positions, mask, cache = self.backbone.positions(inputs), inputs["attention_mask"], self.backbone.new_cache()
         hidden = self.backbone(inputs, positions, cache)[:, -1]  # (B, H)
-        positions, mask = self.backbone.next_positions(positions), inputs["attention_mask"]
-        alive, banned, ret = torch.arange(len(images)), self._banned(), self.backbone.ret_id
-        chains, vectors, flags = [list(start) for _ in images], torch.zeros(len(images), self.dim), [""] * len(images)
+        positions, banned = self.backbone.next_positions(positions), self._banned()
+        chains, flags = [list(start) for _ in images], [""] * len(images)
+        vectors, alive = torch.zeros(len(images), self.dim), torch.arange(len(images))
         for step in range(self.max_new_tokens + 1):
             token = self.backbone.logits(hidden).float().masked_fill(banned, -torch.inf).argmax(dim=-1)  # (A,)
             if step == self.max_new_tokens:
                 token = torch.full_like(token, ret)
-                for row in alive.tolist():
-                    flags[row] = NO_TOKEN
-            ended = token == ret
-            before = hidden
-            for row, value, end in zip(alive.tolist(), token.tolist(), ended.tolist(), strict=True):
-                if not end:
-                    chains[row].append(value)
-            mask = F.pad(mask, (0, 1), value=1)
+                flags = [NO_TOKEN if row in alive else flag for row, flag in enumerate(flags)]
+            mask, before = functional.pad(mask, (0, 1), value=1), hidden
             hidden = self.backbone({"input_ids": token[:, None], "attention_mask": mask}, positions, cache)[:, -1]
+            ended, positions = token == ret, positions + 1
+            for row, value in zip(alive[~ended.cpu()].tolist(), token[~ended].tolist(), strict=True):
+                chains[row].append(value)
             if ended.any():
-                done = ended.cpu()
-                read = before if self.readout == "before_ret" else hidden
-                vectors[alive[done]] = self._unit(read[ended]).cpu()
-                alive, hidden, mask, positions = alive[~done], hidden[~ended], mask[~ended], positions[:, ~ended]
+                read, going = before if self.readout == "before_ret" else hidden, ~ended
+                vectors[alive[ended.cpu()]] = self._unit(read[ended]).cpu()
+                alive, hidden, mask, positions = alive[going.cpu()], hidden[going], mask[going], positions[:, going]
                 if not len(alive):
                     break
-                cache.batch_select_indices((~ended).nonzero()[:, 0])
-            positions = positions + 1
-        words = [self.backbone.processor.tokenizer.decode(ids) for ids in chains]
-        flags = [flag or ("" if text_to_cot(text) else NO_CHAIN) for flag, text in zip(flags, words, strict=True)]
-        return QueryOutput(vectors, words, flags)
+                cache.batch_select_indices(going.nonzero()[:, 0])
+        return chains, vectors, flags
 
     def _banned(self) -> Tensor:
         """Return (V,) bool: tokens no chain may hold, i.e. special tokens and spare rows, but the retrieval token."""

@@ -1,0 +1,140 @@
+"""The procedural benchmark: what holds by construction, and that the words, the pictures and the truth agree."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cir_cot import scenes
+from cir_cot.records import InputError, read_records
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {split: scenes.make_split(7, split, references=60, edits=10) for split in scenes.SPLITS}
+
+
+def combinations(gallery):
+    return {(thing[1], thing[2]) for scene in gallery.values() for thing in scene if thing}
+
+
+def test_no_test_scene_is_ever_a_training_scene(splits):
+    train = set(scenes.make_split(123, "train", references=80, edits=10)[1].values()) | set(splits["train"][1].values())
+    for split in ("iid", "novel"):
+        assert not train & set(splits[split][1].values())
+
+
+def test_novel_swaps_the_colours_of_rectangles_and_triangles(splits):
+    train, iid, novel = (combinations(splits[split][1]) for split in scenes.SPLITS)
+    for shape in ("rectangle", "triangle"):
+        seen = {colour for colour, kind in train if kind == shape}
+        new = {colour for colour, kind in novel if kind == shape}
+        assert len(seen) == len(new) == 4
+        assert not seen & new
+        assert {colour for colour, kind in iid if kind == shape} == seen
+    assert {colour for colour, kind in novel if kind == "circle"} == set(scenes.COLOURS)
+
+
+def parse(text):
+    """Read a scene back from its words, independently of how they were written."""
+    return {words[0]: tuple(words[1:]) for words in (part.split() for part in text.split(", "))}
+
+
+def resolve(text, scene):
+    """Apply an edit to a scene by reading its words: a second implementation of what an edit means."""
+    verb, *rest = text.split()
+    if verb == "add":
+        return {**scene, rest[-1]: tuple(rest[:3])}
+    value = rest.pop() if verb == "make" else None
+    wanted = set(rest) - {"object"}
+    touched = [slot for slot, thing in scene.items() if wanted <= {slot, *thing}]
+    changed = dict(scene)
+    for slot in touched:
+        size, colour, shape = changed.pop(slot)
+        if verb == "make":
+            changed[slot] = (value, colour, shape) if value in scenes.SIZES else (size, value, shape)
+    return changed
+
+
+def test_every_edit_in_words_leads_from_the_caption_to_the_conclusion(splits):
+    for records, gallery in splits.values():
+        for record in records:
+            assert resolve(record.text, parse(record.cot.caption)) == parse(record.cot.conclusion), record
+            assert scenes.scene_text(gallery[record.reference]) == record.cot.caption
+            assert scenes.scene_text(gallery[record.id]) == record.cot.conclusion
+
+
+def test_reasoning_names_exactly_the_objects_that_change(splits):
+    for record in splits["iid"][0]:
+        before, after = parse(record.cot.caption), parse(record.cot.conclusion)
+        steps = [step.split(": ") for step in record.cot.reasoning.split("; ") if ": " in step]
+        assert [" ".join(name.split()) for name, _ in steps] == record.cot.caption.split(", ")
+        kept = {name.split()[0] for name, verdict in steps if verdict == "keep"}
+        assert all(before[slot] == after[slot] for slot in kept)
+        assert {slot for slot in before if before[slot] != after.get(slot)} <= set(before) - kept
+
+
+def test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference(splits):
+    for records, gallery in splits.values():
+        for record in records:
+            wanted = record.cot.conclusion
+            assert {image for image, scene in gallery.items() if scenes.scene_text(scene) == wanted} == set(
+                record.targets
+            )
+            assert record.reference not in record.targets
+
+
+def test_a_references_other_edits_are_in_the_gallery_and_differ(splits):
+    records, gallery = splits["train"]
+    for reference, count in Counter(record.reference for record in records).items():
+        results = {gallery[record.id] for record in records if record.reference == reference}
+        assert count == len(results) == 10
+        assert gallery[reference] not in results
+
+
+def test_selectors_are_partial_and_some_touch_several_objects(splits):
+    verdicts = [
+        sum(not step.endswith(": keep") for step in record.cot.reasoning.split("; "))
+        for records, _ in splits.values()
+        for record in records
+        if not record.text.startswith("add")
+    ]
+    assert sum(count > 1 for count in verdicts) > 0.1 * len(verdicts)
+    assert {record.source.rpartition("/")[2] for record in splits["iid"][0]} == set(scenes.KINDS)
+
+
+def test_pictures_show_the_words_and_no_two_renderings_are_equal():
+    scene = scenes.random_scene(random.Random(1), scenes.PALETTES["all"], 4, 4)
+    first, second = (np.asarray(scenes.render(scene, random.Random(seed))) for seed in (1, 2))
+    assert first.shape == (84, 84, 3)
+    assert (first != second).any()
+    for slot, thing in enumerate(scene):
+        row, column = divmod(slot, 3)
+        middle = first[28 * row + 14, 28 * column + 14].astype(int)
+        if thing:
+            assert np.abs(middle - scenes.COLOURS[thing[1]]).max() <= 2, (slot, thing, middle)
+        else:
+            assert middle.min() >= 213
+
+
+def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
+    sizes = scenes.write_scenes(tmp_path / "a", seed=3, references=4, edits=5)
+    scenes.write_scenes(tmp_path / "b", seed=3, references=4, edits=5)
+    scenes.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 3 * (4 * 6 + 2)
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    assert (tmp_path / "a/records.iid.jsonl").read_bytes() != (tmp_path / "c/records.iid.jsonl").read_bytes()
+    gallery = (tmp_path / "a/gallery.iid.txt").read_text().split()
+    assert sizes == {split: 24 for split in scenes.SPLITS}
+    assert len(gallery) == 24
+    for record in read_records(tmp_path / "a/records.iid.jsonl"):
+        assert {record.reference, *record.targets} <= set(gallery)
+
+
+@pytest.mark.parametrize("bad", [{"references": 0}, {"edits": 41}, {"size": 85}, {"size": 12}])
+def test_unusable_sizes_are_refused_before_anything_is_written(tmp_path, bad):
+    with pytest.raises(InputError, match=str(next(iter(bad.values())))):
+        scenes.write_scenes(tmp_path / "x", seed=0, **bad)
+    assert not (tmp_path / "x").exists()
