@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from .records import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several of them
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
 MAX_BYTES = 2**26
 # what Pillow's decoders and EXIF reader raise on broken data

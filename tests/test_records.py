@@ -1,0 +1,164 @@
+"""Records: what is written is read back, and every bad line is named with its place."""
+
+import gzip
+import json
+
+import pytest
+
+from cir_cot import records
+from cir_cot.records import (
+    Cot,
+    InputError,
+    Record,
+    attach_chains,
+    parse_json,
+    read_json,
+    read_records,
+    write_records,
+)
+
+GOOD = {"id": "1", "reference": "a", "text": "t", "targets": ["b"]}
+COT = {"caption": "c", "reasoning": "r", "conclusion": "d"}
+
+
+def lines(path, *objects):
+    path.write_text("".join(json.dumps(obj) + "\n" if not isinstance(obj, str) else obj + "\n" for obj in objects))
+    return path
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    full = Record(
+        "2",
+        "a/b",
+        'é "quoted"\u2028 line',
+        ("x", "y"),
+        Cot("c", "r\n", ""),
+        ("a", "x"),
+        "s/val",
+        {"model": "m", "n": 1},
+    )
+    plain = Record("1", "a", "", ())
+    write_records(tmp_path / "r.jsonl", [full, plain])
+    assert read_records(tmp_path / "r.jsonl") == [full, plain]
+    assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[-1]) == {
+        "id": "1",
+        "reference": "a",
+        "text": "",
+        "targets": [],
+        "cot": None,
+    }
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, [Record("old", "a", "t", ("b",))])
+
+    def broken():
+        yield Record("new", "a", "t", ("b",))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_records(path, broken())
+    with pytest.raises(UnicodeEncodeError):
+        write_records(path, [Record("\ud800", "a", "t", ("b",))])
+    assert [record.id for record in read_records(path)] == ["old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+BAD = {
+    "syntax": ('{"id": "2",', "not valid JSON"),
+    "no object": (["2"], "a record is a JSON object, got list"),
+    "missing key": ({"id": "2", "reference": "a", "text": "t"}, "key 'targets' is missing"),
+    "unknown key": (GOOD | {"id": "2", "targts": []}, "unknown key 'targts'"),
+    "key twice": ('{"id": "2", "id": "3"}', "key 'id' occurs twice"),
+    "key twice, deep": (json.dumps(GOOD)[:-1] + ', "cot": {"caption": "", "caption": ""}}', "'caption' occurs twice"),
+    "NaN": ('{"id": "2", "teacher": {"score": NaN}}', "NaN is not JSON"),
+    "infinity": ('{"id": "2", "teacher": {"score": -Infinity}}', "-Infinity is not JSON"),
+    "half a surrogate pair": (GOOD | {"id": "2", "text": "\ud83d"}, "half a surrogate pair"),
+    "nesting": ("[" * 100_000, "not valid JSON"),
+    "blank id": (GOOD | {"id": " "}, "'id' is blank"),
+    "number as text": (GOOD | {"id": "2", "text": 3}, "'text' must be a string, got 3"),
+    "one target as text": (GOOD | {"id": "2", "targets": "b"}, "'targets' must be a list of image ids"),
+    "target twice": (GOOD | {"id": "2", "targets": ["b", "b"]}, "holds an image twice"),
+    "id twice": (GOOD, "id '1' is already used on line 1"),
+    "chain without a part": (GOOD | {"id": "2", "cot": {"caption": "c", "reasoning": "r"}}, "'conclusion' is missing"),
+    "chain with a part more": (GOOD | {"id": "2", "cot": COT | {"thought": ""}}, "unknown key 'thought'"),
+    "chain as text": (GOOD | {"id": "2", "cot": "c r d"}, "'cot' must be an object or null"),
+    "chain of null": (GOOD | {"id": "2", "cot": COT | {"reasoning": None}}, "'reasoning' must be a string, got None"),
+    "teacher as text": (GOOD | {"id": "2", "teacher": "gpt"}, "'teacher' must be an object or null"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD)
+def test_the_first_bad_line_is_named(tmp_path, line, message):
+    path = lines(tmp_path / "r.jsonl", GOOD, "", line)
+    with pytest.raises(InputError, match="r.jsonl:3: ") as error:
+        read_records(path)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_absent_or_no_utf8_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent.jsonl: cannot be read \(No such file"):
+        read_records(tmp_path / "absent.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(InputError, match="latin.jsonl:1: not valid JSON"):
+        read_records(tmp_path / "latin.jsonl")
+
+
+def test_a_byte_order_mark_is_no_error():
+    assert parse_json(b"\xef\xbb\xbf[1]", "x") == [1]
+
+
+def test_a_packed_file_is_read_up_to_a_cap(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_BYTES", 1000)
+    path = tmp_path / "r.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * 998 + b"]"))
+    assert read_json(path) == []
+    path.write_bytes(gzip.compress(b"[" + b" " * 10_000_000 + b"]"))
+    with pytest.raises(InputError, match="more than 1000 bytes once unpacked"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"[1, 2, 3]" * 99)[:-9], gzip.compress(b"{}")[:12] + b"\xff" * 9])
+def test_a_broken_archive_is_named(tmp_path, raw):
+    (tmp_path / "r.json.gz").write_bytes(raw)
+    with pytest.raises(InputError, match="r.json.gz: not a whole gzip file"):
+        read_json(tmp_path / "r.json.gz")
+
+
+QUERIES = [Record("0", "a", "t", ("b",)), Record("1", "a", "u", ("c", "d")), Record("0", "z", "t", ("b",))]
+PAIR = {"reference": "a", "target": "d", "captions": ["x", "y"], **COT}
+LINE = GOOD | {"id": "0", "cot": COT, "teacher": {"model": "m"}}
+
+
+def test_chains_are_attached_by_id_and_by_pair(tmp_path):
+    attached = attach_chains(QUERIES, lines(tmp_path / "c.jsonl", PAIR, LINE, LINE | {"reference": "z", "cot": COT}))
+    assert [record.cot for record in attached] == [Cot("c", "r", "d")] * 3
+    assert [record.teacher for record in attached] == [{"model": "m"}, None, {"model": "m"}]
+    assert [record.text for record in attached] == ["t", "u", "t"]
+    alone = attach_chains(QUERIES, lines(tmp_path / "one.jsonl", PAIR))
+    assert [record.cot is None for record in alone] == [True, False, True]
+
+
+BAD_CHAINS = {
+    "another query": (LINE | {"reference": "q"}, "no records have ('0', 'q')"),
+    "another pair": (PAIR | {"target": "q"}, "no records have ('a', 'q')"),
+    "twice": (PAIR | {"target": "c"}, "record '1' already has the chain of line 1"),
+    "null": (GOOD | {"cot": None}, "'cot' is null"),
+    "a part missing": ({"reference": "a", "target": "b", "caption": "c"}, "key 'reasoning' is missing"),
+    "unknown key": (PAIR | {"target": "b", "answer": ""}, "unknown key 'answer'"),
+    "number": (PAIR | {"target": "b", "caption": 1}, "'caption' must be a string"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_CHAINS.values(), ids=BAD_CHAINS)
+def test_a_chain_that_belongs_to_no_record_is_refused(tmp_path, line, message):
+    with pytest.raises(InputError, match="c.jsonl:2: ") as error:
+        attach_chains(QUERIES, lines(tmp_path / "c.jsonl", PAIR, line))
+    assert message in str(error.value)
+
+
+def test_a_pair_of_several_records_is_refused(tmp_path):
+    twins = [Record("0", "a", "t", ("d",)), Record("1", "a", "u", ("d",))]
+    with pytest.raises(InputError, match="c.jsonl:1: 2 records have"):
+        attach_chains(twins, lines(tmp_path / "c.jsonl", PAIR))
