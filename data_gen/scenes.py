@@ -1,12 +1,49 @@
 """Write the procedural benchmark (train, iid and novel, with true chains) as a folder dataset."""
 
 import argparse
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from cir_cot.cli import run
-from cir_cot.scenes import SPLITS, write_scenes
+from cir_cot.records import Record, read_records
+from cir_cot.scenes import KINDS, SPLITS, write_scenes
+
+SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, the space between
+
+
+def example(records: Sequence[Record], kind: str) -> Record:
+    """Pick a telling query of a kind of edit: three or four objects, at least two of which the edit means (or adds)."""
+    chosen = [record for record in records if record.source.endswith(f"/{kind}")]
+    telling = (r for r in chosen if r.cot.caption.count(", ") in (2, 3) and (kind == "add" or _meant(r) > 1))
+    return next(telling, chosen[0])
+
+
+def _meant(record: Record) -> int:
+    return sum(not step.endswith(": keep") for step in record.cot.reasoning.split("; "))
+
+
+def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.Image:
+    """One query of each kind of edit and split: reference, edit and chain, target."""
+    width, height = 2 * SIDE + TEXT + 5 * MARGIN, SIDE + MARGIN
+    page = Image.new("RGB", (len(splits) * width - MARGIN, len(KINDS) * height + MARGIN), "white")
+    draw, bold, plain = ImageDraw.Draw(page), ImageFont.load_default(13), ImageFont.load_default(11)
+    for column, split in enumerate(splits):
+        records = read_records(folder / f"records.{split}.jsonl")
+        for row, kind in enumerate(KINDS):
+            record, x, y = example(records, kind), column * width + MARGIN, row * height + MARGIN
+            for name, at in ((record.reference, x), (record.targets[0], x + SIDE + TEXT + 2 * MARGIN)):
+                with Image.open(folder / "images" / f"{name}.png") as picture:
+                    page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (at, y))
+            parts = (f"caption: {record.cot.caption}", f"reasoning: {record.cot.reasoning}")
+            words = [*parts, f"conclusion: {record.cot.conclusion}"]
+            lines = [line for part in words for line in textwrap.wrap(part, 62, break_on_hyphens=False)]
+            draw.text((x + SIDE + MARGIN, y), f"{split}: {record.text}", "black", bold)
+            draw.multiline_text((x + SIDE + MARGIN, y + 20), "\n".join(lines), "#444444", plain, spacing=2)
+    return page
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--size", type=int, default=84, help="width and height in pixels, a multiple of 12 (default 84)"
     )
+    parser.add_argument("--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG")
     args = parser.parse_args(argv)
     with tqdm(total=len(SPLITS) * args.references * (args.edits + 1), unit=" pictures") as bar:
         galleries = write_scenes(
@@ -26,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
         )
     for split, gallery in galleries.items():
         print(f"{split:6} {args.references * args.edits:7} queries  {gallery:7} pictures  {args.out}")
+    if args.page:
+        draw_page(Path(args.out)).save(args.page, optimize=True)
 
 
 if __name__ == "__main__":

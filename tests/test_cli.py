@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from cir_cot import __version__, cli
 from cir_cot.records import InputError
@@ -62,10 +63,14 @@ def test_unknown_command_is_refused_with_the_list(capsys):
 
 def test_a_command_gets_the_rest_of_the_arguments(tmp_path, capsys):
     out = tmp_path / "scenes"
-    assert not cli.main(["scenes", "--out", str(out), "--seed", "3", "--references", "2", "--edits", "2"])
-    assert "4 queries" in capsys.readouterr().out
+    page = tmp_path / "page.png"
+    sizes = ["--seed", "3", "--references", "3", "--edits", "9", "--page", str(page)]
+    assert not cli.main(["scenes", "--out", str(out), *sizes])
+    assert "27 queries" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} >= {"records.train.jsonl", "gallery.novel.txt", "images"}
-    assert len(list((out / "images").iterdir())) == 3 * 2 * 3
+    assert len(list((out / "images").iterdir())) == 3 * 3 * 10
+    with Image.open(page) as picture:
+        assert len(picture.getcolors(maxcolors=100_000)) > 30
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, None), (0, 0), (1, 1)])
@@ -146,7 +151,7 @@ MODEL = {
 OPTIONS = {
     "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
     "check": BENCHMARK | {"--chains", "--json"},
-    "scenes": {"--out", "--seed", "--references", "--edits", "--size"},
+    "scenes": {"--out", "--seed", "--references", "--edits", "--size", "--page"},
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
 }
