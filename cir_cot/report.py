@@ -6,6 +6,7 @@ never by colour alone.
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -63,8 +64,9 @@ def heading(result: Result) -> str:
 
 
 def label(result: Result) -> str:
-    """Name the reading of a result, e.g. "image only"."""
-    return (result.protocol["reading"] or "own").replace("_", " ")
+    """Name the reading of a result, e.g. "image only"; the oracle is called what it is."""
+    reading = (result.protocol["reading"] or "own").replace("_", " ")
+    return "oracle (upper bound)" if reading == "oracle" else reading
 
 
 def leading(results: Sequence[Result]) -> list[Result]:
@@ -93,7 +95,17 @@ def summary_table(results: Sequence[Result]) -> Table:
             rows.append(([group, "", ""], mean_of_categories(metrics)["average"]))
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
     cells = [[*first, *(metrics.get(name, "") for name in names)] for first, metrics in rows]
-    return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, "Metrics in percent.")
+    note = " ".join(["In percent.", *(f"{protocol_words(result)}." for result in leading(results))])
+    return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, note)
+
+
+def protocol_words(result: Result) -> str:
+    """Say under which protocol a set was measured: no number means anything without."""
+    told = ("benchmark", "split", "category", "gallery_size", "queries")  # in the name and the columns
+    facts = {key: value for key, value in result.benchmark.protocol.items() if key not in told}
+    facts |= {"asked": result.protocol["sample"]} if result.protocol["sample"] else {}
+    words = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items()]
+    return f"{result.name}: {', '.join([*words, 'ties against the model'])}"
 
 
 def source_tables(results: Sequence[Result]) -> Iterator[Table]:
@@ -119,6 +131,18 @@ def sample(result: Result, count: int, seed: int) -> list[Record]:
         kept = sorted(random.Random(seed).sample(range(len(pool)), min(count, len(pool))))
         drawn += [pool[index] for index in kept]
     return drawn
+
+
+def drawn_words(result: Result, records: Sequence[Record]) -> str:
+    """Say how many of the missed and of the found queries are shown."""
+    shown, there = (
+        Counter(outcome(result, r) for r in records),
+        Counter(outcome(result, r) for r in result.benchmark.records),
+    )
+    names = {"missed": "missed", "found": "found first", "unknown": "without a published answer"}
+    return (
+        "Drawn by the seed: " + ", ".join(f"{shown[k]} of {there[k]} {v}" for k, v in names.items() if there[k]) + "."
+    )
 
 
 def outcome(result: Result, record: Record) -> str:
@@ -153,22 +177,22 @@ def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
     lines = []
     for part in PARTS:
         same = record.cot is not None and same_part(chain, record.cot, part)
-        note = "" if record.cot is None else " (as annotated)" if same else " (annotated otherwise)"
+        note = "" if record.cot is None else " ✓ as annotated" if same else " ✗ not as annotated"
         lines.append((part + note, getattr(chain, part)))
         if record.cot is not None and not same:
-            lines.append((f"annotated {part}", getattr(record.cot, part)))
+            lines.append((f"the annotated {part}", getattr(record.cot, part)))
     return lines
 
 
 def text_table(table: Table) -> str:
-    """Align a table for a terminal: names to the left, numbers to the right."""
+    """Align a table for a terminal: names to the left, numbers to the right, the note below."""
     rows = [[str(name) for name in table.header], *([cell(value) for value in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     lines = []
     for first, *others in rows:
         cells = [value.rjust(width) for value, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    return "\n".join([*lines, table.note] if table.note else lines)
 
 
 def cell(value: object) -> str:
@@ -187,7 +211,7 @@ def markdown(title: str, tables: Sequence[Table], samples: Sequence[tuple], resu
         rows = [table.header, ["---"] * len(table.header), *table.rows]
         lines += ["| " + " | ".join(plain(cell(value)) for value in row) + " |" for row in rows] + [""]
     for result, records in samples:
-        lines += [f"## Queries, {plain(heading(result))}", ""]
+        lines += [f"## Queries, {plain(heading(result))}", "", drawn_words(result, records), ""]
         for record in records:
             lines += [f"### {plain(record.id)}: {plain(verdict(result, record))}", ""]
             lines += [f"- reference {plain(record.reference)}, text: {plain(record.text)}"]
@@ -231,7 +255,7 @@ def page(title: str, tables: Sequence[Table], samples: Sequence[tuple], results:
     ]
     body = [drawn[0], chart(results), *drawn[1:]]
     for result, records in samples:
-        body.append(f"<h2>Queries, {escape(heading(result))}</h2>")
+        body.append(f"<h2>Queries, {escape(heading(result))}</h2><p class=note>{drawn_words(result, records)}</p>")
         body += [article(result, record) for record in records]
     body.append(f"<h2>Protocols</h2><details><summary>JSON</summary><pre>{escape(protocols(results))}</pre></details>")
     return webpage.document(title, body)
@@ -252,11 +276,11 @@ def article(result: Result, record: Record) -> str:
     parts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in chain_lines(result, record))
     items = []
     for rank, name, score, right in answers(result, record):
-        mark = "<strong>✓ right</strong>" if right else ""
+        mark = " <strong>✓ right</strong>" if right else ""
         alt = f"answer {rank}: {name}" + (", a right answer" if right else "")
         items.append(
             f"<li{' class=right' if right else ''}>{webpage.thumbnail(result.images.load(name), alt)}"
-            f'<div class="rank">{escape(rank)} {escape(name)} {score} {mark}</div></li>'
+            f'<div class="rank">{escape(rank)} {escape(name)}<br>{score}{mark}</div></li>'
         )
     reference = webpage.thumbnail(result.images.load(record.reference), f"reference: {record.reference}")
     return (

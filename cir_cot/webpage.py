@@ -26,10 +26,14 @@ h3 { font-size: 1rem; margin: 0 0 .75rem; }
 p.note, figcaption, .rank { color: var(--soft); font-size: .875rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; } tbody th { font-weight: 400; } th:first-child { text-align: left; padding-left: 0; }
+svg { margin-top: 1.5rem; }
+@media (max-width: 40rem) { table { font-size: .8125rem; } th, td { padding: .3rem .4rem; }
+  th:first-child { white-space: normal; min-width: 7rem; } }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 1rem 0; }
 .found { color: var(--right); } .missed { color: var(--wrong); }
-.ask { display: flex; gap: 1rem; align-items: flex-start; } .ask p { margin: 0; } figure { margin: 0; }
+.ask { display: flex; gap: 1rem; align-items: flex-start; } .ask p { margin: 0; }
+figure { margin: 0; flex: 0 0 6.5rem; }
 .text { font-size: 1.1rem; font-weight: 600; unicode-bidi: isolate; }
 dl { margin: .75rem 0; } dt { font-weight: 600; font-size: .875rem; } dd { margin: 0 0 .5rem; unicode-bidi: isolate; }
 ol { list-style: none; padding: 0; margin: .75rem 0 0; display: grid; gap: .75rem;

@@ -117,6 +117,7 @@ def test_right_answers_are_marked_by_more_than_colour(benchmark, tmp_path):
     assert sum(alt.endswith("a right answer") for alt in alts) == 12
     assert sum(alt.startswith("reference: ") for alt in alts) == 12
     assert words.count("✓ right") == 12
+    assert "Drawn by the seed: 6 of 6 missed, 6 of 6 found first." in words
     assert "".join(page.text).count("✓ found first") == 6
     assert "".join(page.text).count("✗ missed: the right answer is at rank") == 6
 
@@ -144,12 +145,12 @@ def test_failures_and_successes_are_drawn_by_the_seed(benchmark):
 def test_chains_are_compared_with_the_annotation(benchmark, tmp_path):
     """The toy's chains agree with the annotation; a chain whose end is missing is called invalid and shown as it is."""
     _, page, words = written([evaluate(Toy(), benchmark, benchmark.images())], tmp_path)
-    assert "conclusion (as annotated)" in "".join(page.text)
-    assert "annotated otherwise" not in "".join(page.text)
+    assert "conclusion ✓ as annotated" in "".join(page.text)
+    assert "not as annotated" not in "".join(page.text)
     changed = replace(benchmark, records=[replace(r, cot=replace(r.cot, caption="other")) for r in benchmark.records])
     _, page, words = written([evaluate(Toy(), changed, benchmark.images())], tmp_path)
-    assert "caption (annotated otherwise)" in "".join(page.text)
-    assert "annotated caption: other" in words
+    assert "caption ✗ not as annotated" in "".join(page.text)
+    assert "the annotated caption: other" in words
     _, page, _ = written([evaluate(Toy(forgets=("8",)), benchmark, benchmark.images())], tmp_path)
     assert "not a valid chain" in "".join(page.text)
 
@@ -162,6 +163,7 @@ def test_tables_hold_every_reading_and_edit_type(benchmark, tmp_path):
     assert [row[0] for row in table.rows] == [f"folder.val · {name}" for name in ("full", "fast", "image only")]
     assert table.rows[0][1:4] == [12, 32, 50.0]
     assert "| folder.val · full | 12 | 32 | 50.00 |" in words
+    assert "In percent. folder.val: reference removed, ties against the model." in words
     assert "R@1 by source, folder.val" in words
     assert "| toy/&lt;up&gt; | 1 | 100.00 |" in words
     assert len(page.all("rect")) == 2 * len(results)
@@ -180,6 +182,7 @@ def test_categories_get_their_mean(benchmark):
 def test_a_text_table_lines_up():
     table = Table("t", ["name", "R@1"], [["a", 100.0], ["longer", 5.25]])
     assert text_table(table) == "name       R@1\na       100.00\nlonger    5.25"
+    assert text_table(replace(table, note="why")).endswith("5.25\nwhy")
 
 
 def test_a_split_without_labels_is_reported_without_numbers(benchmark, tmp_path):
@@ -189,7 +192,9 @@ def test_a_split_without_labels_is_reported_without_numbers(benchmark, tmp_path)
     assert page.well_formed
     assert "| folder.val · full | 12 | 32 |" in words
     assert words.count("no published answer") == 6
-    assert "✓" not in words
+    assert "✓ right" not in words
+    assert "✓ found" not in words
+    assert "Drawn by the seed: 6 of 12 without a published answer." in words
 
 
 def test_the_same_results_give_the_same_bytes(benchmark):
