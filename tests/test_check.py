@@ -1,0 +1,261 @@
+"""`cir-cot check`: what it finds in a dataset, what of it is an error, and what the real files give."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from cir_cot import cli
+from cir_cot.data_gen import check
+from cir_cot.records import Cot, InputError, Record, write_records
+
+REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."
+
+
+def cot(**parts):
+    return Cot(**{"caption": "A blue dress.", "reasoning": REASONING, "conclusion": "A red dress with a belt."} | parts)
+
+
+def draw(folder, name, shade):
+    Image.new("RGB", (6, 6), (shade, 0, 0)).save(folder / "images" / f"{name}.png")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A clean folder dataset: train and val with two queries and four pictures each."""
+    (tmp_path / "images").mkdir()
+    for at, split in enumerate(("train", "val")):
+        names = [f"{split}{number}" for number in range(4)]
+        records = [
+            Record(str(n), names[0], f"is red {n}", (names[n + 1],), cot(), (), "own/" + split) for n in range(2)
+        ]
+        write_records(tmp_path / f"records.{split}.jsonl", records)
+        (tmp_path / f"gallery.{split}.txt").write_text("\n".join(names) + "\n")
+        for number, name in enumerate(names):
+            draw(tmp_path, name, 10 * number + 100 * at)
+    return tmp_path
+
+
+def checked(capsys, root, *argv, split="val", benchmark="folder"):
+    """(exit code, {check: count} of errors, of warnings, the whole report)."""
+    code = check.main(["--benchmark", benchmark, "--root", str(root), "--split", split, "--json", *map(str, argv)])
+    report = json.loads(capsys.readouterr().out)
+    errors, warnings = ({row["check"]: row["count"] for row in report[kind]} for kind in ("errors", "warnings"))
+    return code, errors, warnings, report
+
+
+def test_a_clean_dataset_passes(own, capsys):
+    code, errors, warnings, report = checked(capsys, own)
+    assert (code, errors, warnings, report["notes"]) == (0, {}, {}, [])
+    assert report["parts"] == {
+        "folder val": {"queries": 2, "gallery": 4, "effective_gallery": 4},
+        "chains": {"chains": 2, "without": 0},
+    }
+
+
+def rewrite(own, *records):
+    write_records(own / "records.val.jsonl", records)
+
+
+QUERY = Record("0", "val0", "is red", ("val1",), None, (), "own/val")
+
+
+def changed(**values):
+    return Record(**{**QUERY.__dict__, **values})
+
+
+RECORDS = {
+    "blank text": ([changed(text=" .")], {"blank_text": 1}, {}),
+    "no such target": ([changed(targets=("val1", "zz"))], {"target_not_in_gallery": 1, "missing_image": 1}, {}),
+    "own target": ([changed(targets=("val0",))], {}, {"reference_is_target": 1}),
+    "same query": ([QUERY, changed(id="1", targets=("val2",))], {}, {"duplicate_query": 1}),
+    "target beside the subset": ([changed(subset=("val0", "val2"))], {"target_not_in_subset": 1}, {}),
+    "query of train": ([changed(reference="train0", targets=("train2",))], {"query_in_train": 1}, {}),
+    "target image": (
+        [changed(cot=cot(reasoning=REASONING + " So is the target image."))],
+        {"chain_target_image": 1},
+        {},
+    ),
+    "loop": ([changed(cot=cot(caption="A dress and a dress and a dress and a"))], {"chain_repetition": 1}, {}),
+    "short": ([changed(cot=cot(reasoning="Make it red."))], {"chain_length": 1}, {}),
+    "blank chain": ([changed(cot=cot(caption=""))], {"chain_blank": 1}, {}),
+    "copied": ([changed(cot=cot(caption="A red dress with a belt"))], {"chain_copied_caption": 1}, {}),
+    "nothing salient": ([changed(cot=cot(conclusion="A dress."))], {}, {"chain_salient_word": 1}),
+    "said twice": (
+        [changed(cot=cot()), changed(id="1", text="is red!", cot=cot())],
+        {},
+        {"chain_duplicate": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("records", "errors", "warnings"), RECORDS.values(), ids=RECORDS)
+def test_faults_of_records_and_chains(own, capsys, records, errors, warnings):
+    rewrite(own, *records)
+    code, found, warned, report = checked(capsys, own)
+    gone = {"target_not_in_gallery"} if "query_in_train" in errors else set()
+    assert {name: count for name, count in found.items() if name not in gone} == errors
+    assert warned == warnings
+    assert code == (1 if errors else 0)
+    assert all(len(row["examples"]) == row["count"] for row in report["errors"])
+
+
+def test_faults_of_pictures_and_the_effective_gallery(own, capsys):
+    (own / "images" / "val1.png").unlink()
+    raw = (own / "images" / "val2.png").read_bytes()
+    (own / "images" / "val2.png").write_bytes(raw[: len(raw) // 2])
+    (own / "images" / "val3.png").write_bytes((own / "images" / "val0.png").read_bytes())
+    code, errors, warnings, report = checked(capsys, own)
+    assert (code, errors, warnings) == (1, {"missing_image": 1, "corrupt_image": 1}, {"duplicate_image": 1})
+    assert report["parts"]["folder val"]["effective_gallery"] == 2
+    examples = {row["check"]: row["examples"][0] for row in report["errors"] + report["warnings"]}
+    assert "'val1' is missing" in examples["missing_image"]
+    assert "val2.png: no readable picture" in examples["corrupt_image"]
+    assert examples["duplicate_image"] == "val0 = val3"
+
+
+def test_pictures_that_lead_out_of_the_folder_are_faults(own, capsys, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "images").mkdir()
+    draw(elsewhere, "secret", 0)
+    (own / "images" / "val1.png").unlink()
+    (own / "images" / "val1.png").symlink_to(elsewhere / "images" / "secret.png")
+    code, errors, _, report = checked(capsys, own)
+    assert (code, errors) == (1, {"missing_image": 1})
+    assert "is a link out of the folder" in report["errors"][0]["examples"][0]
+
+
+def test_without_pictures_the_rest_is_checked(own, capsys):
+    for picture in (own / "images").iterdir():
+        picture.unlink()
+    (own / "images").rmdir()
+    rewrite(own, changed(text=""))
+    code, errors, _, report = checked(capsys, own)
+    assert (code, errors) == (1, {"blank_text": 1})
+    assert report["notes"][0].startswith("pictures not checked: no pictures of the folder dataset in ")
+    assert "effective_gallery" not in report["parts"]["folder val"]
+
+
+def test_shared_pictures_are_worth_a_warning(own, capsys):
+    (own / "gallery.val.txt").write_text("val0\nval1\nval2\nval3\ntrain1\n")
+    assert checked(capsys, own)[:3] == (0, {}, {"image_in_train": 1})
+
+
+def test_without_a_train_split_leaks_are_noted_as_unchecked(own, capsys):
+    (own / "records.train.jsonl").unlink()
+    code, errors, warnings, report = checked(capsys, own)
+    assert (code, errors, warnings) == (0, {}, {})
+    assert [note.partition(":")[0] for note in report["notes"]] == ["leaks from train not checked"]
+    assert checked(capsys, own.parent / own.name, split="val")[0] == 0
+
+
+def test_a_broken_train_split_is_an_error(own, capsys):
+    (own / "records.train.jsonl").write_text("{}\n")
+    assert checked(capsys, own)[:2] == (1, {"schema": 1})
+
+
+def test_the_first_bad_line_is_an_error_with_its_place(own, capsys):
+    with (own / "records.val.jsonl").open("a") as file:
+        file.write('{"id": "9", "reference": "val0", "txt": ""}\n')
+    code, errors, _, report = checked(capsys, own)
+    assert (code, errors) == (1, {"schema": 1})
+    assert "records.val.jsonl:3: key 'text' is missing" in report["errors"][0]["examples"][0]
+
+
+def chains(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_chains_of_a_file_take_the_place_of_the_records_own(own, capsys, tmp_path):
+    line = {
+        "reference": "val0",
+        "target": "val1",
+        "caption": "A blue dress.",
+        "reasoning": "Red.",
+        "conclusion": "A red dress.",
+    }
+    file = chains(tmp_path / "chains.jsonl", line)
+    assert checked(capsys, own, "--chains", file)[:2] == (1, {"chain_length": 1})
+    chains(file, line | {"reasoning": REASONING})
+    assert checked(capsys, own, "--chains", file)[0] == 0
+
+
+def test_an_annotation_file_is_a_chains_file(own, capsys, tmp_path):
+    rewrite(own, QUERY)
+    annotated = changed(
+        cot=cot(conclusion="The second image: a red dress."), teacher={"model": "m", "seen_target": True}
+    )
+    write_records(tmp_path / "chains.jsonl", [annotated])
+    code, errors, _, report = checked(capsys, own, "--chains", tmp_path / "chains.jsonl")
+    assert (code, errors) == (1, {"chain_target_image": 1})
+    assert report["errors"][0]["examples"] == ["own/val 0: the conclusion mentions the 'second image'"]
+    assert report["parts"]["chains"] == {"chains": 1, "without": 0}
+
+
+def test_chains_that_fit_no_record_are_an_error(own, capsys, tmp_path):
+    row = {"reference": "val0", "target": "zz", "caption": "", "reasoning": "", "conclusion": ""}
+    code, errors, _, report = checked(capsys, own, "--chains", chains(tmp_path / "c.jsonl", row))
+    assert (code, errors) == (1, {"chain_schema": 1})
+    assert "c.jsonl:1: no records have ('val0', 'zz')" in report["errors"][0]["examples"][0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--split", "mine"], "no records of split 'mine'"),
+        (["--split", "val", "--chains", "absent.jsonl"], "absent.jsonl: no such file of chains"),
+        (["--split", "val", "--root", "absent"], "absent: no such folder"),
+    ],
+)
+def test_what_is_not_there_is_refused(own, capsys, argv, message):
+    argv = ["--benchmark", "folder", "--root", str(own), *argv]
+    with pytest.raises(InputError, match=message):
+        check.main(argv)
+    with pytest.raises(SystemExit) as exit:
+        cli.run(check.main, argv)
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_the_list_names_counts_and_examples(own, capsys):
+    rewrite(own, *(changed(id=str(number), text="." * number) for number in range(8)))
+    assert check.main(["--benchmark", "folder", "--root", str(own), "--split", "val"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert "folder val: queries 8, gallery 4, effective_gallery 4" in out
+    assert out.index("ERROR   blank_text: 8") + 1 == out.index("          folder val 0: no text")
+    assert sum("no text" in line for line in out) == check.EXAMPLES
+    assert out[-1] == "1 errors, 0 warnings"
+
+
+# ---- the real files
+
+
+def test_fashioniq_has_only_its_known_oddities(shared_data, capsys):
+    code, errors, warnings, report = checked(capsys, shared_data / "fashioniq", benchmark="fashioniq")
+    assert (code, errors) == (0, {})
+    assert warnings == {"duplicate_query": 11, "blank_caption": 3, "image_in_train": 811, "few_queries_in_train": 3}
+    assert len(report["notes"]) == 3
+    assert all("no pictures of FashionIQ" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "known"),
+    [
+        ("cirr", "val", {"duplicate_query": 6}),
+        ("circo", "val", {}),
+        ("shoes", "eval", {"duplicate_query": 1, "reference_is_target": 1}),
+    ],
+)
+def test_other_benchmarks_have_only_their_known_oddities(shared_data, capsys, name, split, known):
+    assert checked(capsys, shared_data / name, split=split, benchmark=name)[:3] == (0, {}, known)
+
+
+def test_real_photographs_and_their_chains_pass(shared_data, capsys):
+    root = shared_data / "wardrobe"
+    argv = ("--chains", root / "chains" / "chains.shirt.val.jsonl")
+    code, errors, warnings, report = checked(capsys, root, *argv, benchmark="fashioniq")
+    assert (code, errors, warnings) == (0, {}, {"image_in_train": 660})  # both splits list all photographs
+    assert [part["effective_gallery"] for part in list(report["parts"].values())[:3]] == [220, 220, 220]
+    assert report["parts"]["chains"] == {"chains": 8, "without": 16}

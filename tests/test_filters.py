@@ -1,0 +1,113 @@
+"""Filters of chains: what each catches, and that honest chains pass all of them."""
+
+import pytest
+
+from cir_cot.benchmarks import load_benchmark
+from cir_cot.filters import FILTERS, duplicates
+from cir_cot.records import Cot, Record, attach_chains
+
+CAPTION = "A sleeveless knee-length dress in a black and white print."
+REASONING = (
+    "The fitted shape and the knee length are kept. The print is replaced with plain grey, and sleeves are added."
+)
+CONCLUSION = "A solid grey knee-length dress with sleeves."
+NAMES = [name for name, _ in FILTERS]
+
+
+def record(text="is solid grey with sleeves", id="0", **parts):
+    cot = {"caption": CAPTION, "reasoning": REASONING, "conclusion": CONCLUSION} | parts
+    return Record(id, "a", text, ("b",), Cot(**cot))
+
+
+def failing(some):
+    return {name: problem(some) for name, problem in FILTERS if problem(some)}
+
+
+def test_the_filters_are_a_plain_list():
+    assert [
+        *("blank", "tags", "target_image", "refusal"),
+        *("length", "repetition", "copied_caption", "salient_word"),
+    ] == NAMES
+
+
+def test_an_honest_chain_passes():
+    assert failing(record()) == {}
+
+
+CAUGHT = {
+    "blank": [{"caption": " \n"}, {"caption": ""}],
+    "tags": [
+        {"caption": CAPTION + "</caption>"},
+        {"reasoning": "<conclusion>" + REASONING},
+        {"conclusion": CONCLUSION + "<ret>"},
+        {"conclusion": CONCLUSION + "<|im_end|>"},
+    ],
+    "target_image": [
+        {"reasoning": REASONING + " The target image shows sleeves."},
+        {"conclusion": "As in the Second  Picture, a grey dress with sleeves."},
+        {"caption": CAPTION + " The target photograph differs."},
+    ],
+    "refusal": [
+        {"caption": "I'm sorry, but there is nothing to see."},
+        {"reasoning": REASONING + " As an AI model, more is not possible."},
+        {"conclusion": "I cannot tell, but grey with sleeves."},
+    ],
+    "length": [
+        {"reasoning": "Make it grey, keep the rest."},
+        {"reasoning": " ".join(f"word{number}" for number in range(257))},
+        {"conclusion": "Grey"},
+        {"conclusion": "grey " + " ".join(f"word{number}" for number in range(64))},
+    ],
+    "repetition": [
+        {"reasoning": REASONING + " and so on, and so on, and so on"},
+        {"conclusion": "A grey grey grey dress with sleeves."},
+        {"reasoning": " ".join(f"the print of the dress is grey at {place}," for place in ("neck", "hem", "arm"))},
+    ],
+    "copied_caption": [{"caption": CONCLUSION.upper().rstrip(".")}],
+    "salient_word": [{"conclusion": "A plain knee-length garment."}],
+}
+
+
+@pytest.mark.parametrize(("name", "parts"), [(name, parts) for name, some in CAUGHT.items() for parts in some])
+def test_each_filter_catches_what_it_names(name, parts):
+    assert list(failing(record(**parts))) == [name]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"reasoning": " ".join(f"word{number}" for number in range(256))},
+        {"reasoning": " ".join(f"word{number}" for number in range(16))},
+        {"conclusion": "grey " + " ".join(f"word{number}" for number in range(63))},
+        {"conclusion": "Grey sleeves"},
+        {"caption": "A very, very long dress; a < b and <3."},
+        {"reasoning": REASONING + " The target is hit, the second sleeve is in the picture, too."},
+        {"reasoning": REASONING + " It cannot be longer, as an airy dress."},
+    ],
+)
+def test_what_only_looks_like_a_fault_passes(parts):
+    assert failing(record(**parts)) == {}
+
+
+def test_salient_words_are_compared_by_their_stem():
+    assert not failing(record("is sleeveless", conclusion="A grey dress with long sleeves."))
+    assert not failing(record("has more of it", conclusion="A blue dress."))  # no salient word to look for
+    assert failing(record("is red", conclusion="A blue dress."))
+
+
+def test_the_same_answer_to_the_same_query_is_a_duplicate():
+    one = record()
+    same = record("Is solid grey, with sleeves!", id="1", conclusion=CONCLUSION.lower())
+    other = record("is solid grey with long sleeves", id="2")
+    assert duplicates([one, same, other]) == [("1", "0")]
+
+
+def test_real_chains_pass(shared_data):
+    root = shared_data / "wardrobe"
+    chained = []
+    for split in ("train", "val"):
+        for benchmark in load_benchmark("fashioniq", root, split):
+            file = root / "chains" / f"chains.{benchmark.category}.{split}.jsonl"
+            chained += attach_chains(benchmark.records, file)
+    assert len(chained) == 48
+    assert {one.source + one.id: failing(one) for one in chained if failing(one)} == {}
