@@ -84,3 +84,7 @@ def _refuse(message: str) -> int:
 def entry() -> NoReturn:
     """The console script."""
     run(main)
+
+
+if __name__ == "__main__":  # python -m cir_cot.cli
+    entry()
