@@ -98,6 +98,8 @@ def test_positions_of_a_picture_count_rows_and_columns():
     assert (time[image] - start).tolist() == [0] * 9
     assert (height[image] - start).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert (width[image] - start).tolist() == [0, 1, 2] * 3
+    following = backbone.next_positions(backbone.positions(inputs)[:, :, : start + 9])
+    assert following.tolist() == [[[start + 3]]] * 3
     after = time[start + 9 :]
     assert after.tolist() == list(range(start + 3, start + 3 + len(after)))  # text goes on after the largest
 
