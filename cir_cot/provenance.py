@@ -2,16 +2,19 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("cir-cot", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "pillow")
 
 
+@cache
 def git_state() -> dict[str, str | bool | None]:
     """Commit of the checkout this file belongs to, and whether tracked files differ from it; both None outside one.
 
-    A copy installed below somebody else's repository (a virtual environment in it) is not tracked there: None.
+    Asked once a process, because what runs is what was loaded. A copy installed below somebody else's repository (a
+    virtual environment in it) is not tracked there: None.
     """
     here = Path(__file__).resolve()
 

@@ -20,7 +20,7 @@ from .readings import same_part
 from .records import Record, write_text_atomic
 
 SHOWN = 6  # answers shown a query
-BASELINES = ("image_only", "text_only", "shuffled")
+BASELINES = ("image_only", "text_only", "shuffled", "no_chain")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ def summary_table(results: Sequence[Result]) -> Table:
             rows.append(([group, "", ""], mean_of_categories(metrics)["average"]))
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
     cells = [[*first, *(metrics.get(name, "") for name in names)] for first, metrics in rows]
-    note = " ".join(["In percent.", *(f"{protocol_words(result)}." for result in leading(results))])
+    sets: dict[str, list[str]] = {}
+    for result in leading(results):
+        sets.setdefault(protocol_words(result), []).append(result.name)
+    note = " ".join(["In percent.", *(f"{', '.join(names)}: {words}." for words, names in sets.items())])
     return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, note)
 
 
@@ -105,7 +108,7 @@ def protocol_words(result: Result) -> str:
     facts = {key: value for key, value in result.benchmark.protocol.items() if key not in told}
     facts |= {"asked": result.protocol["sample"]} if result.protocol["sample"] else {}
     words = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items()]
-    return f"{result.name}: {', '.join([*words, 'ties against the model'])}"
+    return ", ".join([*words, "ties against the model"])
 
 
 def source_tables(results: Sequence[Result]) -> Iterator[Table]:

@@ -24,12 +24,13 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 h3 { font-size: 1rem; margin: 0 0 .75rem; }
 p.note, figcaption, .rank { color: var(--soft); font-size: .875rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; overflow-wrap: normal; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; } tbody th { font-weight: 400; } th:first-child { text-align: left; padding-left: 0; }
 svg { margin-top: 1.5rem; }
 @media (max-width: 40rem) { table { font-size: .8125rem; } th, td { padding: .3rem .4rem; }
-  th:first-child { white-space: normal; min-width: 7rem; } }
+  th:first-child { white-space: normal; min-width: 8.5rem; } }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 1rem 0; }
 .found { color: var(--right); } .missed { color: var(--wrong); }
 .ask { display: flex; gap: 1rem; align-items: flex-start; } .ask p { margin: 0; }
@@ -39,7 +40,7 @@ dl { margin: .75rem 0; } dt { font-weight: 600; font-size: .875rem; } dd { margi
 ol { list-style: none; padding: 0; margin: .75rem 0 0; display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
 img { display: block; width: 6.5rem; height: 6.5rem; object-fit: contain; border: 1px solid var(--line);
-  border-radius: .25rem; background: #fff; }
+  border-radius: .25rem; }
 .right img { border: 4px solid var(--right); } .right strong { color: var(--right); }
 svg text { fill: var(--ink); font-size: 14px; } svg .bar { fill: var(--bar); } svg .base { fill: var(--base); }
 svg .track { fill: var(--line); opacity: .5; } pre { overflow-x: auto; font-size: .8rem; }
