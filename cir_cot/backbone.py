@@ -109,6 +109,11 @@ class Backbone(nn.Module):
         """An empty key-value cache for `forward`."""
         return transformers.DynamicCache(config=self.config.get_text_config())
 
+    @staticmethod
+    def keep_rows(cache: transformers.Cache, rows: Tensor) -> None:
+        """Keep the batch rows `rows` (K,) of a cache, in place, e.g. when the others have finished."""
+        cache.reorder_cache(rows)  # batch_select_indices, made for this, lacks Qwen3.5's recurrent layers
+
     def checkpoint_activations(self, on: bool = True) -> None:
         """Recompute each block's activations in the backward pass, or keep them; takes effect in train mode."""
         with warnings.catch_warnings():  # transformers 5.23 renamed both, 5.17 has no other names

@@ -104,26 +104,35 @@ def test_positions_of_a_picture_count_rows_and_columns():
     assert after.tolist() == list(range(start + 3, start + 3 + len(after)))  # text goes on after the largest
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_decoding_with_the_cache_equals_the_full_forward(model_type, side):
-    backbone = build(model_type, lora=LORA)
-    nudge(backbone)
+def check_decoding(backbone: Backbone, side: str) -> None:
+    """Decode three given tokens with the cache, the second row leaving after the first: same as one full forward."""
     inputs = encode(backbone, side)
     new = torch.tensor([[5, 70, backbone.ret_id], [300, 6, 7], [8, backbone.ret_id, 9]])
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1)
     kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(new)], dim=1)
     ids = torch.cat([inputs["input_ids"], new], dim=1)
     full = backbone({**inputs, "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds})
-    cache, positions = backbone.new_cache(), backbone.positions(inputs)
+    cache, positions, rows = backbone.new_cache(), backbone.positions(inputs), torch.arange(3)
     backbone(inputs, positions, cache)
     length = inputs["input_ids"].shape[1]
     for step in range(3):
         positions = backbone.next_positions(positions)
-        seen = mask[:, : length + step + 1]
-        hidden = backbone({"input_ids": new[:, step : step + 1], "attention_mask": seen}, positions, cache)
-        torch.testing.assert_close(hidden[:, 0], full[:, length + step], rtol=0, atol=1e-5)
+        step_inputs = {"input_ids": new[rows, step, None], "attention_mask": mask[rows, : length + step + 1]}
+        hidden = backbone(step_inputs, positions, cache)
+        torch.testing.assert_close(hidden[:, 0], full[rows, length + step], rtol=0, atol=1e-5)
+        if step == 0:
+            rows = torch.tensor([0, 2])
+            backbone.keep_rows(cache, rows)
+            positions = positions[:, rows]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_decoding_with_the_cache_equals_the_full_forward(model_type, side):
+    backbone = build(model_type, lora=LORA)
+    nudge(backbone)
+    check_decoding(backbone, side)
 
 
 @torch.no_grad()
@@ -302,11 +311,8 @@ def test_gradient_checkpointing_leaves_gradients_as_they_are(model_type):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@torch.no_grad()
-def test_qwen35_has_adapters_on_its_recurrent_layers_too():
-    if "qwen3_5" not in transformers.CONFIG_MAPPING:
-        pytest.skip("the installed transformers has no Qwen3.5")
+def build_qwen35() -> Backbone:
+    """A tiny Qwen3.5 (three recurrent blocks, one of attention) with an adapter."""
     tokenizer = tiny_tokenizer()
     base = tiny_model("qwen3_vl", tokenizer, **SMALL).config
     rope = base.text_config.rope_parameters | {"partial_rotary_factor": 1.0}
@@ -319,8 +325,17 @@ def test_qwen35_has_adapters_on_its_recurrent_layers_too():
     config = transformers.Qwen3_5Config(
         text_config=text | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=True, **ids
     )
-    model = transformers.Qwen3_5ForConditionalGeneration(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Qwen3_5ForConditionalGeneration(config)
     backbone = load_backbone((model, tiny_processor("qwen3_vl", tokenizer)), lora=LORA)
+    nudge(backbone)
+    return backbone
+
+
+@pytest.mark.skipif("qwen3_5" not in transformers.CONFIG_MAPPING, reason="the installed transformers has no Qwen3.5")
+def test_qwen35_with_its_recurrent_layers():
+    backbone = build_qwen35()
     names = [name.split(".")[-2] for name, module in backbone.named_modules() if name.endswith("lora_A")]
     assert {name: names.count(name) for name in names} == {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 1),
@@ -330,6 +345,7 @@ def test_qwen35_has_adapters_on_its_recurrent_layers_too():
     right, left = (hidden_rows(backbone, encode(backbone, side)) for side in ("right", "left"))
     for one, other in zip(right, left, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    check_decoding(backbone, "left")  # a recurrent state would also remember padding on the right
 
 
 # Saving, loading, merging
