@@ -24,7 +24,7 @@ FASHIONIQ_PROTOCOLS = {
     "cosmo": {"gallery": "original", "reference": "remove", "caption_join": "both-orders"},  # and ARTEMIS
     "val": {"gallery": "val-union", "reference": "remove", "caption_join": "single"},
     "cosmo-val": {"gallery": "val-union", "reference": "remove", "caption_join": "both-orders"},
-    "composeae": {"gallery": "all-categories", "reference": "keep", "caption_join": "raw"},
+    "composeae": {"gallery": "all-categories", "reference": "keep", "caption_join": "raw"},  # texts: ours
 }
 STRIPPED = ".?, "
 

@@ -66,7 +66,7 @@ class ImageStore:
         """The picture in RGB, upright by its EXIF orientation, transparency on white; InputError names the file."""
         path = self.path(image_id)
         picture = decode(self._read(path), str(path), self.max_pixels)
-        return crop_box(picture, self.boxes[image_id]) if image_id in self.boxes else picture
+        return crop_box(picture, self.boxes[image_id], str(path)) if image_id in self.boxes else picture
 
     def _names(self, image_id: str) -> list[str]:
         if self.files is None:
@@ -130,14 +130,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def crop_box(picture: Image.Image, box: Box) -> Image.Image:
+def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
     """GeneCIS's object picture, with its official loader's quirk: 0.7 of the box is added to the left and the top
     only (unless the picture ends there), then black bars make it square."""
     x, y, width, height = box
     left, top = max(0, x - 0.7 * width), max(0, y - 0.7 * height)
     right, bottom = min(picture.width, left + 1.7 * width), min(picture.height, top + 1.7 * height)
+    side = max(round(right) - round(left), round(bottom) - round(top))
+    if round(right) <= round(left) or round(bottom) <= round(top) or side * side > MAX_PIXELS:
+        raise InputError(f"{where}: cannot cut the box {box} out of {picture.width} x {picture.height} pixels")
     cut = picture.crop((left, top, right, bottom))
-    side = max(cut.size)
     square = Image.new("RGB", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
     return square

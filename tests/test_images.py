@@ -221,11 +221,20 @@ def test_files_may_be_a_mapping_or_a_function(folder):
 def test_boxes_are_cut_as_genecis_cuts_them():
     """0.7 of the box to the left and the top only, clipped at the edges, then black bars to a square."""
     image = Image.new("RGB", (100, 80), WHITE)
-    cut = crop_box(image, (50, 40, 10, 20))  # left 43, top 26, right 43 + 17, bottom 26 + 34
+    cut = crop_box(image, (50, 40, 10, 20), "x")  # left 43, top 26, right 43 + 17, bottom 26 + 34
     assert cut.size == (34, 34)
     assert [cut.getpixel((x, 5)) for x in (7, 8, 24, 25)] == [(0, 0, 0), WHITE, WHITE, (0, 0, 0)]
-    assert crop_box(image, (-2, 0, 10, 10)).size == (17, 17)  # clipped at 0, so 17 to the right of it
-    assert crop_box(image, (90, 70, 20, 20)).size == (24, 24)  # left 76, top 56, clipped at 100 and 80
+    assert crop_box(image, (-2, 0, 10, 10), "x").size == (17, 17)  # clipped at 0, so 17 to the right of it
+    assert crop_box(image, (90, 70, 20, 20), "x").size == (24, 24)  # left 76, top 56, clipped at 100 and 80
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((8, 4), (20, 0, 5, 5)), ((8, 4), (3, 3, 0.1, 9)), ((9000, 1), (0, 0, 9000, 1))]
+)
+def test_boxes_that_cannot_be_cut_are_refused(folder, size, box):
+    Image.new("RGB", size).save(folder / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: cannot cut the box .* out of"):
+        ImageStore(folder, {"a": "a.png"}, {"a": box}).load("a")
 
 
 def test_the_store_cuts_the_boxes_it_knows(folder):

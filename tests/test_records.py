@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -115,8 +116,11 @@ def test_a_packed_file_is_read_up_to_a_cap(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b"[" + b" " * 998 + b"]"))
     assert read_json(path) == []
     path.write_bytes(gzip.compress(b"[" + b" " * 10_000_000 + b"]"))
+    tracemalloc.start()
     with pytest.raises(InputError, match="more than 1000 bytes once unpacked"):
         read_json(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"[1, 2, 3]" * 99)[:-9], gzip.compress(b"{}")[:12] + b"\xff" * 9])
