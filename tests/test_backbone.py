@@ -105,7 +105,7 @@ def test_positions_of_a_picture_count_rows_and_columns():
 
 
 @torch.no_grad()
-def check_decoding(backbone: Backbone, side: str) -> None:
+def check_decoding(backbone: Backbone, side: str, tolerance: float = 1e-5) -> None:
     """Decode three given tokens with the cache, the second row leaving after the first: same as one full forward."""
     inputs = encode(backbone, side)
     new = torch.tensor([[5, 70, backbone.ret_id], [300, 6, 7], [8, backbone.ret_id, 9]])
@@ -120,7 +120,7 @@ def check_decoding(backbone: Backbone, side: str) -> None:
         positions = backbone.next_positions(positions)
         step_inputs = {"input_ids": new[rows, step, None], "attention_mask": mask[rows, : length + step + 1]}
         hidden = backbone(step_inputs, positions, cache)
-        torch.testing.assert_close(hidden[:, 0], full[rows, length + step], rtol=0, atol=1e-5)
+        torch.testing.assert_close(hidden[:, 0], full[rows, length + step], rtol=0, atol=tolerance)
         if step == 0:
             rows = torch.tensor([0, 2])
             backbone.keep_rows(cache, rows)
@@ -344,8 +344,8 @@ def test_qwen35_with_its_recurrent_layers():
     }
     right, left = (hidden_rows(backbone, encode(backbone, side)) for side in ("right", "left"))
     for one, other in zip(right, left, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    check_decoding(backbone, "left")  # a recurrent state would also remember padding on the right
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)  # its recurrence adds up more rounding
+    check_decoding(backbone, "left", 1e-4)  # a recurrent state would also remember padding on the right
 
 
 # Saving, loading, merging
