@@ -339,7 +339,8 @@ def test_the_shoe_that_is_its_own_target_is_a_sure_miss(shared_data):
 
 @pytest.mark.parametrize("folder", ["attributedata/womens_boots/0", "images/womens/womens_boots/3", "x"])
 def test_shoes_pictures_are_found_by_name(tmp_path, folder):
-    triplets = [{"ImageName": "b.jpg", "ReferenceImageName": "a.jpg", "RelativeCaption": "is red"}]
+    pairs = [("b.jpg", "of_train.jpg"), ("of_train.jpg", "a.jpg"), ("b.jpg", "a.jpg")]
+    triplets = [{"ImageName": t, "ReferenceImageName": r, "RelativeCaption": "is red"} for t, r in pairs]
     dump(tmp_path / "relative_captions_shoes.json", triplets)
     (tmp_path / "eval_im_names.txt").write_text("a.jpg\nb.jpg\n")
     benchmark = one("shoes", tmp_path, "val")

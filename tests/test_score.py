@@ -149,6 +149,13 @@ def test_full_lists_give_the_subset_recall_too(cirr, capsys):
     assert list(metrics) == list(wanted)
 
 
+def test_lists_of_exactly_the_largest_k_are_long_enough(cirr, capsys):
+    argv, file = cirr
+    write(file, {"7": FIRST[:51], "8": SECOND[:50]})
+    assert asked(capsys, *argv)["metrics"]["R@50"] == 100
+    assert asked(capsys, *argv)["protocol"]["short_lists"] == 0
+
+
 def test_keeping_the_reference_costs_a_place(cirr, capsys):
     argv, file = cirr
     write(file, {"7": FIRST, "8": SECOND})
