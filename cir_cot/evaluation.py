@@ -3,7 +3,7 @@
 1. The gallery is encoded once, each picture decoded once; its embeddings can be handed to the next reading.
 2. Queries are encoded by one *reading*: the retriever's own, a baseline (`image_only`, `text_only`), or what only a
    chain head can do (`full`, `fast`, `oracle`).
-3. Ranking is exact, in float32, over the whole gallery, and ties are pessimistic: among equal scores the right answers
+3. Ranking is exact, over the whole gallery, and ties are pessimistic: among equal scores the right answers
    come last, so a model that scores everything alike is credited with nothing.
 4. Numbers come from `score_rankings` alone, the code behind `cir-cot score`: a saved rankings file gives them again.
 """
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def evaluate(
         gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
     asked = sample_queries(benchmark, limit, seed)
     started = time.perf_counter()
-    output = encode_queries(asked.records, images, encode, batch_size, progress)
+    with inference(retriever):
+        output = encode_queries(asked.records, images, encode, batch_size, progress)
     speed = len(asked.records) / (time.perf_counter() - started)
     rankings, scores, subsets = rank(asked, output.embeddings, gallery)
     labelled = all(record.targets for record in asked.records)  # the test splits of CIRR and CIRCO are not
@@ -159,12 +161,28 @@ def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
         )
 
 
+@contextmanager
+def inference(retriever: Retriever) -> Iterator[None]:
+    """Without gradients and without dropout; a model in training goes on as it was."""
+    modes = (
+        {module: module.training for module in retriever.modules()} if isinstance(retriever, torch.nn.Module) else {}
+    )
+    for module in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def encode_gallery(
     retriever: Retriever, names: Sequence[str], images: ImageStore, batch_size: int = 32, progress: bool = False
 ) -> Tensor:
     """Embeddings (N, D) float32 of the pictures `names`, on the CPU; each picture is decoded once."""
     parts = []
-    with torch.no_grad(), tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar:
+    with inference(retriever), tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar:
         for pictures in load_batches(names, images, batch_size):
             parts.append(retriever.encode_target(pictures).float().cpu())
             bar.update(len(pictures))
@@ -176,7 +194,7 @@ def encode_queries(
 ) -> QueryOutput:
     """Embeddings (Q, D), explanations and flags of the records, from `encode(records, reference pictures)`."""
     parts, done = [], 0
-    with torch.no_grad(), tqdm(total=len(records), desc="queries", unit=" queries", disable=not progress) as bar:
+    with tqdm(total=len(records), desc="queries", unit=" queries", disable=not progress) as bar:
         for pictures in load_batches([record.reference for record in records], images, batch_size):
             parts.append(encode(records[done : done + len(pictures)], pictures))
             done += len(pictures)
@@ -224,21 +242,24 @@ def save_results(results: Sequence[Result], folder: str | Path) -> None:
     """Write results.json, rankings and chains of one reading: one result, or one for each category of a benchmark.
 
     Files are those of `cir-cot score`: rankings.json.gz (and subset_rankings.json.gz), or, of several categories,
-    `<benchmark>.<category>.<split>.json.gz`. results.json comes last: where it is, the rest is whole.
+    `<benchmark>.<category>.<split>.json.gz`. What an earlier run left of them goes; results.json comes last, so where
+    it is, they are whole.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)
     for result in results:
-        alone = len(results) == 1
-        write_gzip(folder / ("rankings.json.gz" if alone else f"{result.name}.json.gz"), result.rankings)
+        stem = f"{result.name}." if len(results) > 1 else ""
+        write_gzip(folder / (f"{stem}json.gz" if stem else "rankings.json.gz"), result.rankings)
+        subset = folder / (f"{stem}subset.json.gz" if stem else "subset_rankings.json.gz")
+        chains = folder / f"{stem}chains.jsonl"
+        for path in (subset, chains):
+            path.unlink(missing_ok=True)
         if result.subset_rankings is not None:
-            name = "subset_rankings.json.gz" if alone else f"{result.name}.subset.json.gz"
-            write_gzip(folder / name, result.subset_rankings)
+            write_gzip(subset, result.subset_rankings)
         if any(result.explanations.values()):
-            rows = ({"id": k, "explanation": v, "flag": result.flags[k]} for k, v in result.explanations.items())
-            name = "chains.jsonl" if alone else f"{result.name}.chains.jsonl"
-            write_text_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            rows = [{"id": k, "explanation": v, "flag": result.flags[k]} for k, v in result.explanations.items()]
+            write_text_atomic(chains, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text_atomic(folder / "results.json", json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -12,7 +12,7 @@ from cir_cot.cli import run
 from cir_cot.evaluation import Result, check_pictures, encode_gallery, evaluate, save_results, summary
 from cir_cot.protocols import Benchmark, score_rankings
 from cir_cot.readings import chain_metrics, percent, reader, swap_chains, texts_of, with_chains
-from cir_cot.records import Record, write_text_atomic
+from cir_cot.records import InputError, Record, write_text_atomic
 from cir_cot.report import Table, flat, summary_table, text_table, write_report
 
 
@@ -129,6 +129,8 @@ def tables_of(content: dict) -> list[Table]:
 def main(argv: Sequence[str]) -> int:
     """Ask every reading, print the tables and write the results."""
     args = parse(argv)
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"{args.out} is a file; --out names a folder")
     benchmarks = with_chains(load_benchmark(args.benchmark, args.root, args.split, args.category), args.chains)
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
@@ -143,8 +145,8 @@ def main(argv: Sequence[str]) -> int:
     if args.out:
         for reading, found in by_reading(studies).items():
             save_results(found, Path(args.out) / reading)
-        write_report(args.out, results, title="Chains and retrieval", tables=tables_of(content), seed=args.seed)
         write_text_atomic(Path(args.out) / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_report(args.out, results, title="Chains and retrieval", tables=tables_of(content), seed=args.seed)
     for table in (summary_table(results), *tables_of(content)):
         print(f"{table.title}\n{text_table(table)}\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:

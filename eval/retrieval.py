@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
 from cir_cot.evaluation import check_pictures, evaluate, save_results, summary
 from cir_cot.readings import READINGS, reader, with_chains
+from cir_cot.records import InputError
 from cir_cot.report import summary_table, text_table, write_report
 
 
@@ -47,6 +49,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"{args.out} is a file; --out names a folder")
     options = {name: value for name in ("gallery", "reference") if (value := getattr(args, name)) is not None}
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
     benchmarks = with_chains(benchmarks, args.chains)
@@ -73,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
         for benchmark, images in zip(benchmarks, stores, strict=True)
     ]
     if args.out:
-        write_report(args.out, results, seed=args.seed)
         save_results(results, args.out)
+        write_report(args.out, results, seed=args.seed)
     print(text_table(summary_table(results)), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(summary(results), ensure_ascii=False))

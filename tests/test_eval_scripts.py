@@ -185,6 +185,8 @@ def test_bad_input_ends_in_one_line(main, checkpoint, scenes, tmp_path, capsys):
     more = ["--out", out]
     assert "no retriever.json" in refused(main, command(tmp_path, scenes, *more), capsys)
     assert "records.val.jsonl" in refused(main, command(checkpoint, scenes, *more, split="val"), capsys)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(main, command(checkpoint, scenes, "--out", tmp_path / "file"), capsys)
     assert "no categories" in refused(main, command(checkpoint, scenes, *more, "--category", "dress"), capsys)
     assert "limit is 0" in refused(main, command(checkpoint, scenes, *more, "--limit", 0), capsys)
     assert "batch_size is 0" in refused(main, command(checkpoint, scenes, *more, "--batch-size", 0), capsys)

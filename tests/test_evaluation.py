@@ -12,7 +12,7 @@ from cir_cot.benchmarks import load_benchmark
 from cir_cot.eval import score
 from cir_cot.evaluation import encode_gallery, evaluate, load_batches, save_results
 from cir_cot.images import ImageStore
-from cir_cot.ranking import best
+from cir_cot.ranking import best, dot_products
 from cir_cot.readings import chain_metrics, swap_chains
 from cir_cot.records import Cot, InputError, Record
 from cir_cot.retriever import QueryOutput
@@ -61,6 +61,18 @@ def test_the_first_target_comes_last_of_all_among_equals():
 
 def test_nothing_to_rank_is_an_empty_list():
     assert best(np.zeros(4, np.float32), np.array([], dtype=int), [1], 4).tolist() == []
+
+
+@pytest.mark.parametrize(("count", "dim"), [(61, 97), (1237, 128), (9001, 33)])
+def test_equal_pictures_score_equal_in_every_column(count, dim):
+    """A float32 product does not: its last columns differ in the last bit."""
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(5, dim)).astype(np.float32)
+    one = rng.normal(size=dim).astype(np.float32)
+    scores = dot_products(queries, np.repeat(one[None], count, axis=0))
+    assert scores.dtype == np.float32
+    assert [len(np.unique(row)) for row in scores] == [1] * 5
+    assert scores[:, 0] == pytest.approx(queries.astype(float) @ one.astype(float))
 
 
 # ---- closed forms
@@ -378,6 +390,37 @@ def test_the_protocol_names_what_a_number_depends_on(folder):
     assert set(protocol["git"]) == {"commit", "dirty"}
     assert protocol["prompts"]
     json.dumps(protocol)
+
+
+def test_a_model_in_training_is_measured_without_dropout_and_goes_on_training(folder):
+    class Dropping(torch.nn.Module):
+        dim = 2
+
+        def __init__(self):
+            super().__init__()
+            self.drop, self.frozen = torch.nn.Dropout(0.5), torch.nn.Identity().eval()
+
+        def encode_target(self, images):
+            return self.drop(Plain().encode_target(images))
+
+        def encode_query(self, images, texts):
+            found = Plain().encode_query(images, texts)
+            return QueryOutput(self.drop(found.embeddings), found.explanations)
+
+    benchmark, images = load(folder)
+    model = Dropping()
+    model.frozen.eval()
+    assert evaluate(model, benchmark, images).metrics["R@1"] == 100
+    assert (model.training, model.drop.training, model.frozen.training) == (True, True, False)
+
+
+def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
+    benchmark, images = load(folder)
+    save_results([evaluate(Toy(), benchmark, images)], tmp_path / "out")
+    assert (tmp_path / "out/chains.jsonl").exists()
+    save_results([evaluate(Toy(), benchmark, images, reading="fast")], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "rankings.json.gz"}
+    assert json.loads((tmp_path / "out/results.json").read_text())["protocol"]["reading"] == "fast"
 
 
 # ---- what is refused
