@@ -46,7 +46,7 @@ class CirArguments(TrainingArguments):
     )
     group_size: int = field(
         default=4,  # ours: half of the default batch, so that one batch still holds several groups
-        metadata={"help": "Rows of a block with --group_by; divides the rows of a micro-batch over all processes."},
+        metadata={"help": "Rows of a block; divides the rows of a micro-batch over all processes. 0: all of them."},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})  # TRACE, LoRA
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})  # TRACE
@@ -80,8 +80,8 @@ class CirArguments(TrainingArguments):
                 f"contrastive_weight {self.contrastive_weight} and lm_weight {self.lm_weight}: neither may be negative "
                 "and one must be above 0"
             )
-        if self.group_size < 1:
-            raise InputError(f"group_size must be at least 1, got {self.group_size}")
+        if self.group_size < 0:
+            raise InputError(f"group_size must be at least 1, or 0 for a whole micro-batch, got {self.group_size}")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise two CPU processes would be set up for NCCL
         if self.use_cpu:
@@ -216,7 +216,7 @@ def _without_tokens(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def write_metrics_json(folder: str | Path, metrics: Mapping[str, float], args: CirArguments) -> None:
+def write_metrics_json(folder: str | Path, metrics: Mapping, args: CirArguments) -> None:
     """Write `metrics.json`, what a finished training reports; only the first process writes."""
     if args.should_save:
         write_json(Path(folder) / "metrics.json", metrics)

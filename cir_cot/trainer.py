@@ -63,7 +63,8 @@ class CirTrainer(Trainer):
         """Batches of this process; already sharded, so accelerate only forwards the epoch to the sampler."""
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = RowSampler(self.train_dataset.records, seed, args.group_by, args.group_size)
+        group_size = args.group_size or self._train_batch_size * args.world_size
+        sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size)
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=ShardedBatches(sampler, self._train_batch_size, args.process_index, args.world_size),

@@ -130,6 +130,17 @@ def test_old_checkpoints_are_deleted_only_beyond_the_limit(tmp_path):
     assert all((path / COMPLETE).is_file() for path in tmp_path.glob("checkpoint-*"))
 
 
+def test_group_size_zero_fills_a_micro_batch_with_one_group(tmp_path):
+    def pure(**arguments) -> int:
+        """How many of the eight batches hold one category only."""
+        run = training.trainer(tmp_path, rows=24, per_device_train_batch_size=3, **arguments)
+        rows, batches = run.train_dataset.records, run.get_train_dataloader().batch_sampler
+        return sum(len({rows[index].source for index, _ in batch}) == 1 for batch in batches)
+
+    assert pure(group_by="category", group_size=0) >= 6  # six categories of four rows: the fourth ones are left over
+    assert pure() < 3
+
+
 def test_accelerate_hands_every_epoch_to_the_sampler(tmp_path):
     run = training.trainer(tmp_path, num_train_epochs=3, seed=11)
     seen, get = [], run.train_dataset.__class__.__getitem__
