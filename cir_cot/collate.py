@@ -35,8 +35,8 @@ class Row:
 class CirDataset(torch.utils.data.Dataset):
     """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them."""
 
-    def __init__(self, records: Sequence[Record], images: ImageStore, texts=None):
-        self.records, self.images, self.texts = records, images, texts
+    def __init__(self, records: Sequence[Record], images: ImageStore):
+        self.records, self.images = records, images
 
     def __len__(self) -> int:
         return len(self.records)

@@ -104,12 +104,17 @@ def random_scene(rng: random.Random, palette: dict, least: int = 2, most: int = 
     return tuple(scene)
 
 
-def random_edit(rng: random.Random, scene: Scene, palette: dict, kind: str | None = None) -> Edit | None:
-    """Draw an edit of a scene; None when the draw is a no-op, empties the scene or leaves the palette."""
+def random_edit(
+    rng: random.Random, scene: Scene, palette: dict, kind: str | None = None, pick: Pick | None = None
+) -> Edit | None:
+    """Draw an edit of a scene; None when the draw is a no-op, empties the scene or leaves the palette.
+
+    `kind` and `pick` are drawn unless they are given.
+    """
     kind = kind or rng.choices(KINDS, KIND_WEIGHTS)[0]
     if kind == "add":
         return _add(rng, scene, palette)
-    pick = random_pick(rng, scene)
+    pick = pick or random_pick(rng, scene)
     if kind == "remove":
         change, verdict, text = (lambda thing: None), "remove", f"remove {selector_text(pick)}"
     else:

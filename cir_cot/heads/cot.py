@@ -190,7 +190,7 @@ class CotRetriever(nn.Module):
                 alive, hidden, mask, positions = alive[going.cpu()], hidden[going], mask[going], positions[:, going]
                 if not len(alive):
                     break
-                cache.batch_select_indices(going.nonzero()[:, 0])
+                self.backbone.keep_rows(cache, going.nonzero()[:, 0])
         return chains, vectors, flags
 
     def _banned(self) -> Tensor:

@@ -1,0 +1,160 @@
+"""From nothing to a measured retriever: scenes -> LoRA on the tiny base -> evaluation on iid and novel -> a report.
+
+What a user does on Qwen2.5-VL-7B, small enough for two CPU cores: the same commands, recipe, head and protocol. Beside
+the chain retriever the same network is trained without chains for about the same time, so that the chain's worth shows.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from cir_cot.benchmarks import load_benchmark
+from cir_cot.cli import run
+from cir_cot.evaluation import Result, encode_gallery, evaluate, save_results
+from cir_cot.heads import load_retriever
+from cir_cot.readings import chain_metrics
+from cir_cot.recipe import device_name, write_json
+from cir_cot.report import Table, summary_table, text_table, write_report
+
+CONFIGS = Path(__file__).parent / "configs"
+SPLITS = ("iid", "novel")
+READINGS = ("full", "fast", "oracle", "image_only", "text_only")
+KEYS = ("R@1", "R@5", "R@10")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def command(*words: str, log: Path | None = None) -> subprocess.Popen:
+    """Start a command of the project in a process of its own, with one thread; its output goes to `log` if given."""
+    out = None if log is None else log.open("w")
+    call = [sys.executable, "-m", "cir_cot.cli", *words]
+    return subprocess.Popen(call, env={**os.environ, **ONE_THREAD}, stdout=out, stderr=out and subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> None:
+    """Wait for a command; SystemExit names it and where it wrote when it failed."""
+    if process.wait():
+        raise SystemExit(f"{what} failed with exit code {process.returncode}" + (f"; see {log}" if log else ""))
+
+
+def train_both(out: Path, extra: Sequence[str]) -> float:
+    """Train with chains (progress shown) and without (logged) side by side -> minutes of the longer one."""
+    started, log = time.time(), out / "no_chain.log"
+    bf16 = ["--bf16", str(torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported())]
+    shared = ["--root", str(out / "scenes"), *bf16, *extra]
+    no_chain = command(
+        "sft",
+        "--config",
+        str(CONFIGS / "quickstart_no_chain.yaml"),
+        "--output_dir",
+        str(out / "no_chain"),
+        *shared,
+        log=log,
+    )
+    chain = command("sft", "--config", str(CONFIGS / "quickstart.yaml"), "--output_dir", str(out / "model"), *shared)
+    try:
+        finish(chain, "training with chains")
+        finish(no_chain, "training without chains", log)
+    finally:
+        no_chain.kill()
+        chain.kill()
+    return (time.time() - started) / 60
+
+
+def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
+    """Evaluate both models on one split -> full, fast, oracle, baselines, then the model without chains."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // len(SPLITS)))
+    (benchmark,) = load_benchmark("folder", out / "scenes", split)
+    images = benchmark.images()
+    results = []
+    for folder, readings in (("model", READINGS), ("no_chain", ("fast",))):
+        retriever = load_retriever(out / folder, attn="eager")
+        gallery = encode_gallery(retriever, benchmark.gallery, images, 250, progress=split == SPLITS[0])
+        for reading in readings:
+            name = "no_chain" if folder == "no_chain" else reading
+            options = {"gallery": gallery, "model": folder, "limit": limit, "batch_size": 250, "seed": seed}
+            result = evaluate(retriever, benchmark, images, reading=reading, **options)
+            result.protocol["reading"] = name
+            save_results([result], out / "results" / split / name)
+            results.append(result)
+    return results
+
+
+def summary(results: dict[str, list[Result]], exact: dict[str, float], minutes: float) -> dict:
+    """The content of summary.json."""
+    table = {
+        split: {r.protocol["reading"]: {key: round(r.metrics[key], 2) for key in KEYS} for r in measured}
+        for split, measured in results.items()
+    }
+    first = next(iter(results.values()))[0]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return table | {
+        "exact_conclusion": exact,
+        "gallery": first.protocol["gallery_size"],
+        "queries": first.protocol["queries"],
+        "minutes": round(minutes, 1),
+        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # of the largest process
+        "device": device_name(device),
+    }
+
+
+def chain_table(results: dict[str, list[Result]]) -> tuple[Table, dict[str, float]]:
+    """The chains of both splits as a table of the report, and the rate of exact conclusions."""
+    metrics = {
+        split: chain_metrics(full.benchmark.records, full.explanations, full.flags)
+        for split, (full, *_) in results.items()
+    }
+    names = list(metrics[SPLITS[0]])
+    rows = [[split, *(round(values[name], 2) for name in names)] for split, values in metrics.items()]
+    table = Table(
+        "Chains the model wrote (%)", ["split", *names], rows, "Exact: equal to the true chain, word for word."
+    )
+    return table, {split: round(values["exact_conclusion"], 2) for split, values in metrics.items()}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run every step, then write summary.json, report.md and report.html and print the table."""
+    parser = argparse.ArgumentParser(prog="cir-cot quickstart", description=__doc__)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for data, models, results and the report")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)")
+    parser.add_argument("--references", type=int, default=1000, help="scenes a split, 16 edits each (default 1000)")
+    parser.add_argument(
+        "--queries", type=int, default=2000, help="queries a split; the gallery stays whole (default 2000)"
+    )
+    parser.add_argument("--max-steps", type=int, help="stop both trainings early, to see that everything runs")
+    args = parser.parse_args(argv)
+    started, out = time.time(), Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "summary.json").unlink(missing_ok=True)
+    scenes = ["--out", str(out / "scenes"), "--seed", str(args.seed), "--references", str(args.references)]
+    finish(command("scenes", *scenes), "writing the scenes")
+    trained = train_both(out, ["--max_steps", str(args.max_steps)] if args.max_steps else [])
+    with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
+        jobs = {split: pool.submit(measure, out, split, args.queries, args.seed) for split in SPLITS}
+        results = {split: job.result() for split, job in jobs.items()}
+    chains, exact = chain_table(results)
+    everything = [result for measured in results.values() for result in measured]
+    write_report(
+        out, everything, title="Quickstart: chain-of-thought retrieval on scenes", tables=[chains], seed=args.seed
+    )
+    facts = summary(results, exact, (time.time() - started) / 60)
+    write_json(out / "summary.json", facts)
+    print("\n" + text_table(summary_table(everything)) + "\n\n" + text_table(chains))
+    print(
+        f"\n{facts['gallery']} pictures in the gallery, the reference removed, {facts['queries']} queries a split. "
+        f"{facts['minutes']} minutes, {trained:.1f} of them training. Look at {out / 'report.html'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
