@@ -157,6 +157,7 @@ def test_accelerate_hands_every_epoch_to_the_sampler(tmp_path):
         wanted.set_epoch(epoch)
         assert seen[epoch * 22 : (epoch + 1) * 22] == list(wanted)
     assert len(seen) == 66
+    assert [row for row, _ in seen[:22]] != [row for row, _ in seen[22:44]]
 
 
 def test_accumulated_micro_batches_weigh_tokens_and_rows_not_batches(tmp_path):
@@ -180,6 +181,15 @@ def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
     parts = zip(logged(run, "lm_loss"), logged(run, "contrastive_loss"), logged(run, "loss"), strict=True)
     for lm, contrastive, loss in parts:
         assert loss == pytest.approx(0.25 * lm + 2.0 * contrastive, rel=1e-5)
+
+
+def test_a_row_is_no_negative_of_another_with_the_same_target(tmp_path):
+    run = training.trainer(tmp_path, lm_weight=0.0)
+    batch = run.data_collator([run.train_dataset[index, 0] for index in (0, 18, 1)])
+    assert batch["ids"].unique().numel() == 2
+    masked = run.compute_loss(run.model, batch)
+    unmasked = run.compute_loss(run.model, batch | {"ids": torch.arange(3)})
+    assert unmasked > masked + 0.1
 
 
 def test_what_is_logged(tmp_path):
