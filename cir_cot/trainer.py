@@ -142,7 +142,10 @@ class CirTrainer(Trainer):
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
         self.meter = Meter(self.args.device)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        except InputError as error:  # one of a loading worker comes with the worker's whole traceback in its message
+            raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:

@@ -160,6 +160,20 @@ def test_rows_with_a_missing_picture_are_refused_or_counted(base, tmp_path, caps
     assert f"{len(hit)} of 22 rows left out: 1 pictures are missing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_corrupt_picture_ends_training_with_its_name_in_one_line(base, tmp_path, workers):
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = training.records(8)
+    write_dataset(root, rows)
+    file = root / "images" / f"{rows[0].reference}.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(InputError, match=file.name) as error:
+        train(base, root, tmp_path / "run", "--dataloader_num_workers", workers)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
 def test_data_that_cannot_be_trained_on_is_refused_before_the_model_is_loaded(data, tmp_path):
     root = tmp_path / "data"
     root.mkdir()

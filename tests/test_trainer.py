@@ -183,6 +183,15 @@ def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
         assert loss == pytest.approx(0.25 * lm + 2.0 * contrastive, rel=1e-5)
 
 
+def test_loading_workers_change_nothing(tmp_path):
+    head = {"chain_dropout": 0.5}
+    alone = training.trainer(tmp_path, training.tiny_head(**head), rows=12)
+    helped = training.trainer(tmp_path, training.tiny_head(**head), rows=12, dataloader_num_workers=2)
+    alone.train()
+    helped.train()
+    assert logged(helped, "loss") == logged(alone, "loss")
+
+
 def test_a_row_is_no_negative_of_another_with_the_same_target(tmp_path):
     run = training.trainer(tmp_path, lm_weight=0.0)
     batch = run.data_collator([run.train_dataset[index, 0] for index in (0, 18, 1)])
