@@ -230,3 +230,15 @@ def test_the_deepspeed_config_leaves_sizes_to_the_arguments():
 
 def test_the_script_is_the_installed_module():
     assert importlib.util.find_spec("cir_cot.train.sft").origin == sft.__file__
+
+
+def test_real_photographs_of_three_categories_train(base, shared_data, tmp_path, capsys):
+    """FashionIQ's layout, a chain file a category; no accuracy is claimed, but the loss must fall."""
+    root = shared_data / "wardrobe"
+    chains = sorted(str(path) for path in (root / "chains").glob("*.train.jsonl"))
+    more = ["--benchmark", "fashioniq", "--chains", *chains, "--group_by", "category", "--group_size", "4"]
+    # All weights: an adapter cannot teach a random base any words.
+    more += ["--lora_r", "0", "--max_steps", "8", "--learning_rate", "5e-3"]
+    assert train(base, root, tmp_path, *more) == 0
+    losses = [entry["lm_loss"] for entry in json.loads((tmp_path / "metrics.json").read_text())["history"][:8]]
+    assert losses[-1] < losses[0] - 0.3

@@ -45,7 +45,7 @@ class SftArguments(CirArguments):
     root: str | None = option(None, "Folder of the dataset.")
     split: str = option("train", "Split to train on.")
     category: str | None = option(None, "FashionIQ: one category only.")
-    chains: str | None = option(None, "JSONL file of chains, if the records do not hold them.")
+    chains: list[str] | None = option(None, "JSONL files of chains, if the records do not hold them.")
     drop_missing: bool = option(False, "Leave out rows whose picture is missing (dead links), and say how many.")
     lora_r: int = option(16, "LoRA rank; 0 trains all weights.")  # ReCALL: 16 beats 32, 64 and full fine-tuning
     lora_alpha: int = option(32, "LoRA alpha.")  # twice the rank, as TRACE has it
@@ -84,8 +84,8 @@ def load_rows(args: SftArguments) -> CirDataset:
     for record in records:
         if not record.targets:
             raise InputError(f"{args.root}: query {record.id!r} of {args.split} has no target; train on another split")
-    if args.chains:
-        records = attach_chains(records, args.chains)
+    for path in args.chains or ():
+        records = attach_chains(records, path)
     if args.lm_weight and all(record.cot is None for record in records):
         raise InputError(f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train without")
     missing = {image for image, store in where.items() if image not in store}
