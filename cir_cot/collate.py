@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .images import ImageStore
-from .prompts import RET, TARGET, cot_to_text, query_prompt
+from .prompts import TARGET, cot_to_text, query_prompt
 from .records import InputError, Record
 
 IGNORE = -100
@@ -117,32 +117,26 @@ class ChatEncoder:
 class ChainCollator:
     """list[Row] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
 
-    With probability `chain_dropout` a row has no chain, the retrieval token follows the prompt at once and nothing is
-    supervised: a forced token teaches no words. `words_dropout` hides earlier chain words from the model's input (not
-    from the labels), so that the picture must be looked at. Both are decided by the row's own `draw`.
+    With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
+    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
     """
 
-    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, words_dropout: float = 0.0):
-        self.encoder, self.chain_dropout, self.words_dropout = encoder, chain_dropout, words_dropout
+    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0):
+        self.encoder, self.chain_dropout = encoder, chain_dropout
 
     def __call__(self, rows: Sequence[Row]) -> dict:
-        kept = [row.record.cot is not None and self._random(row).random() >= self.chain_dropout for row in rows]
-        chains = iter(
-            self.encoder.answer_ids([cot_to_text(r.record.cot) for r, keep in zip(rows, kept, strict=True) if keep])
-        )
-        answers = [next(chains) if keep else [self.encoder.ret_id] for keep in kept]
+        dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
+        chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
+        written = iter(self.encoder.answer_ids([cot_to_text(chain) for chain in chains if chain]))
+        answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
         query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
-        labels[~torch.tensor(kept)] = IGNORE
+        labels[torch.tensor([chain is None for chain in chains])] = IGNORE
         return {
             "query": query,
             "target": self.encoder.target([row.target for row in rows]),
             "labels": labels,
             "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
         }
-
-    @staticmethod
-    def _random(row: Row) -> random.Random:
-        return random.Random(row.draw)
 
 
 def image_number(image: str) -> int:

@@ -7,7 +7,7 @@ chain survives any tokenizer; only the retrieval token is an added token.
 
 import re
 
-from .records import Cot
+from .records import Cot, InputError
 
 PROMPTS_VERSION = "1"
 RET = "<ret>"
@@ -32,13 +32,13 @@ def query_prompt(text: str) -> str:
 
 
 def cot_to_text(cot: Cot) -> str:
-    """Write a chain as tagged text, without the retrieval token; ValueError if a part holds a tag of its own.
+    """Write a chain as tagged text, without the retrieval token; InputError if a part holds a tag of its own.
 
     Round trip: ``text_to_cot(cot_to_text(cot)) == cot`` for every chain whose parts have no outer white space.
     """
     for part in PARTS:
         if found := _TAG.search(getattr(cot, part)):
-            raise ValueError(f"the {part} of a chain holds {found.group()!r}; remove the tag from the annotation")
+            raise InputError(f"the {part} of a chain holds {found.group()!r}; remove the tag from the annotation")
     return "".join(f"<{part}>{getattr(cot, part)}</{part}>" for part in PARTS)
 
 

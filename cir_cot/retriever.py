@@ -92,7 +92,7 @@ def read_settings(folder: str | Path) -> dict:
 
 
 def load_head_weights(head, folder: str | Path) -> None:
-    """Load head.safetensors of a saved folder into a head; InputError names what is missing, unexpected or misshapen."""
+    """Load head.safetensors of a saved folder into a head; InputError names what does not fit."""
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise InputError(f"{path}: missing; give the folder that training wrote")

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ..records import InputError
-from ..retriever import Retriever, read_settings
+from cir_cot.records import InputError
+from cir_cot.retriever import Retriever, read_settings
+
 from .cot import CotRetriever
 
 HEADS = {"cot": CotRetriever}

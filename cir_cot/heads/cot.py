@@ -17,11 +17,11 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..backbone import Backbone, load_backbone
-from ..collate import IGNORE, ChainCollator, ChatEncoder
-from ..prompts import CHAIN_START, cot_to_text, text_to_cot
-from ..records import Cot, InputError
-from ..retriever import QueryOutput, load_head_weights, save_retriever
+from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.collate import IGNORE, ChainCollator, ChatEncoder
+from cir_cot.prompts import CHAIN_START, cot_to_text, text_to_cot
+from cir_cot.records import Cot, InputError
+from cir_cot.retriever import QueryOutput, load_head_weights, save_retriever
 
 READINGS = ("full", "fast")
 READOUTS = ("ret", "before_ret")
