@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).parent / "configs"
 SPLITS = ("iid", "novel")
 READINGS = ("full", "fast", "oracle", "image_only", "text_only")
 KEYS = ("R@1", "R@5", "R@10")
+BATCH = 250  # pictures or queries encoded at a time
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -77,10 +78,11 @@ def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
     results = []
     for folder, readings in (("model", READINGS), ("no_chain", ("fast",))):
         retriever = load_retriever(out / folder, attn="eager")
-        gallery = encode_gallery(retriever, benchmark.gallery, images, 250, progress=split == SPLITS[0])
+        retriever.batch_size = BATCH
+        gallery = encode_gallery(retriever, benchmark.gallery, images, BATCH, progress=split == SPLITS[0])
         for reading in readings:
             name = "no_chain" if folder == "no_chain" else reading
-            options = {"gallery": gallery, "model": folder, "limit": limit, "batch_size": 250, "seed": seed}
+            options = {"gallery": gallery, "model": folder, "limit": limit, "batch_size": BATCH, "seed": seed}
             result = evaluate(retriever, benchmark, images, reading=reading, **options)
             result.protocol["reading"] = name
             save_results([result], out / "results" / split / name)
