@@ -6,12 +6,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from toy import Constant, Plain, Toy, query, shade_of, write_folder, write_json, write_shades
+from toy import Constant, Plain, Toy, chain, query, shade_of, write_folder, write_json, write_shades
 
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.eval import score
 from cir_cot.evaluation import encode_gallery, evaluate, load_batches, save_results
 from cir_cot.images import ImageStore
+from cir_cot.prompts import cot_to_text
 from cir_cot.ranking import best, dot_products
 from cir_cot.readings import chain_metrics, swap_chains
 from cir_cot.records import Cot, InputError, Record
@@ -507,4 +508,8 @@ def test_lent_chains_come_from_queries_with_other_answers(folder):
     assert swap_chains(benchmark.records, words, seed=0) == lent
     assert swap_chains(benchmark.records, words, seed=1) != lent
     assert swap_chains(benchmark.records[:1], words) is None
+    same_answer = [query(0, 100, 8, 108), query(1, 104, 4, 108)]
+    words = {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "9"))}
+    assert swap_chains(same_answer, words) is None
+    words = evaluate(Toy(), benchmark, images).explanations
     assert swap_chains(benchmark.records, dict.fromkeys(words, "no chain")) is None

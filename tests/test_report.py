@@ -5,8 +5,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 from toy import Plain, Toy, query, write_folder
 
+from cir_cot import webpage
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.evaluation import evaluate
 from cir_cot.report import Table, markdown, place, plain, sample, summary_table, text_table, write_report
@@ -88,15 +90,23 @@ def test_markup_in_texts_and_chains_stays_text(benchmark, tmp_path):
     result = evaluate(Evil(), benchmark, benchmark.images())
     shown = [replace(record, text=EVIL) for record in result.benchmark.records]
     result = replace(result, benchmark=replace(result.benchmark, records=shown))
-    html, page, words = written([result], tmp_path, title=EVIL, tables=[Table(EVIL, [EVIL], [[EVIL]], EVIL)])
+    html, page, words = written([result], tmp_path, title=EVIL, tables=[Table(EVIL, [EVIL, "x"], [[EVIL, EVIL]], EVIL)])
     assert page.well_formed
     assert not page.all("script")
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
-    assert "".join(page.text).count("<script>alert('x')</script>") >= 12 + 5
+    assert "".join(page.text).count("<script>alert('x')</script>") >= 12 + 6
     assert "<script" not in html
     assert "<script" not in words
     assert "<img" not in words
     assert not re.search(r"(?<!\\)\[link(?<!\\)\]", words)
+
+
+def test_markup_in_an_image_id_stays_in_the_alternative_text():
+    name = """answer 1: "><script>alert('x')</script>"""
+    page = Page(webpage.document("t", [webpage.thumbnail(Image.new("RGB", (300, 2)), name)]))
+    assert [image["alt"] for image in page.all("img")] == [name]
+    assert not page.all("script")
+    assert page.well_formed
 
 
 @pytest.mark.parametrize("text", ["a | b", "`a`", "*a*", "[a](b)", "# a", "line\nbreak", "\\", "<b>"])
