@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cir_cot import prompts, scenes
-from cir_cot.checkpoint import load_model
+from cir_cot.checkpoint import load_model, load_processor
 from cir_cot.cli import run
 from cir_cot.collate import IGNORE, ChatEncoder
 from cir_cot.provenance import git_state, package_versions
@@ -174,14 +174,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the weights and of the scenes (default 1)")
     args = parser.parse_args(argv)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    started, tokenizer = time.time(), tiny_tokenizer(corpus(), 512)
-    earlier = json.loads((Path(args.init) / "run.json").read_text()) if args.init else None
-    processor = tiny_processor("qwen2_5_vl", tokenizer)
-    model = (
-        load_model(args.init, dtype=torch.float32)
-        if args.init
-        else tiny_model("qwen2_5_vl", tokenizer, args.seed, **SIZES)
-    )
+    started, earlier = time.time(), None
+    if args.init:
+        earlier = json.loads((Path(args.init) / "run.json").read_text())
+        model, processor = load_model(args.init, dtype=torch.float32), load_processor(args.init)
+    else:
+        tokenizer = tiny_tokenizer(corpus(), 512)
+        model, processor = (
+            tiny_model("qwen2_5_vl", tokenizer, args.seed, **SIZES),
+            tiny_processor("qwen2_5_vl", tokenizer),
+        )
     model = model.to(args.device).train()
     model.set_attn_implementation("eager")
     encoder = ChatEncoder(processor, ret_id=-1)  # no retrieval token: the base knows no retrieval
