@@ -47,26 +47,25 @@ def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> Non
 
 
 def train_both(out: Path, extra: Sequence[str]) -> float:
-    """Train with chains (progress shown) and without (logged) side by side -> minutes of the longer one."""
+    """Train with chains in two stages (progress shown) and without (logged) side by side -> minutes of the longer."""
     started, log = time.time(), out / "no_chain.log"
-    bf16 = ["--bf16", str(torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported())]
-    shared = ["--root", str(out / "scenes"), *bf16, *extra]
-    no_chain = command(
-        "sft",
-        "--config",
-        str(CONFIGS / "quickstart_no_chain.yaml"),
-        "--output_dir",
-        str(out / "no_chain"),
-        *shared,
-        log=log,
-    )
-    chain = command("sft", "--config", str(CONFIGS / "quickstart.yaml"), "--output_dir", str(out / "model"), *shared)
+    bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), *extra]
+
+    def sft(config: str, folder: str, *more: str, log: Path | None = None) -> subprocess.Popen:
+        paths = ["--config", str(CONFIGS / f"{config}.yaml"), "--output_dir", str(out / folder)]
+        return command("sft", *paths, *shared, *more, log=log)
+
+    running = [no_chain := sft("quickstart_no_chain", "no_chain", log=log)]
     try:
-        finish(chain, "training with chains")
+        running.append(sft("quickstart_stage1", "stage1"))
+        finish(running[-1], "stage 1, chains alone")
+        running.append(sft("quickstart", "model", "--model", str(out / "stage1")))
+        finish(running[-1], "stage 2, chains and retrieval")
         finish(no_chain, "training without chains", log)
     finally:
-        no_chain.kill()
-        chain.kill()
+        for process in running:
+            process.kill()
     return (time.time() - started) / 60
 
 
