@@ -13,7 +13,7 @@ so the edit must be resolved against the picture before the target is known. Fac
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +53,18 @@ Pick = tuple[str | None, str | None, str | None, str | None]  # slot, size, colo
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit in words and what it does: `result` per slot, `verdicts` per object of the reference in reading order."""
+    """An edit in words and what it does to a scene.
+
+    `meant` says of each object of the reference, in reading order, whether the `selector` means it; `action` is what
+    happens to those, or the object that is added (then there is no selector).
+    """
 
     kind: str
     text: str
     result: Scene
-    verdicts: tuple[str, ...]
-    added: str = ""
+    action: str
+    selector: str = ""
+    meant: tuple[bool, ...] = ()
 
 
 def object_text(slot: int, thing: Object) -> str:
@@ -115,28 +120,34 @@ def random_edit(
     if kind == "add":
         return _add(rng, scene, palette)
     pick = pick or random_pick(rng, scene)
+    selector = selector_text(pick)
     if kind == "remove":
-        change, verdict, text = (lambda thing: None), "remove", f"remove {selector_text(pick)}"
+        change, action, text = (lambda thing: None), "remove", f"remove {selector}"
     else:
         value = rng.choice(SIZES if kind == "size" else tuple(COLOURS))
         at = 0 if kind == "size" else 1
-        change, verdict = (lambda thing: (*thing[:at], value, *thing[at + 1 :])), f"make {value}"
-        text = f"make {selector_text(pick)} {value}"
+        change, action = (lambda thing: (*thing[:at], value, *thing[at + 1 :])), f"make {value}"
+        text = f"make {selector} {value}"
     touched = {slot for slot, thing in enumerate(scene) if thing and matches(pick, slot, thing)}
     result = tuple(change(thing) if slot in touched else thing for slot, thing in enumerate(scene))
     if result == scene or not any(result) or not all(t is None or t[1] in palette[t[2]] for t in result):
         return None
-    verdicts = tuple(verdict if slot in touched else "keep" for slot, thing in enumerate(scene) if thing)
-    return Edit(kind, text, result, verdicts)
+    meant = tuple(slot in touched for slot, thing in enumerate(scene) if thing)
+    return Edit(kind, text, result, action, selector, meant)
 
 
 def chain(scene: Scene, edit: Edit) -> Cot:
-    """Write the true chain: the scene, the verdict on each of its objects, the target scene."""
-    objects = [object_text(slot, thing) for slot, thing in enumerate(scene) if thing]
-    steps = [f"{name}: {verdict}" for name, verdict in zip(objects, edit.verdicts, strict=True)]
-    if edit.added:
-        steps.append(f"add {edit.added}")
+    """Write the true chain: the scene, which of its objects the selector means and what becomes of them, the target."""
+    steps = [edit.action]
+    if edit.selector:
+        steps = [f"meant by: {edit.selector}", *verdicts(scene, edit.meant), edit.action]
     return Cot(caption=scene_text(scene), reasoning="; ".join(steps), conclusion=scene_text(edit.result))
+
+
+def verdicts(scene: Scene, meant: Sequence[bool]) -> list[str]:
+    """Say of each object of a scene, in reading order, whether it is meant."""
+    names = [object_text(slot, thing) for slot, thing in enumerate(scene) if thing]
+    return [f"{name}: {'yes' if yes else 'no'}" for name, yes in zip(names, meant, strict=True)]
 
 
 def _random_object(rng: random.Random, palette: dict) -> Object:
@@ -147,8 +158,8 @@ def _random_object(rng: random.Random, palette: dict) -> Object:
 def _add(rng: random.Random, scene: Scene, palette: dict) -> Edit | None:
     slot, thing = rng.choice([slot for slot in range(9) if scene[slot] is None]), _random_object(rng, palette)
     result = (*scene[:slot], thing, *scene[slot + 1 :])
-    keep = ("keep",) * sum(thing is not None for thing in scene)
-    return Edit("add", f"add {' '.join(thing)} to {SLOTS[slot]}", result, keep, object_text(slot, thing))
+    text = f"add {' '.join(thing)} to {SLOTS[slot]}"
+    return Edit("add", text, result, f"add {object_text(slot, thing)}")
 
 
 def render(scene: Scene, rng: random.Random, size: int = 84) -> Image.Image:

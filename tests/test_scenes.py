@@ -65,14 +65,27 @@ def test_every_edit_in_words_leads_from_the_caption_to_the_conclusion(splits):
             assert scenes.scene_text(gallery[record.id]) == record.cot.conclusion
 
 
-def test_reasoning_names_exactly_the_objects_that_change(splits):
+def verdicts(record):
+    """The verdict of the reasoning on each object: {slot: meant or not}."""
+    steps = [step.split(": ") for step in record.cot.reasoning.split("; ")]
+    return {name.split()[0]: verdict == "yes" for name, verdict in (s for s in steps if s[-1] in ("yes", "no"))}
+
+
+def test_reasoning_resolves_the_selector_to_exactly_the_objects_it_means(splits):
     for record in splits["iid"][0]:
         before, after = parse(record.cot.caption), parse(record.cot.conclusion)
-        steps = [step.split(": ") for step in record.cot.reasoning.split("; ") if ": " in step]
-        assert [" ".join(name.split()) for name, _ in steps] == record.cot.caption.split(", ")
-        kept = {name.split()[0] for name, verdict in steps if verdict == "keep"}
-        assert all(before[slot] == after[slot] for slot in kept)
-        assert {slot for slot in before if before[slot] != after.get(slot)} <= set(before) - kept
+        steps = record.cot.reasoning.split("; ")
+        first, last = steps[0], steps[-1]
+        if record.text.startswith("add"):
+            slot = record.text.split()[-1]
+            assert first == last == f"add {slot} {' '.join(after[slot])}"
+            continue
+        wanted = set(first.removeprefix("meant by: ").split()) - {"object"}
+        assert verdicts(record) == {slot: wanted <= {slot, *thing} for slot, thing in before.items()}
+        assert {slot for slot in before if before[slot] != after.get(slot)} <= {
+            s for s, yes in verdicts(record).items() if yes
+        }
+        assert record.text.split()[0] == last.split()[0]
 
 
 def test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference(splits):
@@ -94,13 +107,11 @@ def test_a_references_other_edits_are_in_the_gallery_and_differ(splits):
 
 
 def test_selectors_are_partial_and_some_touch_several_objects(splits):
-    verdicts = [
-        sum(not step.endswith(": keep") for step in record.cot.reasoning.split("; "))
-        for records, _ in splits.values()
-        for record in records
-        if not record.text.startswith("add")
+    meant = [
+        sum(verdicts(r).values()) for records, _ in splits.values() for r in records if not r.text.startswith("add")
     ]
-    assert sum(count > 1 for count in verdicts) > 0.1 * len(verdicts)
+    assert min(meant) == 1
+    assert sum(count > 1 for count in meant) > 0.1 * len(meant)
     assert {record.source.rpartition("/")[2] for record in splits["iid"][0]} == set(scenes.KINDS)
 
 

@@ -67,11 +67,8 @@ def select(rng: random.Random, test: bool = False) -> tuple[scenes.Scene, str, s
     """Return (scene, prompt, answer): for every object of a full scene, whether a selector means it."""
     scene = draw_scene(rng, test, 4, 9)
     pick = draw_pick(rng, scene)
-    answer = "; ".join(
-        f"{scenes.object_text(slot, thing)}:{YES if scenes.matches(pick, slot, thing) else NO}"
-        for slot, thing in enumerate(scene)
-        if thing
-    )
+    meant = [scenes.matches(pick, slot, thing) for slot, thing in enumerate(scene) if thing]
+    answer = "; ".join(scenes.verdicts(scene, meant))
     return scene, prompts.SELECT.replace("{text}", scenes.selector_text(pick)), answer
 
 
@@ -90,7 +87,7 @@ TASKS = {"describe": describe, "select": select, "apply": apply}
 def corpus() -> list[str]:
     """Return the words of the scenes' world, so that each becomes one token."""
     rng = random.Random(0)
-    lines = [prompts.QUERY, prompts.TARGET, "<|im_start|>system user assistant\n", "keep remove make add to yes no"]
+    lines = [prompts.QUERY, prompts.TARGET, "<|im_start|>system user assistant\n", "remove make add to yes no"]
     for _ in range(300):
         scene = scenes.random_scene(rng, scenes.PALETTES["all"])
         edit = scenes.random_edit(rng, scene, scenes.PALETTES["all"])
