@@ -18,12 +18,12 @@ SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, t
 def example(records: Sequence[Record], kind: str) -> Record:
     """Pick a telling query of a kind of edit: three or four objects, at least two of which the edit means (or adds)."""
     chosen = [record for record in records if record.source.endswith(f"/{kind}")]
-    telling = (r for r in chosen if r.cot.caption.count(", ") in (2, 3) and (kind == "add" or _meant(r) > 1))
+    telling = (
+        r
+        for r in chosen
+        if r.cot.caption.count(", ") in (2, 3) and (kind == "add" or r.cot.reasoning.count(": yes") > 1)
+    )
     return next(telling, chosen[0])
-
-
-def _meant(record: Record) -> int:
-    return sum(not step.endswith(": keep") for step in record.cot.reasoning.split("; "))
 
 
 def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.Image:
