@@ -32,9 +32,11 @@ FIRST, THEN, FIRST_SHARE = ("describe", "select"), ("describe", "select", "apply
 BETAS, WARM_UP, FLOOR = (0.9, 0.98), 100, 0.03
 
 YES, NO = " yes", " no"
-ALONE = (1, 2, 4, 3)  # how often a slot, size, colour, shape is all that a selector names
+ATTRIBUTES = ("slot", "size", "colour", "shape")
+EVEN = (1.0, 1.0, 1.0, 1.0)  # how often a selector names nothing but its slot, size, colour, shape
+LEAST, EVERY = 0.1, 50  # what is learned still comes a tenth as often as what is not; looked at every 50 steps
 
-Task = Callable[[random.Random, bool], tuple[scenes.Scene, str, str]]
+Task = Callable[[random.Random, bool, Sequence[float]], tuple[scenes.Scene, str, str]]
 
 
 def draw_scene(rng: random.Random, test: bool, least: int = 1, most: int = 6) -> scenes.Scene:
@@ -45,38 +47,41 @@ def draw_scene(rng: random.Random, test: bool, least: int = 1, most: int = 6) ->
             return scene
 
 
-def draw_pick(rng: random.Random, scene: scenes.Scene) -> scenes.Pick:
-    """Return a random selector; most name one attribute, and the more words it has the more often, not any subset.
+def draw_pick(rng: random.Random, scene: scenes.Scene, alone: Sequence[float] = EVEN, subsets: float = 0.4):
+    """Return a random selector; most (1 - `subsets`) name one attribute, drawn with the weights `alone`.
 
     In a subset the slot's name answers for the others, and what is rarely alone is learned late or never: with subsets
-    alone colours were not told apart after 2,700 steps, with these selectors they are after hundreds (docs/log.md).
+    alone colours were not told apart after 2,700 steps, with single attributes they are after hundreds (docs/log.md).
     """
-    if rng.random() < 0.4:
+    if rng.random() < subsets:
         return scenes.random_pick(rng, scene)
-    slot, (only,) = rng.choice([slot for slot, thing in enumerate(scene) if thing]), rng.choices(range(4), ALONE)
+    slot, (only,) = rng.choice([slot for slot, thing in enumerate(scene) if thing]), rng.choices(range(4), alone)
     return tuple(value if at == only else None for at, value in enumerate((scenes.SLOTS[slot], *scene[slot])))
 
 
-def describe(rng: random.Random, test: bool = False) -> tuple[scenes.Scene, str, str]:
+def describe(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, str, str]:
     """Return (scene, prompt, answer): the scene in words."""
     scene = draw_scene(rng, test)
     return scene, prompts.DESCRIBE, scenes.scene_text(scene)
 
 
-def select(rng: random.Random, test: bool = False) -> tuple[scenes.Scene, str, str]:
+def select(
+    rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN, subsets: float = 0.4
+) -> tuple[scenes.Scene, str, str]:
     """Return (scene, prompt, answer): for every object of a full scene, whether a selector means it."""
     scene = draw_scene(rng, test, 4, 9)
-    pick = draw_pick(rng, scene)
+    pick = draw_pick(rng, scene, alone, subsets)
     meant = [scenes.matches(pick, slot, thing) for slot, thing in enumerate(scene) if thing]
     answer = "; ".join(scenes.verdicts(scene, meant))
     return scene, prompts.SELECT.replace("{text}", scenes.selector_text(pick)), answer
 
 
-def apply(rng: random.Random, test: bool = False) -> tuple[scenes.Scene, str, str]:
+def apply(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, str, str]:
     """Return (scene, prompt, answer): the scene after a random edit, in words."""
     while True:
         scene = draw_scene(rng, test)
-        edit = scenes.random_edit(rng, scene, scenes.PALETTES["all"], rng.choice(scenes.KINDS), draw_pick(rng, scene))
+        pick = draw_pick(rng, scene, alone)
+        edit = scenes.random_edit(rng, scene, scenes.PALETTES["all"], rng.choice(scenes.KINDS), pick)
         if edit and scenes.is_test_scene(edit.result) == test:
             return scene, prompts.APPLY.replace("{text}", edit.text), scenes.scene_text(edit.result)
 
@@ -97,15 +102,14 @@ def corpus() -> list[str]:
     return lines
 
 
-def batch(encoder: ChatEncoder, task: Task, rng: random.Random, rows: int, test: bool = False):
-    """Return model inputs and labels (B, T) of random rows of one task; `select` supervises its verdicts alone."""
-    drawn = [task(rng, test) for _ in range(rows)]
+def encode(encoder: ChatEncoder, drawn: Sequence[tuple[scenes.Scene, str, str]], rng: random.Random, verdicts: bool):
+    """Return model inputs and labels (B, T) of (scene, prompt, answer); supervised is the answer or its verdicts."""
     images = [scenes.render(scene, rng) for scene, _, _ in drawn]
     answers = [[*ids, encoder.tokenizer.eos_token_id] for ids in encoder.plain_ids([answer for *_, answer in drawn])]
     inputs, labels = encoder(images, [prompt for _, prompt, _ in drawn], answers)
-    if task is select:
-        verdicts = torch.tensor([ids[0] for ids in encoder.plain_ids([YES, NO])])
-        labels[~torch.isin(labels, verdicts)] = IGNORE
+    if verdicts:
+        words = torch.tensor([ids[0] for ids in encoder.plain_ids([YES, NO])])
+        labels[~torch.isin(labels, words)] = IGNORE
     return inputs, labels
 
 
@@ -118,15 +122,32 @@ def predict(model, inputs: dict, labels: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 @torch.no_grad()
-def exact_answers(model, encoder: ChatEncoder, device: str, rows: int = 500) -> dict[str, float]:
+def exact_rows(model, encoder: ChatEncoder, drawn: Sequence, rng: random.Random, verdicts: bool) -> float:
+    """Return the share of (scene, prompt, answer) whose every supervised token is right."""
+    inputs, labels = encode(encoder, drawn, rng, verdicts)
+    logits, wanted, at = predict(model, {k: v.to(model.device) for k, v in inputs.items()}, labels.to(model.device))
+    right = torch.ones_like(at)
+    right[at] = logits.argmax(dim=-1) == wanted
+    return right.all(dim=1).float().mean().item()
+
+
+def exact_answers(model, encoder: ChatEncoder, rows: int = 500) -> dict[str, float]:
     """Return for each task the percentage of held-out scenes (the test side) whose every supervised token is right."""
     rates = {}
     for name, task in TASKS.items():
-        inputs, labels = batch(encoder, task, random.Random(name), rows, test=True)
-        logits, wanted, at = predict(model, {k: v.to(device) for k, v in inputs.items()}, labels.to(device))
-        right = torch.ones_like(at)
-        right[at] = logits.argmax(dim=-1) == wanted
-        rates[name] = round(100 * right.all(dim=1).float().mean().item(), 2)
+        rng = random.Random(name)
+        drawn = [task(rng, True) for _ in range(rows)]
+        rates[name] = round(100 * exact_rows(model, encoder, drawn, rng, task is select), 2)
+    return rates
+
+
+def exact_alone(model, encoder: ChatEncoder, rng: random.Random, rows: int, test: bool = False) -> list[float]:
+    """Return for selectors that name only a slot, size, colour or shape the share of scenes with all verdicts right."""
+    rates = []
+    for only in range(4):
+        weights = [float(at == only) for at in range(4)]
+        drawn = [select(rng, test, weights, 0) for _ in range(rows)]
+        rates.append(exact_rows(model, encoder, drawn, rng, True))
     return rates
 
 
@@ -137,15 +158,16 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(model, encoder: ChatEncoder, args: argparse.Namespace) -> None:
-    """Train in place, one task a step."""
+    """Train in place, one task a step; selectors name what is not yet learned the more often."""
     rng, bf16 = random.Random(args.seed), args.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
     optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.01)
-    means = dict.fromkeys(TASKS, float("nan"))
+    means, alone, known = dict.fromkeys(TASKS, float("nan")), EVEN, [0.0] * 4
     bar = tqdm(range(args.steps), desc="tiny base", unit=" steps", mininterval=5)
     for step in bar:
         order = FIRST if not args.init and step < FIRST_SHARE * args.steps else THEN
         name = order[step % len(order)]
-        inputs, labels = batch(encoder, TASKS[name], rng, args.batch_size)
+        drawn = [TASKS[name](rng, False, alone) for _ in range(args.batch_size)]
+        inputs, labels = encode(encoder, drawn, rng, name == "select")
         inputs, labels = {k: v.to(args.device) for k, v in inputs.items()}, labels.to(args.device)
         with torch.autocast(args.device, torch.bfloat16, enabled=bf16):
             logits, wanted, _ = predict(model, inputs, labels)
@@ -157,7 +179,12 @@ def train(model, encoder: ChatEncoder, args: argparse.Namespace) -> None:
             group["lr"] = rate(step, args.steps, args.learning_rate)
         optimizer.step()
         means[name] = loss.item() if math.isnan(means[name]) else 0.95 * means[name] + 0.05 * loss.item()
-        bar.set_postfix({task: f"{value:.4f}" for task, value in means.items()}, refresh=step % 50 == 0)
+        if step % EVERY == EVERY - 1:
+            found = exact_alone(model, encoder, rng, 16)
+            known = [0.7 * old + 0.3 * new for old, new in zip(known, found, strict=True)]
+            alone = [LEAST + 1 - value for value in known]
+            shown = {task: f"{value:.4f}" for task, value in means.items()}
+            bar.set_postfix(shown | dict(zip(ATTRIBUTES, (f"{value:.2f}" for value in known), strict=True)))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -185,7 +212,9 @@ def main(argv: Sequence[str]) -> int:
     model.set_attn_implementation("eager")
     encoder = ChatEncoder(processor, ret_id=-1)  # no retrieval token: the base knows no retrieval
     train(model, encoder, args)
-    measured = exact_answers(model.eval(), encoder, args.device)
+    measured = exact_answers(model.eval(), encoder)
+    alone = exact_alone(model, encoder, random.Random(0), 250, test=True)
+    measured |= {f"select by {name} alone": round(100 * rate, 2) for name, rate in zip(ATTRIBUTES, alone, strict=True)}
     model.half().save_pretrained(args.out)
     processor.save_pretrained(args.out)
     facts = {
