@@ -1,7 +1,7 @@
-"""What is wrong with a chain, as far as its text tells: a plain list of (name, function), to check and to annotate.
+"""What is wrong with a chain, as far as its words tell: a plain list of (name, function), to check and to annotate.
 
 After TRACE (arXiv 2603.02929); numbers that are not the paper's are marked ours. The last step of its filtering, a
-verifier model that sees the pictures, is not here.
+verifier model that sees the pictures, asks a teacher; here its answer is read, where an annotation records one.
 """
 
 import re
@@ -14,6 +14,7 @@ from .records import Record
 LENGTHS = {"reasoning": (16, 256), "conclusion": (2, 64)}  # in tokens; here words and punctuation marks
 LONGEST_LOOP, LOOPS = 12, 3  # ours: up to 12 words said 3 times in a row
 NGRAM, OCCURRENCES = 6, 3  # ours: 6 words that stand at 3 places
+CONFIDENCE = 0.7  # the verifier's must be above it
 TAGS = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>")
 TARGET = re.compile(r"\b(?:target|second|2nd)\s+(?:image|picture|photo(?:graph)?)\b", re.IGNORECASE)
 REFUSAL = re.compile(
@@ -25,6 +26,11 @@ COMMON = re.compile(  # words too common to be salient
     r"then|them|they|more|less|most|least|very|much|many|makes?|made|changed?|changes|instead|same|one|two|some|any|all|"
     r"only|just|also|there|shows?|shown|image|picture|photo|add|added|adds|removed?|replaced?|object|different|other|"
     r"similar|like|looks?"
+)
+REMOVED = re.compile(  # ours: what a text wants gone, up to its next statement, is not looked for in the conclusion
+    r"\b(?:remov\w*|without|no|not|delet\w*|eras\w*|drop\w*|los(?:e|es|ing)|lack\w*|fewer|less|instead of|rather than)\b"
+    r".*?(?=\b(?:but|is|are|has|have|with|add|make|change)\b|[.;]|$)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -61,7 +67,7 @@ def refusal(record: Record) -> str | None:
 def length(record: Record) -> str | None:
     """Reasoning of 16-256 tokens, a conclusion of 2-64."""
     for part, (least, most) in LENGTHS.items():
-        count = len(re.findall(r"\w+|[^\w\s]", getattr(record.cot, part)))
+        count = size(getattr(record.cot, part))
         if not least <= count <= most:
             return f"the {part} has {count} words and marks, not {least} to {most}"
     return None
@@ -90,10 +96,20 @@ def copied_caption(record: Record) -> str | None:
 
 
 def salient_word(record: Record) -> str | None:
-    """A conclusion without any salient word of the modification (compared by their first four letters: ours)."""
-    wanted = {word[:4] for word in normalised(record.text).split() if len(word) > 2 and not COMMON.fullmatch(word)}
+    """A conclusion without any salient word of what the modification asks for (by their first four letters: ours)."""
+    wanted = {word[:4] for word in salient(REMOVED.sub(" ", record.text))}
     said = {word[:4] for word in normalised(record.cot.conclusion).split()}
     return f"the conclusion holds no word of {record.text!r}" if wanted and not wanted & said else None
+
+
+def verifier(record: Record) -> str | None:
+    """A conclusion that the verifier model was not confident of, by the `confidence` its `teacher` entry records."""
+    confidence = (record.teacher or {}).get("confidence")
+    if confidence is None:
+        return None
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)):
+        return f"the verifier's confidence is {confidence!r}, no number"
+    return None if confidence > CONFIDENCE else f"the verifier's confidence is {confidence}, not above {CONFIDENCE}"
 
 
 FILTERS: list[tuple[str, Callable[[Record], str | None]]] = [
@@ -105,6 +121,7 @@ FILTERS: list[tuple[str, Callable[[Record], str | None]]] = [
     ("repetition", repetition),
     ("copied_caption", copied_caption),
     ("salient_word", salient_word),
+    ("verifier", verifier),
 ]
 
 
@@ -118,6 +135,16 @@ def duplicates(records: Sequence[Record]) -> list[tuple[str, str]]:
             found.append((record.id, first[key]))
         first.setdefault(key, record.id)
     return found
+
+
+def size(text: str) -> int:
+    """Count words and punctuation marks: near enough to tokens for a limit, and the same with every tokenizer."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def salient(text: str) -> list[str]:
+    """The words of a text that say something: three letters or more, none of COMMON."""
+    return [word for word in normalised(text).split() if len(word) > 2 and not COMMON.fullmatch(word)]
 
 
 def normalised(text: str) -> str:

@@ -1,5 +1,7 @@
 """Filters of chains: what each catches, and that honest chains pass all of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from cir_cot.benchmarks import load_benchmark
@@ -26,7 +28,7 @@ def failing(some):
 def test_the_filters_are_a_plain_list():
     assert [
         *("blank", "tags", "target_image", "refusal"),
-        *("length", "repetition", "copied_caption", "salient_word"),
+        *("length", "repetition", "copied_caption", "salient_word", "verifier"),
     ] == NAMES
 
 
@@ -93,6 +95,34 @@ def test_salient_words_are_compared_by_their_stem():
     assert not failing(record("is sleeveless", conclusion="A grey dress with long sleeves."))
     assert not failing(record("has more of it", conclusion="A blue dress."))  # no salient word to look for
     assert failing(record("is red", conclusion="A blue dress."))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "remove the red belt",
+        "has no buttons",
+        "without stripes, dots and lace",
+        "is less formal",
+        "Not sleeveless; it has a grey print",
+        "is grey instead of blue",
+        "remove the hood and make it knee-length",
+    ],
+)
+def test_what_is_to_go_is_not_looked_for(text):
+    assert not failing(record(text))
+
+
+@pytest.mark.parametrize("text", ["is blue without sleeves", "no sleeves and is blue", "remove the print, add a hood"])
+def test_what_is_to_come_is_looked_for_beside_what_is_to_go(text):
+    assert list(failing(record(text))) == ["salient_word"]
+
+
+@pytest.mark.parametrize(("confidence", "passes"), [(0.71, True), (1, True), (0.7, False), (0, False), ("1", False)])
+def test_the_verifier_has_to_be_confident(confidence, passes):
+    verified = replace(record(), teacher={"model": "m", "confidence": confidence})
+    assert list(failing(verified)) == ([] if passes else ["verifier"])
+    assert not failing(replace(record(), teacher={"model": "m"}))  # nobody asked a verifier
 
 
 def test_the_same_answer_to_the_same_query_is_a_duplicate():
