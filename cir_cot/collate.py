@@ -8,12 +8,13 @@ write an image, an end of turn or a retrieval token into a prompt.
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .fashioniq import training_caption
 from .images import ImageStore
 from .prompts import TARGET, cot_to_text, query_prompt
 from .records import InputError, Record
@@ -33,10 +34,19 @@ class Row:
 
 
 class CirDataset(torch.utils.data.Dataset):
-    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them."""
+    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them.
 
-    def __init__(self, records: Sequence[Record], images: ImageStore):
-        self.records, self.images = records, images
+    `captions` are FashionIQ's two of each record (None where there are none): the text is then drawn from them anew
+    for each row, as CLIP4Cir does in training.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        images: ImageStore,
+        captions: Sequence[tuple[str, str] | None] | None = None,
+    ):
+        self.records, self.images, self.captions = records, images, captions
 
     def __len__(self) -> int:
         return len(self.records)
@@ -46,6 +56,8 @@ class CirDataset(torch.utils.data.Dataset):
         record = self.records[index]
         if not record.targets:
             raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
+        if self.captions and self.captions[index]:
+            record = replace(record, text=training_caption(self.captions[index], random.Random(draw).random()))
         return Row(record, self.images.load(record.reference), self.images.load(record.targets[0]), draw)
 
 

@@ -29,7 +29,7 @@ ORDER = (
     {"benchmarks", "ranking"},
     {"tiny", "adapter", "checkpoint", "recipe"},
     {"backbone", "collate", "retriever"},
-    {"heads", "readings"},
+    {"heads", "readings", "rows"},
     {"evaluation"},
     {"report", "trainer"},
     {"cli"},

@@ -9,7 +9,7 @@ a retriever of an earlier stage.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,36 +17,24 @@ import torch
 from torch import nn
 
 from cir_cot.backbone import load_backbone
-from cir_cot.benchmarks import BENCHMARKS, attach_chains, load_benchmark
 from cir_cot.cli import run
 from cir_cot.collate import CirDataset
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.images import ImageStore
-from cir_cot.recipe import CirArguments, parse_arguments, write_metrics_json, write_run_json
+from cir_cot.recipe import parse_arguments, write_metrics_json, write_run_json
 from cir_cot.records import InputError
 from cir_cot.retriever import SETTINGS_FILE, load_head_weights, read_settings
+from cir_cot.rows import DataArguments, load_rows, option
 from cir_cot.trainer import CirTrainer
 
 HEAD = ("readout", "projection", "temperature", "learn_temperature", "chain_dropout")
 HELP = "; default: that of the checkpoint, or the head's"
 
 
-def option(default, text: str):
-    """A field of the arguments with its help."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class SftArguments(CirArguments):
+class SftArguments(DataArguments):
     """Train the chain retriever (see the module's docstring)."""
 
-    model: str | None = option(None, "Checkpoint folder or hub name, or the run folder of an earlier stage.")
-    benchmark: Literal[tuple(BENCHMARKS)] = option("folder", "Kind of dataset.")
-    root: str | None = option(None, "Folder of the dataset.")
-    split: str = option("train", "Split to train on.")
-    category: str | None = option(None, "FashionIQ: one category only.")
     chains: list[str] | None = option(None, "JSONL files of chains, if the records do not hold them.")
-    drop_missing: bool = option(False, "Leave out rows whose picture is missing (dead links), and say how many.")
     lora_r: int = option(16, "LoRA rank; 0 trains all weights.")  # ReCALL: 16 beats 32, 64 and full fine-tuning
     lora_alpha: int = option(32, "LoRA alpha.")  # twice the rank, as TRACE has it
     lora_dropout: float = option(0.1, "Dropout of the adapters' inputs.")  # ReCALL
@@ -68,46 +56,18 @@ class SftArguments(CirArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, example in {"model": "Qwen/Qwen2.5-VL-7B-Instruct", "root": "data/mine"}.items():
-            if getattr(self, name) is None:
-                raise InputError(f"no {name}: give it in the config or on the command line, as --{name} {example}")
         if self.gradient_checkpointing:
             raise InputError("gradient_checkpointing goes by the name --recompute here")
 
 
-def load_rows(args: SftArguments) -> CirDataset:
-    """Read records, chains and pictures; InputError for whatever would only surface in the middle of training."""
-    parts = load_benchmark(args.benchmark, args.root, args.split, args.category)
-    records = [record for part in parts for record in part.records]
-    stores = [part.images() for part in parts]
-    where = {image: store for part, store in zip(parts, stores, strict=True) for image in used(part.records)}
-    for record in records:
-        if not record.targets:
-            raise InputError(f"{args.root}: query {record.id!r} of {args.split} has no target; train on another split")
-    for path in args.chains or ():
-        records = attach_chains(records, path)
-    if args.lm_weight and all(record.cot is None for record in records):
+def read_rows(args: SftArguments) -> CirDataset:
+    """Read records with their chains, and pictures; chains are needed unless they weigh nothing."""
+    rows, left_out = load_rows(args, args.chains or ())
+    if args.lm_weight and all(record.cot is None for record in rows.records):
         raise InputError(f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train without")
-    missing = {image for image, store in where.items() if image not in store}
-    if missing and not args.drop_missing:
-        where[min(missing)].path(min(missing))  # says what it looked for
-    kept = [record for record in records if missing.isdisjoint(used([record]))]
-    if len(kept) < len(records) and args.should_save:
-        print(f"{len(records) - len(kept)} of {len(records)} rows left out: {len(missing)} pictures are missing")
-    return CirDataset(kept, Pictures(where))
-
-
-def used(records: Sequence) -> list[str]:
-    """Pictures that training needs: references and first targets."""
-    return [image for record in records for image in (record.reference, *record.targets[:1])]
-
-
-class Pictures(dict[str, ImageStore]):
-    """The pictures of several datasets: each id's own store."""
-
-    def load(self, image: str):
-        """Load a picture from its store."""
-        return self[image].load(image)
+    if left_out and args.should_save:
+        print(left_out)
+    return rows
 
 
 def load_head(args: SftArguments) -> CotRetriever:
@@ -156,7 +116,7 @@ def freeze(head: CotRetriever, args: SftArguments) -> None:
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(SftArguments, argv)
-    rows = load_rows(args)
+    rows = read_rows(args)
     torch.manual_seed(args.seed)  # before the head: adapters and projection start at random
     head = load_head(args)
     freeze(head, args)
