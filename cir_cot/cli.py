@@ -16,8 +16,12 @@ from cir_cot.records import InputError
 COMMANDS = {
     "score": "cir_cot.eval.score",
     "check": "cir_cot.data_gen.check",
+    "annotate": "cir_cot.data_gen.annotate",
     "scenes": "cir_cot.data_gen.scenes",
     "sft": "cir_cot.train.sft",
+    "prompt-pool": "cir_cot.train.prompt_pool",
+    "clip": "cir_cot.train.clip",
+    "moe": "cir_cot.train.moe",
     "retrieval": "cir_cot.eval.retrieval",
     "reasoning": "cir_cot.eval.reasoning",
     "quickstart": "cir_cot.train.quickstart",

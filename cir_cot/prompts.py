@@ -16,19 +16,61 @@ CHAIN_START = "<caption>"
 
 QUERY = "Modify this picture: {text}\nGive the caption, the reasoning and the conclusion."
 TARGET = "Represent this picture."
+COMPOSE = "Represent this picture after the modification: {text}"  # a query of a head that writes no chain
 
 # What the tiny base is taught before it ever sees a chain (train/tiny_base.py).
 DESCRIBE = "Describe this picture."
 SELECT = "Which objects of this picture are meant by: {text}"
 APPLY = "Describe this picture after the modification: {text}"
 
+# What a teacher is asked (data_gen/annotate.py): {text} is the modification.
+ANNOTATOR = (
+    "You annotate queries for picture retrieval: a reference picture and a request that says how the wanted picture "
+    "differs from it. Answer in plain sentences, without headings, lists, tags or remarks about yourself."
+)
+ASK = {
+    "caption": "Describe this picture in one or two sentences: what it shows, with the kind, colours, pattern, shape "
+    "and parts that matter to somebody who looks for a similar one.",
+    "reasoning": "Somebody looks for another picture, like this one, with this request: {text}\nReason in two to four "
+    "sentences, at least 20 words: what is kept, what is removed, what is changed and into what, what is added.",
+    "conclusion": "Now describe the wanted picture in one concrete sentence of at most 40 words, in the words of the "
+    "request where they fit. Whoever reads that sentence alone must be able to find it.",
+    "joint": "Somebody looks for another picture, like this one, with this request: {text}\nAnswer with a JSON object "
+    "of three strings. caption: the picture as it is, in one or two sentences, with the kind, colours, pattern, shape "
+    "and parts that matter. reasoning: in two to four sentences, at least 20 words, what is kept, removed, changed and "
+    "added. conclusion: the wanted picture in one concrete sentence of at most 40 words, in the words of the request "
+    "where they fit; whoever reads that sentence alone must be able to find it.",
+}
+SEEN = (
+    "The picture before these words is what was found for the request. Reason towards it, but write as if you knew "
+    "only the first picture and the request: never mention that you see it, never speak of a target or a second "
+    "picture."
+)
+ASK_AGAIN = "This answer cannot be used ({reason}). Write it again, without that fault."
+ASK_SCORE = (
+    "The first picture with the request: {text}\nThe second picture is what was found. Somebody describes what was "
+    "wanted: {conclusion}\nHow well does this description fit the request and the second picture? Answer with one "
+    "number from 0 (not at all) to 1 (fully) and nothing else."
+)
+
 _CHAIN = re.compile("".join(rf"\s*<{part}>(?P<{part}>.*?)</{part}>" for part in PARTS) + r"\s*", re.DOTALL)
-_TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
+TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
 
 
-def query_prompt(text: str) -> str:
+def query_prompt(text: str, prompt: str = QUERY) -> str:
     """Return the instruction of a composed query; `text` is the user's modification, taken as it is."""
-    return QUERY.replace("{text}", text)
+    return prompt.replace("{text}", text)
+
+
+def annotation_prompt(stage: str, text: str = "") -> str:
+    """Return the question of a stage of annotation; `text` is the user's modification, taken as it is."""
+    return ASK[stage].replace("{text}", text)
+
+
+def score_prompt(text: str, conclusion: str) -> str:
+    """Return the verifier's question about a conclusion."""
+    before, after = ASK_SCORE.split("{conclusion}")
+    return before.replace("{text}", text) + conclusion + after
 
 
 def cot_to_text(cot: Cot) -> str:
@@ -37,9 +79,15 @@ def cot_to_text(cot: Cot) -> str:
     Round trip: ``text_to_cot(cot_to_text(cot)) == cot`` for every chain whose parts have no outer white space.
     """
     for part in PARTS:
-        if found := _TAG.search(getattr(cot, part)):
+        if found := TAG.search(getattr(cot, part)):
             raise InputError(f"the {part} of a chain holds {found.group()!r}; remove the tag from the annotation")
     return "".join(f"<{part}>{getattr(cot, part)}</{part}>" for part in PARTS)
+
+
+def written_parts(text: str) -> dict[str, str]:
+    """Return what tagged text says so far, by part: of a chain that is being written, or of one that is not whole."""
+    found = re.finditer(rf"<({'|'.join(PARTS)})>(.*?)(?:</\1>|$)", text, re.DOTALL)
+    return {match[1]: match[2] for match in found}
 
 
 def text_to_cot(text: str) -> Cot | None:
@@ -48,6 +96,6 @@ def text_to_cot(text: str) -> Cot | None:
     if match is None:
         return None
     parts = {part: match[part].strip() for part in PARTS}
-    if any(not value or _TAG.search(value) for value in parts.values()):
+    if any(not value or TAG.search(value) for value in parts.values()):
         return None
     return Cot(**parts)

@@ -1,0 +1,249 @@
+"""How a multimodal model is asked for a chain, whoever serves it: three questions, or one, and again with the reason.
+
+A teacher is anything with `ask(turns, max_tokens, schema) -> Answer`: `replicas.OpenAITeacher` talks to servers,
+`local_teacher.TransformersTeacher` runs a model here. The conversation grows from stage to stage, so that a server with
+a prefix cache reads the picture once. What a teacher says is data: it is filtered, never trusted.
+"""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+from PIL import Image
+
+from . import prompts
+from .filters import FILTERS
+from .prompts import PARTS
+from .records import Cot, InputError, Record, cot_from_dict, parse_json
+
+MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024, "score": 16}  # ours, of one answer
+QUALITY = 90  # of the JPEG that is sent
+RAW = 2000  # characters of a refused answer that the quarantine keeps
+THINKING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)  # reasoning models without a server-side parser
+FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)  # servers that take no schema
+SCORE = re.compile(r"(?<![\d.])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?![\d.]*\d)")
+SCHEMA = {
+    "type": "object",
+    "properties": {part: {"type": "string"} for part in PARTS},
+    "required": list(PARTS),
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it leaves the machine: JPEG bytes without metadata, and its area."""
+
+    jpeg: bytes
+    pixels: int
+
+    @cached_property
+    def url(self) -> str:
+        """The picture in the form that servers take."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture as a local model sees it: the same bytes, decoded."""
+        return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
+
+
+Turn = tuple[str, list[str | Picture]]  # (role, content)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher said; `whole` is False where the limit of tokens cut it; `tries` counts requests it took."""
+
+    text: str
+    whole: bool = True
+    tries: int = 1
+
+
+class Teacher(Protocol):
+    """Whoever answers. Raises Unanswered for a row that gets no answer, InputError when no row would."""
+
+    model: str
+
+    async def ask(self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None) -> Answer: ...
+
+
+class Unanswered(Exception):  # noqa: N818 - a row without a chain is an outcome, not an error of the program
+    """A row ends without a chain: why, after how many requests, and the last answer."""
+
+    def __init__(self, reason: str, tries: int, raw: str = ""):
+        super().__init__(reason)
+        self.reason, self.tries, self.raw = reason, tries, raw[:RAW]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for each row, how often, and how large its pictures are sent."""
+
+    stages: str = "separate"
+    see_target: bool = False
+    repairs: int = 2
+    max_pixels: int = 512 * 784
+    verifier: Teacher | None = None
+
+
+def prepare(picture: Image.Image, max_pixels: int) -> Picture:
+    """Shrink a picture to a budget of pixels and encode it anew, without EXIF, comments, profiles or thumbnails."""
+    scale = math.sqrt(max_pixels / (picture.width * picture.height))
+    if scale < 1:
+        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    clean = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    clean.info = {}  # Pillow would carry a JPEG comment over
+    file = io.BytesIO()
+    clean.save(file, "JPEG", quality=QUALITY)
+    return Picture(file.getvalue(), clean.width * clean.height)
+
+
+async def write_chain(
+    teacher: Teacher, record: Record, plan: Plan, reference: Picture, target: Picture | None = None
+) -> tuple[Record, bool]:
+    """(record with its chain, was it asked for again); Unanswered where no chain passes the filters.
+
+    A chain that fails is asked for again with the reason, from the part at fault on, up to `plan.repairs` times.
+    `target` is shown with `plan.see_target`, and to the verifier.
+    """
+    draft = Draft(record, reference, target if plan.see_target else None)
+    try:
+        for repair in range(plan.repairs + 1):
+            await (draft.ask_jointly(teacher) if plan.stages == "joint" else draft.ask_in_stages(teacher))
+            if draft.problem is None and plan.verifier:
+                await draft.verify(plan.verifier, target)
+            if draft.problem is None:
+                return draft.record, repair > 0
+            draft.restart(plan.stages)
+    except Unanswered as error:
+        raise Unanswered(error.reason, draft.tries + error.tries, error.raw or draft.raw) from error
+    raise Unanswered(draft.complaint[1], draft.tries, draft.raw)
+
+
+@dataclass
+class Draft:
+    """A chain in the making; `complaint` is (answer, what is wrong with it) of what is being asked for again."""
+
+    record: Record
+    reference: Picture
+    seen: Picture | None
+    parts: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+    complaint: tuple[str, str] | None = None
+    raw: str = ""
+    tries: int = 0
+
+    async def ask(self, teacher: Teacher, turns: list[Turn], kind: str) -> Answer:
+        """Ask one question, with the complaint about its last answer if there is one."""
+        if self.complaint:
+            turns = [*turns, ("assistant", [self.complaint[0] or "-"]), ("user", [again(self.complaint[1])])]
+        answer = await teacher.ask(turns, MAX_TOKENS[kind], SCHEMA if kind == "joint" else None)
+        self.tries, self.raw, self.complaint = self.tries + answer.tries, answer.text, None
+        return answer
+
+    async def ask_in_stages(self, teacher: Teacher) -> None:
+        """Ask for the parts that are missing, one call each, then filter the whole chain."""
+        for part in PARTS[len(self.parts) :]:
+            turns = stage_turns(self.record.text, self.parts, self.reference, self.seen)
+            answer = await self.ask(teacher, turns, part)
+            self.parts[part] = own_words(answer.text, part)
+            if not answer.whole:
+                self.problem = f"truncated: the {part} was cut at {MAX_TOKENS[part]} tokens"
+                return
+        self.filter()
+
+    async def ask_jointly(self, teacher: Teacher) -> None:
+        """Ask for all parts in one call, as JSON, then filter the chain."""
+        answer = await self.ask(teacher, joint_turns(self.record.text, self.reference, self.seen), "joint")
+        try:
+            cot = cot_from_dict(parse_json(FENCE.sub(r"\1", THINKING.sub("", answer.text)), "the answer"), "the answer")
+        except InputError as error:
+            cut = "" if answer.whole else f", cut at {MAX_TOKENS['joint']} tokens"
+            self.problem = f"json: {error}{cut}"
+            return
+        self.parts = {part: own_words(getattr(cot, part), part) for part in PARTS}
+        self.filter()
+
+    def filter(self) -> None:
+        """Name the first filter that the chain fails, and why."""
+        self.record = replace(self.record, cot=Cot(**self.parts))
+        found = ((name, check(self.record)) for name, check in FILTERS)
+        self.problem = next((f"{name}: {what}" for name, what in found if what), None)
+
+    async def verify(self, verifier: Teacher, target: Picture) -> None:
+        """Have the conclusion scored; the score is part of the record, and a filter reads it there."""
+        score = await verify(verifier, self.record, self.reference, target)
+        self.tries += 1
+        self.record = replace(self.record, teacher=(self.record.teacher or {}) | {"confidence": score})
+        self.filter()
+
+    def restart(self, stages: str) -> None:
+        """Forget the part at fault and those after it, and keep what was wrong for the next question."""
+        kept = [] if stages == "joint" else PARTS[: PARTS.index(part_at_fault(self.problem))]
+        bad = self.raw if stages == "joint" else self.parts[PARTS[len(kept)]]
+        self.complaint, self.problem = (bad, self.problem), None
+        self.parts = {part: self.parts[part] for part in kept}
+
+
+def part_at_fault(problem: str) -> str:
+    """The part that a problem names first; the conclusion where it names none, as the verifier's does."""
+    places = {part: problem.find(f"the {part}") for part in PARTS}
+    named = [part for part in PARTS if places[part] >= 0]
+    return min(named, key=places.get, default="conclusion")
+
+
+def own_words(text: str, part: str) -> str:
+    """An answer without its thinking and without the part's own tag around it; all else stays for the filters."""
+    text = THINKING.sub("", text).strip()
+    return text.removeprefix(f"<{part}>").removesuffix(f"</{part}>").strip()
+
+
+def stage_turns(text: str, parts: dict[str, str], reference: Picture, seen: Picture | None) -> list[Turn]:
+    """The conversation up to the first part that is missing: caption, then reasoning, then conclusion."""
+    reasoning = [prompts.annotation_prompt("reasoning", text)]
+    questions = {
+        "caption": [reference, prompts.annotation_prompt("caption")],
+        "reasoning": [seen, prompts.SEEN, *reasoning] if seen else reasoning,
+        "conclusion": [prompts.annotation_prompt("conclusion")],
+    }
+    turns: list[Turn] = [("system", [prompts.ANNOTATOR])]
+    for part in PARTS[: len(parts) + 1]:
+        turns.append(("user", questions[part]))
+        if part in parts:
+            turns.append(("assistant", [parts[part]]))
+    return turns
+
+
+def joint_turns(text: str, reference: Picture, seen: Picture | None) -> list[Turn]:
+    """One question for the whole chain."""
+    question: list[str | Picture] = [reference, prompts.annotation_prompt("joint", text)]
+    return [("system", [prompts.ANNOTATOR]), ("user", [*question, seen, prompts.SEEN] if seen else question)]
+
+
+def estimate(turns: Sequence[Turn]) -> int:
+    """Tokens that a prompt takes, estimated high: 3 letters a token, 28 x 28 pixels a visual token as Qwen has it."""
+    parts = [part for _, turn in turns for part in turn]
+    words = sum(len(part) for part in parts if isinstance(part, str))
+    return words // 3 + sum(part.pixels // 784 + 16 for part in parts if isinstance(part, Picture)) + 8 * len(turns)
+
+
+def again(problem: str) -> str:
+    """What is said about an answer that a filter refused."""
+    return prompts.ASK_AGAIN.replace("{reason}", problem)
+
+
+async def verify(verifier: Teacher, record: Record, reference: Picture, target: Picture) -> float:
+    """Confidence, 0 to 1, that the conclusion fits reference, text and target; Unanswered where none is given."""
+    question = prompts.score_prompt(record.text, record.cot.conclusion)
+    answer = await verifier.ask([("user", [reference, target, question])], MAX_TOKENS["score"])
+    scores = SCORE.findall(THINKING.sub("", answer.text))
+    if len(scores) != 1:
+        raise Unanswered(f"verifier: no score from 0 to 1 in {answer.text[:80]!r}", answer.tries, answer.text)
+    return float(scores[0])
