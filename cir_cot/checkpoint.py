@@ -28,9 +28,10 @@ def read_model_type(path: str) -> str:
     return config.get("model_type", "")
 
 
-def load_model(path: str, **options: object) -> transformers.PreTrainedModel:
+def load_model(
+    path: str, kind: type = transformers.AutoModelForImageTextToText, **options: object
+) -> transformers.PreTrainedModel:
     """The model of a checkpoint; `options` go to from_pretrained. InputError when a weight is missing or unreadable."""
-    kind = transformers.AutoModelForImageTextToText
     try:
         model, info = kind.from_pretrained(_located(path), use_safetensors=True, output_loading_info=True, **options)
     except (OSError, SafetensorError) as error:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from .fashioniq import training_caption
+from .features import Vectors
 from .images import ImageStore
-from .prompts import TARGET, cot_to_text, query_prompt
+from .prompts import QUERY, TARGET, cot_to_text, query_prompt
 from .records import InputError, Record
 
 IGNORE = -100
@@ -25,11 +26,14 @@ _STAND_IN = "\u2063TEXT\u2063"  # invisible separators: in no template, and drop
 
 @dataclass(frozen=True)
 class Row:
-    """One training row; `draw` is a random number drawn with it, the source of every random choice made about it."""
+    """One training row; `draw` is a random number drawn with it, the source of every random choice made about it.
+
+    A picture that has been encoded before is its vector (D,).
+    """
 
     record: Record
-    reference: Image.Image
-    target: Image.Image
+    reference: Image.Image | Tensor
+    target: Image.Image | Tensor
     draw: int
 
 
@@ -37,16 +41,19 @@ class CirDataset(torch.utils.data.Dataset):
     """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them.
 
     `captions` are FashionIQ's two of each record (None where there are none): the text is then drawn from them anew
-    for each row, as CLIP4Cir does in training.
+    for each row, as CLIP4Cir does in training. `images` loads references and, unless `targets` does, targets; either
+    may be vectors of pictures in place of pictures.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        images: ImageStore,
+        images: ImageStore | Vectors,
         captions: Sequence[tuple[str, str] | None] | None = None,
+        targets: Vectors | None = None,
     ):
         self.records, self.images, self.captions = records, images, captions
+        self.targets = images if targets is None else targets
 
     def __len__(self) -> int:
         return len(self.records)
@@ -58,14 +65,18 @@ class CirDataset(torch.utils.data.Dataset):
             raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
         if self.captions and self.captions[index]:
             record = replace(record, text=training_caption(self.captions[index], random.Random(draw).random()))
-        return Row(record, self.images.load(record.reference), self.images.load(record.targets[0]), draw)
+        return Row(record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw)
 
 
 class ChatEncoder:
-    """Encodes one picture and a prompt a row, followed by a given answer, as a padded batch of model inputs."""
+    """Encodes one picture and a prompt a row, followed by a given answer, as a padded batch of model inputs.
 
-    def __init__(self, processor, ret_id: int, side: str = "right"):
-        self.processor, self.ret_id, self.side = processor, ret_id, side
+    `slots` tokens are reserved between picture and prompt, for a head to fill; they have the padding's id, are attended
+    to, and take text positions.
+    """
+
+    def __init__(self, processor, ret_id: int, side: str = "right", slots: int = 0):
+        self.processor, self.ret_id, self.side, self.slots = processor, ret_id, side, slots
         self.tokenizer = processor.tokenizer
         self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
@@ -75,6 +86,10 @@ class ChatEncoder:
         self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
         if self.opening.count(self.image_token) != 1:
             raise InputError("the checkpoint's chat template does not place one image token before the user's text")
+        if slots and self.tokenizer.pad_token_id in (*self.opening, *self.closing):
+            raise InputError(
+                "the checkpoint's chat template writes the padding token, which marks reserved places here"
+            )
 
     def _template_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -98,7 +113,8 @@ class ChatEncoder:
         for count, prompt, answer in zip(visual, self.plain_ids(prompts), answers, strict=True):
             at = self.opening.index(self.image_token)
             opening = self.opening[:at] + [self.image_token] * count + self.opening[at + 1 :]
-            row = [*opening, *prompt, *self.closing, *answer]
+            reserved = [self.tokenizer.pad_token_id] * self.slots
+            row = [*opening, *reserved, *prompt, *self.closing, *answer]
             rows.append(row)
             supervised.append([IGNORE] * (len(row) - len(answer)) + list(answer))
         ids, mask = self._pad(rows, self.tokenizer.pad_token_id), self._pad([[1] * len(row) for row in rows], 0)
@@ -117,9 +133,11 @@ class ChatEncoder:
         pairs = zip(rows, fill, strict=True)
         return torch.tensor([row + pad if self.side == "right" else pad + row for row, pad in pairs])
 
-    def query(self, images, texts: Sequence[str], answers: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
+    def query(
+        self, images, texts: Sequence[str], answers: Sequence[list[int]], prompt: str = QUERY
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Encode references and modification texts with the query prompt; see `__call__`."""
-        return self(images, [query_prompt(text) for text in texts], answers)
+        return self(images, [query_prompt(text, prompt) for text in texts], answers)
 
     def target(self, images) -> dict[str, Tensor]:
         """Encode candidate pictures with the fixed target prompt and the retrieval token, never a chain."""

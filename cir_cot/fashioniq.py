@@ -54,18 +54,21 @@ CAPTION_JOINS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
 SEVERAL_QUERIES = ("both-orders", "single")
 
 
+def training_captions(captions: tuple[str, str]) -> tuple[str, str, str, str]:
+    """CLIP4Cir's four texts of a training query: "c1 and c2", "c2 and c1", c1, c2.
+
+    Where the caption that would stand alone is blank (13 of 36,000), the other one stands in.
+    """
+    first, second = captions
+    alone = [caption.strip(STRIPPED).capitalize() for caption in captions]
+    return clip4cir(first, second), clip4cir(second, first), alone[0] or alone[1], alone[1] or alone[0]
+
+
 def training_caption(captions: tuple[str, str], draw: float) -> str:
-    """CLIP4Cir's text of a training query for a random number in [0, 1): a quarter each "c1 and c2", "c2 and c1", c1,
-    c2. Where the caption that would stand alone is blank (13 of 36,000), the other one stands in."""
+    """CLIP4Cir's text of a training query for a random number in [0, 1): each of the four forms a quarter."""
     if not 0 <= draw < 1:
         raise ValueError(f"draw is a random number in [0, 1), got {draw}")
-    first, second = captions
-    if draw < 0.25:
-        return clip4cir(first, second)
-    if draw < 0.5:
-        return clip4cir(second, first)
-    pair = (first, second) if draw < 0.75 else (second, first)
-    return next((text for text in (caption.strip(STRIPPED) for caption in pair) if text), "").capitalize()
+    return training_captions(captions)[int(draw * 4)]
 
 
 def fashioniq(

@@ -4,6 +4,7 @@ What is guaranteed: no file outside the folder is opened (ids are checked, links
 no file is decoded before its size in bytes and pixels is known, and a picture is either whole or refused.
 """
 
+import hashlib
 import io
 import stat
 import struct
@@ -67,6 +68,11 @@ class ImageStore:
         path = self.path(image_id)
         picture = decode(self._read(path), str(path), self.max_pixels)
         return crop_box(picture, self.boxes[image_id], str(path)) if image_id in self.boxes else picture
+
+    def fingerprint(self, image_id: str) -> str:
+        """Digest of what `load` decodes: the file's bytes, and the box if there is one."""
+        content = self._read(self.path(image_id)) + repr(self.boxes.get(image_id, "")).encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def _names(self, image_id: str) -> list[str]:
         if self.files is None:

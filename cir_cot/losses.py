@@ -65,8 +65,19 @@ def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
     batch gather both with `gather_with_grad` first: a mean of the ranks' values is another number.
     """
     experts = probabilities.shape[1]
-    share = torch.bincount(chosen.flatten(), minlength=experts).float() / chosen.numel()  # (E,)
+    share = choice_share(chosen, experts)
     return experts * (share * probabilities.float().mean(dim=0)).sum()
+
+
+def router_z(logits: Tensor) -> Tensor:
+    """Keep a router's logits (B, E) small: the mean squared log of their softmax's denominator, scalar (ST-MoE, Zoph
+    et al. 2022)."""
+    return torch.logsumexp(logits.float(), dim=-1).square().mean()
+
+
+def choice_share(chosen: Tensor, count: int) -> Tensor:
+    """Share of all choices (B, K) that fell on each of `count` experts or prompts -> (E,), summing to 1."""
+    return torch.bincount(chosen.flatten(), minlength=count).float() / chosen.numel()
 
 
 def pool_pull(query: Tensor, keys: Tensor, chosen: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from .benchmarks import BENCHMARKS, attach_chains, load_benchmark
 from .collate import CirDataset
+from .fashioniq import training_captions
 from .images import ImageStore
 from .recipe import CirArguments
 from .records import InputError, Record
@@ -29,9 +30,28 @@ class DataArguments(CirArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, example in {"model": "Qwen/Qwen2.5-VL-7B-Instruct", "root": "data/mine"}.items():
+        for name, example in {"model": "checkpoints/base", "root": "data/mine"}.items():
             if getattr(self, name) is None:
                 raise InputError(f"no {name}: give it in the config or on the command line, as --{name} {example}")
+
+
+@dataclass
+class ClipArguments(DataArguments):
+    """Arguments of both recipes on CLIP, with the defaults that CLIP4Cir's two stages share."""
+
+    pad_ratio: float | None = option(None, "Pad longer pictures to this ratio, 0: never; default: of stage 1, or 1.25.")
+    temperature: float = option(0.01, "Temperature of InfoNCE.")  # CLIP4Cir: logits are 100 times the cosine
+    warmup_steps: float = option(0.0, "Warm-up: steps, or a share of all steps when below 1.")
+    lr_scheduler_type: str = option("constant", "Learning-rate schedule.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise InputError(f"temperature {self.temperature} is not above 0; CLIP4Cir's is 0.01")
+
+    def aux_weights(self) -> dict[str, float]:
+        """No loss beside InfoNCE: no words are written."""
+        return {}
 
 
 def load_rows(args: DataArguments, chains: Sequence[str] = (), vary_captions: bool = False) -> tuple[CirDataset, str]:
@@ -65,9 +85,23 @@ def used(records: Iterable[Record]) -> list[str]:
     return [image for record in records for image in (record.reference, *record.targets[:1])]
 
 
+def texts_of(rows: CirDataset) -> list[str]:
+    """Texts that training may ask for, random captions in every form."""
+    pairs = rows.captions or [None] * len(rows)
+    return [
+        text
+        for record, pair in zip(rows.records, pairs, strict=True)
+        for text in (training_captions(pair) if pair else (record.text,))
+    ]
+
+
 class Pictures(dict[str, ImageStore]):
     """The pictures of several datasets: each id's own store."""
 
     def load(self, image: str):
         """Load a picture from its store."""
         return self[image].load(image)
+
+    def fingerprint(self, image: str) -> str:
+        """Digest of a picture's content, by its store."""
+        return self[image].fingerprint(image)

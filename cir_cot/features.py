@@ -1,0 +1,125 @@
+"""Vectors of a frozen encoder, computed once and kept on the disk: the second epoch, and the next run, ask the disk.
+
+A cache is a folder of safetensors files below one sub-folder for each *identity*: the digest of everything that decides
+a vector (weights, preprocessing). Within it a vector's key is the digest of the content it was computed from. A changed
+model, preprocessing, picture or text therefore has no entry, and an old entry can never be taken for it.
+
+A file is written aside, synced and renamed, so a crash loses what was being written and nothing else. Each holds a
+digest of its vectors; a file that is torn or altered is deleted with a warning, and what it held is computed again.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+from PIL.Image import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .records import InputError
+
+KEY_BYTES = 16
+SHARD = 4096  # vectors a file: what a crash may cost
+
+logger = logging.getLogger(__name__)
+
+
+def content_key(content: bytes) -> str:
+    """Name content by its digest."""
+    return hashlib.blake2b(content, digest_size=KEY_BYTES).hexdigest()
+
+
+class FeatureCache:
+    """Vectors (N, D) by content key, below `folder`/`identity`; `computed` counts those that had to be computed."""
+
+    def __init__(self, folder: str | Path, identity: str):
+        self.folder, self.computed = Path(folder) / identity, 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: no cache can be made here ({error.strerror})") from error
+        self.shards: list[Tensor] = []
+        self.places: dict[str, tuple[int, int]] = {}  # key -> (shard, row)
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._read(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def get(self, keys: Sequence[str]) -> Tensor:
+        """Return the vectors (N, D) of keys that are all there."""
+        return torch.stack([self.shards[shard][row] for shard, row in (self.places[key] for key in keys)])
+
+    def fill(self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64) -> None:
+        """Compute what is missing: `compute` maps indices of `keys`, a batch at a time, to their vectors (B, D)."""
+        wanted = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in self]
+        for start in range(0, len(wanted), SHARD):
+            rows = wanted[start : start + SHARD]
+            parts = [compute(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+            self.computed += len(rows)
+            self._write([keys[row] for row in rows], torch.cat(parts).float().cpu().contiguous())
+            logger.info("%d of %d missing vectors computed", start + len(rows), len(wanted))
+
+    def _write(self, keys: Sequence[str], vectors: Tensor) -> None:
+        digests = torch.frombuffer(bytearray(bytes.fromhex("".join(keys))), dtype=torch.uint8).view(-1, KEY_BYTES)
+        name = content_key("".join(keys).encode())
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        save_file({"keys": digests, "vectors": vectors}, temporary, {"digest": _digest(digests, vectors)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / f"{name}.safetensors")
+        self._add(keys, vectors)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                digests, vectors = file.get_tensor("keys"), file.get_tensor("vectors")
+                whole = (file.metadata() or {}).get("digest") == _digest(digests, vectors)
+        except safetensors.SafetensorError:
+            whole = False
+        if whole:
+            self._add([bytes(row).hex() for row in digests.numpy()], vectors)
+        else:
+            logger.warning("%s is torn or altered: deleted, its vectors are computed again", path)
+            path.unlink()
+
+    def _add(self, keys: Sequence[str], vectors: Tensor) -> None:
+        self.places |= {key: (len(self.shards), row) for row, key in enumerate(keys)}
+        self.shards.append(vectors)
+
+
+def _digest(keys: Tensor, vectors: Tensor) -> str:
+    return content_key(keys.numpy().tobytes() + vectors.numpy().tobytes())
+
+
+class Vectors(dict[str, Tensor]):
+    """Vectors (D,) by name; stands in for the pictures of a dataset whose pictures have been encoded."""
+
+    def load(self, name: str) -> Tensor:
+        """Return the vector of `name`."""
+        return self[name]
+
+
+def picture_vectors(
+    cache: FeatureCache, encode: Callable[[Sequence[Image]], Tensor], images, names: Iterable[str]
+) -> Vectors:
+    """Vectors of the pictures `names` of a store (`load` and `fingerprint` by name), from the cache or `encode`."""
+    names = list(dict.fromkeys(names))
+    keys = [images.fingerprint(name) for name in names]
+    cache.fill(keys, lambda rows: encode([images.load(names[row]) for row in rows]))
+    return Vectors(zip(names, cache.get(keys), strict=True))
+
+
+def text_vectors(cache: FeatureCache, encode: Callable[[Sequence[str]], Tensor], texts: Iterable[str]) -> Vectors:
+    """Vectors of texts, from the cache or `encode`."""
+    texts = list(dict.fromkeys(texts))
+    keys = [content_key(b"text " + text.encode()) for text in texts]
+    cache.fill(keys, lambda rows: encode([texts[row] for row in rows]))
+    return Vectors(zip(texts, cache.get(keys), strict=True))

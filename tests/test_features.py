@@ -1,0 +1,131 @@
+"""Cached vectors: computed once, found again, never taken for another's, rebuilt when a file is torn."""
+
+import logging
+
+import pytest
+import torch
+from PIL import Image
+
+from cir_cot.features import FeatureCache, content_key, picture_vectors, text_vectors
+from cir_cot.images import ImageStore
+from cir_cot.records import InputError
+
+
+class Encoder:
+    """Brightness of pictures, length of texts; counts what it was asked for."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def pictures(self, pictures):
+        self.asked += len(pictures)
+        return torch.tensor([[float(picture.getpixel((0, 0))[0]), 1.0] for picture in pictures])
+
+    def texts(self, texts):
+        self.asked += len(texts)
+        return torch.tensor([[float(len(text)), 2.0] for text in texts])
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "images").mkdir()
+    for shade in range(6):
+        Image.new("RGB", (4, 4), (shade, 0, 0)).save(tmp_path / "images" / f"p{shade}.png")
+    return ImageStore(tmp_path / "images")
+
+
+def encode(folder, store, names, identity="model a"):
+    encoder, cache = Encoder(), FeatureCache(folder, identity)
+    vectors = picture_vectors(cache, encoder.pictures, store, names)
+    assert cache.computed == encoder.asked
+    return vectors, encoder.asked
+
+
+NAMES = [f"p{shade}" for shade in (3, 1, 4, 1, 5)]
+
+
+def test_a_picture_is_encoded_once_and_found_by_every_later_run(tmp_path, store):
+    vectors, asked = encode(tmp_path / "cache", store, NAMES)
+    assert asked == 4  # p1 is there twice
+    assert [vectors.load(name)[0].item() for name in NAMES] == [3, 1, 4, 1, 5]
+    again, asked = encode(tmp_path / "cache", store, [*NAMES, "p0"])
+    assert asked == 1
+    assert all(torch.equal(again[name], vectors[name]) for name in NAMES)
+    assert again["p0"][0] == 0
+
+
+def test_texts_and_pictures_do_not_meet(tmp_path, store):
+    encoder, cache = Encoder(), FeatureCache(tmp_path / "cache", "a")
+    words = text_vectors(cache, encoder.texts, ["red", "", "red", "shorter"])
+    assert {text: vector[0].item() for text, vector in words.items()} == {"red": 3, "": 0, "shorter": 7}
+    assert encoder.asked == 3
+    picture_vectors(cache, encoder.pictures, store, ["p0"])
+    assert len(cache) == 4
+
+
+def test_the_same_picture_under_another_name_is_known_and_a_changed_one_is_not(tmp_path, store):
+    encode(tmp_path / "cache", store, ["p0", "p1"])
+    (store.root / "copy.png").write_bytes((store.root / "p1.png").read_bytes())
+    assert encode(tmp_path / "cache", store, ["copy"])[1] == 0
+    Image.new("RGB", (4, 4), (200, 0, 0)).save(store.root / "p1.png")
+    vectors, asked = encode(tmp_path / "cache", store, ["p0", "p1"])
+    assert asked == 1
+    assert vectors["p1"][0] == 200
+
+
+def test_a_box_is_part_of_a_pictures_content(store):
+    boxed = ImageStore(store.root, boxes={"p1": (0, 0, 2, 2)})
+    assert boxed.fingerprint("p1") != store.fingerprint("p1")
+    assert boxed.fingerprint("p2") == store.fingerprint("p2")
+
+
+def test_another_model_or_preprocessing_finds_nothing(tmp_path, store):
+    encode(tmp_path / "cache", store, NAMES)
+    assert encode(tmp_path / "cache", store, NAMES, "model b")[1] == 4
+    assert encode(tmp_path / "cache", store, NAMES)[1] == 0
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def zero(path):
+    content = bytearray(path.read_bytes())
+    content[-6:] = bytes(6)
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, zero, empty])
+def test_a_torn_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, caplog, damage):
+    vectors = encode(tmp_path / "cache", store, ["p3"])[0] | encode(tmp_path / "cache", store, ["p4", "p5"])[0]
+    files = sorted((tmp_path / "cache").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    damage(files[-1])
+    with caplog.at_level(logging.WARNING):
+        again, asked = encode(tmp_path / "cache", store, ["p3", "p4", "p5"])
+    assert asked == 2  # the whole file beside it was not touched
+    assert f"{files[-1]} is torn or altered" in caplog.text
+    assert all(torch.equal(again[name], vectors[name]) for name in again)
+    caplog.clear()
+    assert encode(tmp_path / "cache", store, ["p3", "p4", "p5"])[1] == 0
+    assert not caplog.text
+
+
+def test_what_a_crash_left_half_written_is_not_read(tmp_path, store):
+    encode(tmp_path / "cache", store, ["p3"])
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    file.rename(file.with_name(f".{file.stem}.123"))
+    assert encode(tmp_path / "cache", store, ["p3"])[1] == 1
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file/a: no cache can be made here"):
+        FeatureCache(tmp_path / "file", "a")
+
+
+def test_keys_differ():
+    assert len({content_key(content) for content in (b"", b"a", b"text a", b"text ")}) == 4

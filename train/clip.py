@@ -1,0 +1,46 @@
+"""Fine-tune CLIP or SigLIP for composed retrieval: the query is the sum of picture and words (CLIP4Cir, stage 1).
+
+    accelerate launch train/clip.py --config train/configs/clip_fashioniq.yaml --model openai/clip-vit-base-patch32 \
+        --root DIR
+
+Also: python train/clip.py, cir-cot clip. The run folder is a whole checkpoint with its processor, so that transformers,
+`cir-cot moe` and `--target_encoder` of `cir-cot sft` take it, too. Defaults are CLIP4Cir's (docs/moe.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cir_cot.cli import run
+from cir_cot.clip import PAD_RATIO, load_clip
+from cir_cot.heads.clip import ClipRetriever
+from cir_cot.recipe import parse_arguments
+from cir_cot.rows import ClipArguments, load_rows, option
+from cir_cot.trainer import CirTrainer
+from cir_cot.tuning import fit
+
+
+@dataclass
+class Stage1Arguments(ClipArguments):
+    """Fine-tune CLIP for composed retrieval (see the module's docstring)."""
+
+    learning_rate: float = option(2e-6, "Peak learning rate.")
+    adam_epsilon: float = option(1e-7, "AdamW's epsilon.")
+    per_device_train_batch_size: int = option(128, "Rows of a step and process.")
+    num_train_epochs: float = option(100.0, "Passes over the data.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the arguments say; the run folder is complete when it returns 0."""
+    args = parse_arguments(Stage1Arguments, argv)
+    rows, left_out = load_rows(args, vary_captions=True)
+    if left_out and args.should_save:
+        print(left_out)
+    encoder = load_clip(args.model, args.pad_ratio, frozen=False, fallback=PAD_RATIO)
+    done = fit(CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv)
+    if args.should_save:
+        print(done)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
