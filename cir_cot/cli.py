@@ -16,6 +16,7 @@ from cir_cot.records import InputError
 COMMANDS = {
     "score": "cir_cot.eval.score",
     "check": "cir_cot.data_gen.check",
+    "export-chains": "cir_cot.data_gen.export_chains",
     "annotate": "cir_cot.data_gen.annotate",
     "scenes": "cir_cot.data_gen.scenes",
     "sft": "cir_cot.train.sft",

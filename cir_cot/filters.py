@@ -28,8 +28,8 @@ COMMON = re.compile(  # words too common to be salient
     r"similar|like|looks?"
 )
 REMOVED = re.compile(  # ours: what a text wants gone, up to its next statement, is not looked for in the conclusion
-    r"\b(?:remov\w*|without|no|not|delet\w*|eras\w*|drop\w*|los(?:e|es|ing)|lack\w*|fewer|less|instead of|rather than)\b"
-    r".*?(?=\b(?:but|is|are|has|have|with|add|make|change)\b|[.;]|$)",
+    r"\b(?:remov\w*|without|no|not|delet\w*|eras\w*|drop\w*|los(?:e|es|ing)|lack\w*|fewer|less|(?:instead|rather) "
+    r"(?:of|than))\b.*?(?=\b(?:but|is|are|has|have|with|add|make|change)\b|[.;]|$)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -79,8 +79,10 @@ def repetition(record: Record) -> str | None:
         words = re.findall(r"\w+", getattr(record.cot, part).lower())
         for size in range(1, LONGEST_LOOP + 1):
             for start in range(len(words) - LOOPS * size + 1):
+                if words[start] != words[start + size]:
+                    continue  # what nearly every place says, before anything is copied
                 phrase = words[start : start + size]
-                if words[start + size] == phrase[0] and words[start : start + LOOPS * size] == phrase * LOOPS:
+                if words[start : start + LOOPS * size] == phrase * LOOPS:
                     return f"the {part} says {' '.join(phrase)!r} {LOOPS} times in a row"
         phrases = Counter(tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1))
         for phrase, count in phrases.most_common(1):
@@ -125,15 +127,15 @@ FILTERS: list[tuple[str, Callable[[Record], str | None]]] = [
 ]
 
 
-def duplicates(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(id, id of the first) of records that say the same conclusion for the same reference and text."""
-    first: dict[tuple[str, str, str], str] = {}
+def duplicates(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """(record, the first such one) of records that say the same conclusion for the same reference and text."""
+    first: dict[tuple[str, str, str], Record] = {}
     found = []
     for record in records:
         key = (record.reference, normalised(record.text), normalised(record.cot.conclusion))
         if key in first:
-            found.append((record.id, first[key]))
-        first.setdefault(key, record.id)
+            found.append((record, first[key]))
+        first.setdefault(key, record)
     return found
 
 

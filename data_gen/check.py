@@ -10,13 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cir_cot import chain_report
 from cir_cot.benchmarks import BENCHMARKS, attach_chains, load_benchmark
 from cir_cot.cli import run
 from cir_cot.filters import FILTERS, duplicates
 from cir_cot.images import ImageStore
 from cir_cot.layouts import UnavailableError
 from cir_cot.protocols import Benchmark, label
-from cir_cot.records import InputError, Record
+from cir_cot.records import InputError, Record, write_text_atomic
 
 EXAMPLES = 5  # of each problem; the count is always of all
 FEW = 0.001  # ours: official FashionIQ shares 3 of its 6,016 val pairs with train, which no user can cure
@@ -28,15 +29,16 @@ WARNINGS = (
     "duplicate_image",
     "image_in_train",
     "few_queries_in_train",
-    "chain_salient_word",  # the conclusion of a removal may well lack the removed thing's words
-    "chain_duplicate",
+    "chain_duplicate",  # official data asks a few queries twice: the same answer is no fault of the chain
 )
 
 
 def main(argv: Sequence[str]) -> int:
     """Print what was found, as a list or as one JSON object; 1 if any of it is an error."""
     args = parse_arguments(argv)
-    report = check(args.benchmark, args.root, args.split, args.chains)
+    report, records, stores = check(args.benchmark, args.root, args.split, args.chains)
+    if args.report:
+        write_text_atomic(args.report, chain_report.page(report, records, stores))
     print(json.dumps(report, ensure_ascii=False) if args.json else text(report))
     return 1 if report["errors"] else 0
 
@@ -48,46 +50,65 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument("--split", required=True, metavar="S")
     parser.add_argument(
-        "--chains", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
+        "--chains", nargs="+", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
     )
+    parser.add_argument("--report", metavar="FILE", help="also write a web page: distributions, chains with pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
-def check(name: str, root: str, split: str, chains: str | None = None) -> dict:
-    """{"errors", "warnings": [{"check", "count", "examples"}], "notes", "parts": counts of each category}."""
-    if chains and not Path(chains).is_file():
-        raise InputError(f"{chains}: no such file of chains")
+def check(
+    name: str, root: str, split: str, chains: Sequence[str] | None = None
+) -> tuple[dict, list[Record], dict[str, ImageStore]]:
+    """The report, the records with their chains, and the store of each picture that they name.
+
+    The report: {"errors", "warnings": [{"check", "count", "examples"}], "filters": the same by filter, those without a
+    finding included, "notes", "parts": counts of each category}.
+    """
+    for path in chains or ():
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file of chains")
     found: list[tuple[str, list[str]]] = []
     notes: list[str] = []
     parts: dict[str, dict] = {}
+    stores: dict[str, ImageStore] = {}
     try:
         benchmarks = load_benchmark(name, root, split)
     except UnavailableError:
         raise
     except InputError as error:
-        return summary(name, split, [("schema", [str(error)])], notes, parts)
+        return summary(name, split, [("schema", [str(error)])], notes, parts), [], {}
     for benchmark in benchmarks:
         found += check_queries(benchmark)
         parts[label(benchmark)] = counts = {"queries": len(benchmark.records), "gallery": len(benchmark.gallery)}
         try:
-            found += check_images(benchmark, benchmark.images(), counts)
+            store = benchmark.images()
         except UnavailableError as error:
             notes.append(f"pictures not checked: {error}")
+            continue
+        found += check_images(benchmark, store, counts)
+        stores |= dict.fromkeys(named(benchmark.records), store)
     found += check_leaks(name, root, benchmarks, notes)
-    found += check_chains([record for benchmark in benchmarks for record in benchmark.records], chains, parts)
-    return summary(name, split, found, notes, parts)
+    records, of_chains = check_chains(benchmarks, chains or (), parts)
+    return summary(name, split, found + of_chains, notes, parts), records, stores
 
 
 def summary(name: str, split: str, found: Iterable[tuple[str, list[str]]], notes: list[str], parts: dict) -> dict:
-    """The report; a check without findings is left out."""
+    """The report; among errors and warnings a check without findings is left out, among the filters none is."""
     cases: dict[str, list[str]] = {}
     for check, some in found:
         cases.setdefault(check, []).extend(some)
-    rows = [{"check": check, "count": len(all_), "examples": all_[:EXAMPLES]} for check, all_ in cases.items() if all_]
-    errors = [row for row in rows if row["check"] not in WARNINGS]
-    warnings = [row for row in rows if row["check"] in WARNINGS]
-    return {"benchmark": name, "split": split, "parts": parts, "errors": errors, "warnings": warnings, "notes": notes}
+    rows = [{"check": check, "count": len(all_), "examples": all_[:EXAMPLES]} for check, all_ in cases.items()]
+    report = {"benchmark": name, "split": split, "parts": parts}
+    report["errors"] = [row for row in rows if row["count"] and row["check"] not in WARNINGS]
+    report["warnings"] = [row for row in rows if row["count"] and row["check"] in WARNINGS]
+    report["filters"] = [row for row in rows if row["check"].startswith("chain_")]
+    return report | {"notes": notes}
+
+
+def named(records: Iterable[Record]) -> list[str]:
+    """The pictures of the queries, each once."""
+    return list(dict.fromkeys(image for record in records for image in (record.reference, *record.targets)))
 
 
 def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
@@ -119,8 +140,7 @@ def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
 
 def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[tuple[str, list[str]]]:
     """Decode every picture of the gallery and of the queries; without the unusable ones the gallery is effective."""
-    used = [image for record in benchmark.records for image in (record.reference, *record.targets)]
-    names = list(dict.fromkeys([*benchmark.gallery, *used]))
+    names = list(dict.fromkeys([*benchmark.gallery, *named(benchmark.records)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         look = tqdm(
             pool.map(lambda name: look_at(store, name), names), total=len(names), unit=" pictures", disable=None
@@ -182,18 +202,25 @@ def pairs(record: Record) -> list[tuple[str, str]]:
     return [(record.reference, target) for target in record.targets]
 
 
-def check_chains(records: list[Record], path: str | None, parts: dict) -> list[tuple[str, list[str]]]:
-    """Every filter that needs no model, over the chains of `path` or, without it, the records' own."""
+def check_chains(
+    benchmarks: list[Benchmark], paths: Sequence[str], parts: dict
+) -> tuple[list[Record], list[tuple[str, list[str]]]]:
+    """The records with the chains of `paths` or, without one, their own; and what every filter says of them."""
+    records = [record for benchmark in benchmarks for record in benchmark.records]
     try:
-        records = attach_chains(records, path) if path else records
+        for path in paths:
+            records = attach_chains(records, path)
     except InputError as error:
-        return [("chain_schema", [str(error)])]
+        return records, [("chain_schema", [str(error)])]
     chained = [record for record in records if record.cot]
-    if chained:
-        parts["chains"] = {"chains": len(chained), "without": len(records) - len(chained)}
+    if not chained and not paths:
+        return records, []
+    parts["chains"] = {"chains": len(chained), "without": len(records) - len(chained)}
     found = [(f"chain_{name}", failing(chained, problem)) for name, problem in FILTERS]
-    again = [f"{record}: says what {first} says" for record, first in duplicates(chained)]
-    return [*found, ("chain_duplicate", again)]
+    again = [f"{record.source} {record.id}: says what {first.id} says" for record, first in duplicates(chained)]
+    seen = "" if benchmarks[0].split == "train" else "the teacher saw the target, which only training may"
+    leaked = failing(chained, lambda record: (record.teacher or {}).get("seen_target") and seen)
+    return records, [*found, ("chain_seen_target", leaked), ("chain_duplicate", again)]
 
 
 def failing(records: list[Record], problem: Callable[[Record], str | None]) -> list[str]:
@@ -207,6 +234,9 @@ def text(report: dict) -> str:
     lines = [
         f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items()) for part, counts in report["parts"].items()
     ]
+    if report["filters"]:
+        counts = (f"{row['check'].removeprefix('chain_')} {row['count']}" for row in report["filters"])
+        lines.append("filters: " + ", ".join(counts))
     for kind in ("errors", "warnings"):
         for row in report[kind]:
             lines.append(f"{kind[:-1].upper():7} {row['check']}: {row['count']}")

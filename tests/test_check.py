@@ -1,13 +1,19 @@
 """`cir-cot check`: what it finds in a dataset, what of it is an error, and what the real files give."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from cir_cot import cli
+from cir_cot.benchmarks import load_benchmark
 from cir_cot.data_gen import check
-from cir_cot.records import Cot, InputError, Record, write_records
+from cir_cot.filters import FILTERS, salient
+from cir_cot.prompts import PARTS
+from cir_cot.records import Cot, InputError, Record, attach_chains, write_records
+
+NAMES = [name for name, _ in FILTERS]
 
 REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."
 
@@ -80,7 +86,13 @@ RECORDS = {
     "short": ([changed(cot=cot(reasoning="Make it red."))], {"chain_length": 1}, {}),
     "blank chain": ([changed(cot=cot(caption=""))], {"chain_blank": 1}, {}),
     "copied": ([changed(cot=cot(caption="A red dress with a belt"))], {"chain_copied_caption": 1}, {}),
-    "nothing salient": ([changed(cot=cot(conclusion="A dress."))], {}, {"chain_salient_word": 1}),
+    "nothing salient": ([changed(cot=cot(conclusion="A dress."))], {"chain_salient_word": 1}, {}),
+    "a doubtful verifier": ([changed(cot=cot(), teacher={"confidence": 0.2})], {"chain_verifier": 1}, {}),
+    "a teacher that saw the target": (
+        [changed(cot=cot(), teacher={"seen_target": True})],
+        {"chain_seen_target": 1},
+        {},
+    ),
     "said twice": (
         [changed(cot=cot()), changed(id="1", text="is red!", cot=cot())],
         {},
@@ -98,6 +110,41 @@ def test_faults_of_records_and_chains(own, capsys, records, errors, warnings):
     assert warned == warnings
     assert code == (1 if errors else 0)
     assert all(len(row["examples"]) == row["count"] for row in report["errors"])
+
+
+def test_every_filter_is_reported_with_its_count(own, capsys):
+    rewrite(own, changed(cot=cot(reasoning="Red.")), changed(id="1", targets=("val2",), text="a red dress", cot=cot()))
+    report = checked(capsys, own)[3]
+    counts = {row["check"]: row["count"] for row in report["filters"]}
+    assert counts == {f"chain_{name}": int(name == "length") for name in (*NAMES, "seen_target", "duplicate")}
+    assert [row["examples"] for row in report["filters"] if row["count"]] == [
+        ["own/val 0: the reasoning has 2 words and marks, not 16 to 256"]
+    ]
+    rewrite(own, QUERY)
+    assert checked(capsys, own)[3]["filters"] == []
+
+
+def test_a_teacher_may_see_the_target_of_a_training_query(own, capsys):
+    record = Record("0", "train0", "is red", ("train1",), cot(), teacher={"seen_target": True})
+    write_records(own / "records.train.jsonl", [record])
+    assert checked(capsys, own, split="train")[:3] == (0, {}, {})
+
+
+def test_chains_may_lie_in_several_files(own, capsys, tmp_path):
+    first, second = changed(cot=cot()), changed(id="1", text="a red dress", targets=("val2",), cot=cot())
+    rewrite(own, QUERY, changed(id="1", text="a red dress", targets=("val2",)))
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, record in zip(files, (first, second), strict=True):
+        write_records(file, [record])
+    report = checked(capsys, own, "--chains", *files)[3]
+    assert report["parts"]["chains"] == {"chains": 2, "without": 0}
+    files[1].write_text("")
+    assert checked(capsys, own, "--chains", files[1])[3]["parts"]["chains"] == {"chains": 0, "without": 2}
+
+
+def test_the_web_page_is_written_beside_the_list(own, capsys, tmp_path):
+    assert checked(capsys, own, "--report", tmp_path / "page.html")[0] == 0
+    assert "Passed every filter: 2 of 2" in (tmp_path / "page.html").read_text()
 
 
 def test_faults_of_pictures_and_the_effective_gallery(own, capsys):
@@ -184,7 +231,7 @@ def test_chains_of_a_file_take_the_place_of_the_records_own(own, capsys, tmp_pat
 def test_an_annotation_file_is_a_chains_file(own, capsys, tmp_path):
     rewrite(own, QUERY)
     annotated = changed(
-        cot=cot(conclusion="The second image: a red dress."), teacher={"model": "m", "seen_target": True}
+        cot=cot(conclusion="The second image: a red dress."), teacher={"model": "m", "seen_target": False}
     )
     write_records(tmp_path / "chains.jsonl", [annotated])
     code, errors, _, report = checked(capsys, own, "--chains", tmp_path / "chains.jsonl")
@@ -252,10 +299,80 @@ def test_other_benchmarks_have_only_their_known_oddities(shared_data, capsys, na
     assert checked(capsys, shared_data / name, split=split, benchmark=name)[:3] == (0, {}, known)
 
 
+FAULTS = {  # one fault each, in several forms: what it makes of a record
+    "blank": [lambda r, part: change(r, "caption", ""), lambda r, part: change(r, "caption", " \n ")],
+    "tags": [
+        lambda r, part: change(r, part, getattr(r.cot, part) + "</caption>"),
+        lambda r, part: change(r, part, "<|im_start|>" + getattr(r.cot, part)),
+        lambda r, part: change(r, part, getattr(r.cot, part) + "<ret>"),
+    ],
+    "target_image": [
+        lambda r, part: change(r, part, getattr(r.cot, part) + " The target image shows it."),
+        lambda r, part: change(r, part, "As in the second photo: " + getattr(r.cot, part)),
+    ],
+    "refusal": [
+        lambda r, part: change(r, part, "I'm sorry, there is little to see. " + getattr(r.cot, part)),
+        lambda r, part: change(r, part, getattr(r.cot, part) + " As an AI model, that is all."),
+    ],
+    "length": [
+        lambda r, part: change(r, "reasoning", "It is changed."),
+        lambda r, part: change(r, "reasoning", " ".join(f"word{n}" for n in range(257))),
+        lambda r, part: change(r, "conclusion", salient(r.text)[0]),
+        lambda r, part: change(r, "conclusion", f"{r.cot.conclusion} " + " ".join(f"w{n}" for n in range(64))),
+    ],
+    "repetition": [
+        lambda r, part: change(r, part, getattr(r.cot, part) + " again and again and again and again"),
+        lambda r, part: change(
+            r, "reasoning", "; ".join(f"{n}, it is kept as it has been" for n in ("So", "But", "Now"))
+        ),
+    ],
+    "copied_caption": [lambda r, part: change(r, "caption", r.cot.conclusion.upper())],
+    "salient_word": [lambda r, part: change(r, "conclusion", "Zebras quietly wander elsewhere.")],
+    "verifier": [lambda r, part: replace(r, teacher={"model": "m", "confidence": 0.69})],
+    "seen_target": [lambda r, part: replace(r, teacher={"model": "m", "seen_target": True})],
+    "duplicate": [lambda r, part: replace(r, id=r.id + " again", text=r.text.upper())],
+}
+
+
+def change(record, part, words):
+    return replace(record, cot=replace(record.cot, **{part: words}))
+
+
+def wardrobe(shared_data):
+    """The 48 real queries with their chains, each under an id of its own."""
+    root = shared_data / "wardrobe"
+    for split in ("train", "val"):
+        for benchmark in load_benchmark("fashioniq", root, split):
+            chained = attach_chains(benchmark.records, root / "chains" / f"chains.{benchmark.category}.{split}.jsonl")
+            yield from (replace(r, id=f"{benchmark.category} {split} {r.id}", source="wardrobe") for r in chained)
+
+
+def test_each_of_200_faults_is_caught_and_named(shared_data, tmp_path, capsys):
+    """Copies of the real chains, each with one fault in one chain: the fault's filter finds it, and no other does."""
+    records = list(wardrobe(shared_data))
+    assert set(FAULTS) == {*NAMES, "seen_target", "duplicate"}
+    names = sorted({image for record in records for image in (record.reference, *record.targets)})
+    (tmp_path / "gallery.val.txt").write_text("\n".join(names) + "\n")
+    file = tmp_path / "records.val.jsonl"
+    write_records(file, records)
+    assert checked(capsys, tmp_path)[:3] == (0, {}, {})
+    for copy in range(200):
+        name = list(FAULTS)[copy % len(FAULTS)]
+        forms, at = FAULTS[name], 29 * copy % len(records)
+        faulty = forms[copy // len(FAULTS) % len(forms)](records[at], PARTS[copy % len(PARTS)])
+        write_records(
+            file, [*records[:at], *([records[at]] if name == "duplicate" else []), faulty, *records[at + 1 :]]
+        )
+        code, errors, warnings, report = checked(capsys, tmp_path)
+        assert (code, errors | warnings) == (int(name != "duplicate"), {f"chain_{name}": 1}), (copy, faulty)
+        (found,) = (row for row in report["filters"] if row["count"])
+        assert found["examples"][0].startswith(f"wardrobe {faulty.id}: ")
+
+
 def test_real_photographs_and_their_chains_pass(shared_data, capsys):
     root = shared_data / "wardrobe"
-    argv = ("--chains", root / "chains" / "chains.shirt.val.jsonl")
-    code, errors, warnings, report = checked(capsys, root, *argv, benchmark="fashioniq")
+    files = sorted((root / "chains").glob("chains.*.val.jsonl"))
+    code, errors, warnings, report = checked(capsys, root, "--chains", *files, benchmark="fashioniq")
     assert (code, errors, warnings) == (0, {}, {"image_in_train": 660})  # both splits list all photographs
     assert [part["effective_gallery"] for part in list(report["parts"].values())[:3]] == [220, 220, 220]
-    assert report["parts"]["chains"] == {"chains": 8, "without": 16}
+    assert report["parts"]["chains"] == {"chains": 24, "without": 0}

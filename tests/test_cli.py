@@ -149,7 +149,8 @@ MODEL = {
 }
 OPTIONS = {
     "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
-    "check": BENCHMARK | {"--chains", "--json"},
+    "check": BENCHMARK | {"--chains", "--report", "--json"},
+    "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
     "scenes": {"--out", "--seed", "--references", "--edits", "--size", "--page"},
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,

@@ -1,0 +1,74 @@
+"""Export chains for other trainers: a datasets folder (parquet), LLaVA or ShareGPT conversations, each with a card."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cir_cot.benchmarks import BENCHMARKS, attach_chains, load_benchmark
+from cir_cot.chain_export import FORMS, sift, write_export
+from cir_cot.cli import run
+from cir_cot.images import ImageStore
+from cir_cot.records import InputError
+
+EXAMPLES = 3  # of each reason to leave a record out
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the folder and print how many chains are in it and how many were left out, by reason."""
+    args = parse_arguments(argv)
+    benchmarks = load_benchmark(args.benchmark, args.root, args.split)
+    records = [record for benchmark in benchmarks for record in benchmark.records]
+    for path in args.chains or ():
+        records = attach_chains(records, path)
+    stores = {}
+    for benchmark in benchmarks:
+        named = (image for record in benchmark.records for image in (record.reference, *record.targets))
+        stores |= dict.fromkeys(named, benchmark.images())
+    paths = relative_paths(args.root, stores)
+    kept, left = sift(records, paths)
+    counts = {why: len(some) for why, some in left.items()}
+    facts = {"benchmark": args.benchmark, "split": args.split, "left_out": counts}
+    file = write_export(args.out, args.format, kept, paths, facts)
+    if args.json:
+        print(json.dumps({"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}))
+    else:
+        print(f"{len(kept)} chains in {file}")
+        for why, some in left.items():
+            print("\n          ".join([f"left out  {why}: {len(some)}", *some[:EXAMPLES]]))
+    return 0
+
+
+def relative_paths(root: str, stores: Mapping[str, ImageStore]) -> Callable[[str], str]:
+    """A function: image id -> its path from the dataset's folder, with forward slashes; InputError where it is not."""
+    base = Path(root).resolve()
+
+    def path(image: str) -> str:
+        relative = Path(os.path.relpath(stores[image].path(image), base)).as_posix()
+        if relative.startswith("../"):
+            raise InputError(
+                f"image {image!r} lies outside {base}, behind a link; give the folder above both as --root"
+            )
+        return relative
+
+    return path
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `cir-cot export-chains`."""
+    parser = argparse.ArgumentParser(prog="cir-cot export-chains", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
+    parser.add_argument("--split", required=True, metavar="S")
+    parser.add_argument(
+        "--chains", nargs="+", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
+    )
+    parser.add_argument("--format", required=True, choices=FORMS, help="datasets: parquet for datasets.load_dataset")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run(main)
