@@ -15,6 +15,8 @@ from cir_cot.records import InputError
 
 COMMANDS = {
     "score": "cir_cot.eval.score",
+    "submit": "cir_cot.eval.submit",
+    "check-submission": "cir_cot.eval.check_submission",
     "check": "cir_cot.data_gen.check",
     "export-chains": "cir_cot.data_gen.export_chains",
     "annotate": "cir_cot.data_gen.annotate",

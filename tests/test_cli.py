@@ -149,6 +149,8 @@ MODEL = {
 }
 OPTIONS = {
     "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
+    "submit": BENCHMARK | {"--rankings", "--subset-rankings", "--reference", "--out", "--json"},
+    "check-submission": {"--root", "--json"},
     "check": BENCHMARK | {"--chains", "--report", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
     "scenes": {"--out", "--seed", "--references", "--edits", "--size", "--page"},

@@ -27,7 +27,7 @@ ORDER = (
     {"chain_report", "layouts", "protocols", "teacher", "spending"},
     {"chain_export", "fashioniq", "genecis", "wire", "job"},
     {"benchmarks", "ranking", "replicas", "annotation"},
-    {"tiny", "adapter", "checkpoint", "recipe"},
+    {"submission", "tiny", "adapter", "checkpoint", "recipe"},
     {"tiny_clip", "backbone", "collate", "retriever", "local_teacher"},
     {"decoding"},
     {"clip"},
