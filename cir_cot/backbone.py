@@ -9,7 +9,8 @@ Letters: B batch, T tokens, H hidden, V vocabulary.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,12 +38,13 @@ class Backbone(nn.Module):
     """A Qwen-VL model with its processor and the retrieval token; build it with `load_backbone`.
 
     `model` is the transformers model, or the PEFT model around it. `ret_id` is the retrieval token's id,
-    `image_token_id` the placeholder of one visual token, `merge_size` the patches along a side of a visual token.
+    `image_token_id` the placeholder of one visual token, `merge_size` the patches along a side of a visual token. Of a
+    `frozen` one no weight is trained or saved.
     """
 
-    def __init__(self, model: nn.Module, processor: transformers.ProcessorMixin, ret_id: int):
+    def __init__(self, model: nn.Module, processor: transformers.ProcessorMixin, ret_id: int, frozen: bool = False):
         super().__init__()
-        self.model, self.processor, self.ret_id = model, processor, ret_id
+        self.model, self.processor, self.ret_id, self.frozen = model, processor, ret_id, frozen
         self.hidden_size = self.config.get_text_config().hidden_size
         self.image_token_id = self.config.image_token_id
         self.merge_size = self.config.vision_config.spatial_merge_size
@@ -68,22 +70,42 @@ class Backbone(nn.Module):
         return self.model if isinstance(self.model, transformers.PreTrainedModel) else self.model.get_base_model()
 
     def forward(
-        self, inputs: Mapping[str, Tensor], positions: Tensor | None = None, cache: transformers.Cache | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        positions: Tensor | None = None,
+        cache: transformers.Cache | None = None,
+        edit: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Hidden states of the last layer after the final norm (B, T, H), without logits.
 
         `inputs` is what the processor returns (input_ids, attention_mask, mm_token_type_ids, pixel_values,
         image_grid_thw). With a filled `cache`, `inputs` holds the new tokens only, except attention_mask
-        (B, cached + T), and `positions` (3, B, T) must be given: `next_positions` has them.
+        (B, cached + T), and `positions` (3, B, T) must be given: `next_positions` has them. `edit` maps what the
+        language model reads, words and visual tokens (B, T, H), to what it shall read instead, of the same shape.
         """
         if positions is None:
             if cache is not None and cache.get_seq_length():
                 raise ValueError("a filled cache needs explicit positions: pass next_positions(previous positions)")
             positions = self.positions(inputs)
-        outputs = self.plain.model(
-            **inputs, position_ids=positions, past_key_values=cache, use_cache=cache is not None, return_dict=True
-        )
+        with self._edited(edit):
+            outputs = self.plain.model(
+                **inputs, position_ids=positions, past_key_values=cache, use_cache=cache is not None, return_dict=True
+            )
         return outputs.last_hidden_state
+
+    @contextmanager
+    def _edited(self, edit: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+        """Edit what the language model reads, where the visual tokens are in place already: no second vision pass."""
+        if edit is None:
+            yield
+            return
+        handle = self.plain.model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"inputs_embeds": edit(kwargs["inputs_embeds"])}), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of final hidden states (..., H)."""
@@ -135,7 +157,7 @@ class Backbone(nn.Module):
         return self
 
     def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save the adapter (its two files), or without one the whole checkpoint; and the processor.
+        """Save the adapter (its two files), or without one the whole checkpoint unless it is frozen; and the processor.
 
         `state_dict` are gathered weights under the names of `model.state_dict()`, where a launcher shards them.
         """
@@ -145,7 +167,7 @@ class Backbone(nn.Module):
             from .adapter import save_adapter
 
             save_adapter(self.model, folder, state_dict)
-        else:
+        elif not self.frozen:
             for stale in folder.glob("adapter_*"):  # transformers would put it on the saved weights
                 stale.unlink()
             self.model.save_pretrained(folder, state_dict=state_dict)
@@ -157,7 +179,7 @@ class Backbone(nn.Module):
             from .adapter import load_adapter_weights
 
             load_adapter_weights(self.model, folder)
-        else:
+        elif not self.frozen:
             self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
     def load_adapter(self, folder: str | Path, trainable: bool = False) -> "Backbone":
@@ -178,18 +200,22 @@ def load_backbone(
     dtype: str = "float32",
     attn: str = "sdpa",
     train_token: bool = True,
+    frozen: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Backbone:
     """Load a Qwen-VL checkpoint (a folder, a hub name, or a built model and processor) -> Backbone, in eval mode.
 
     `lora` {r, alpha, dropout, targets} puts adapters on the language model and, with `train_token`, trains the
-    retrieval token's row; None means full fine-tuning, of the vision tower too unless `freeze_vision`.
+    retrieval token's row; None means full fine-tuning, of the vision tower too unless `freeze_vision`, or with
+    `frozen` none at all: a head alone is trained then.
     `quantization` "nf4" or "int8" needs bitsandbytes and `lora` for training. `min_pixels`, `max_pixels` bound a
     picture's area after resizing. Bad values raise InputError.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if frozen and (lora is not None or not freeze_vision):
+        raise InputError("a frozen base has neither an adapter nor a vision tower to train: leave one of them out")
     if lora is not None and not freeze_vision:
         raise InputError("freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower")
     if isinstance(base, (str, Path)):
@@ -207,12 +233,12 @@ def load_backbone(
         from .adapter import add_lora
 
         model = add_lora(model, lora, linear_layers(model.config.model_type), ret_id if train_token else None)
-    elif quantization is not None:
+    elif frozen or quantization is not None:
         model.requires_grad_(False)
     else:
         model.requires_grad_(True)
         model.model.visual.requires_grad_(not freeze_vision)
-    return Backbone(model, processor, ret_id).eval()
+    return Backbone(model, processor, ret_id, frozen).eval()
 
 
 def linear_layers(model_type: str) -> tuple[str, ...]:

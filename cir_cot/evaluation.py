@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,12 +33,15 @@ from .provenance import git_state, package_versions
 from .ranking import rank
 from .readings import ChainReader, Encode, reader
 from .records import InputError, Record, write_text_atomic
-from .retriever import QueryOutput, Retriever
+from .retriever import QueryOutput, Retriever, concatenate
 
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers, and all that is needed to check them: protocol, rankings with scores, chains. Keys are query ids."""
+    """Numbers, and all that is needed to check them: protocol, rankings with scores, chains. Keys are query ids.
+
+    `choices` are those of QueryOutput, empty for a head that routes nothing.
+    """
 
     benchmark: Benchmark  # its records are the queries that were asked
     images: ImageStore
@@ -50,6 +53,7 @@ class Result:
     explanations: dict[str, str]
     flags: dict[str, str]
     subset_rankings: dict[str, list[str]] | None = None
+    choices: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,6 +108,7 @@ def evaluate(
         explanations=dict(zip(ids, output.explanations, strict=True)),
         flags=dict(zip(ids, output.flags, strict=True)),
         subset_rankings=subsets,
+        choices=dict(zip(ids, output.choices, strict=True)) if output.choices else {},
     )
 
 
@@ -199,11 +204,9 @@ def encode_queries(
             parts.append(encode(records[done : done + len(pictures)], pictures))
             done += len(pictures)
             bar.update(len(pictures))
-    return QueryOutput(
-        check_embeddings(torch.cat([part.embeddings.float().cpu() for part in parts]), [r.id for r in records]),
-        [text for part in parts for text in part.explanations],
-        [flag for part in parts for flag in part.flags or [""] * len(part.explanations)],
-    )
+    output = concatenate(parts)
+    check_embeddings(output.embeddings, [record.id for record in records])
+    return output
 
 
 def load_batches(names: Sequence[str], images: ImageStore, size: int) -> Iterator[list[Image.Image]]:

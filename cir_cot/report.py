@@ -8,29 +8,18 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from . import webpage
 from .evaluation import Result
 from .prompts import PARTS, text_to_cot
-from .protocols import mean_of_categories
 from .readings import same_part
 from .records import Record, write_text_atomic
+from .tables import Table, cell, choice_tables, flat, heading, leading, source_tables, summary_table
 
 SHOWN = 6  # answers shown a query
 BASELINES = ("image_only", "text_only", "shuffled", "no_chain")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report: a title, the names of the columns, rows of cells, and a line of explanation."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    note: str = ""
 
 
 def write_report(
@@ -49,79 +38,13 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [summary_table(results), *source_tables(results), *tables]
+    tables = [summary_table(results), *source_tables(results), *choice_tables(results), *tables]
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
     write_text_atomic(folder / "report.md", markdown(title, tables, samples, results))
     write_text_atomic(folder / "report.html", page(title, tables, samples, results))
 
 
 # ---- what is in it
-
-
-def heading(result: Result) -> str:
-    """Name a result, e.g. "fashioniq.dress.val · full"."""
-    return f"{result.name} · {label(result)}"
-
-
-def label(result: Result) -> str:
-    """Name the reading of a result, e.g. "image only"; the oracle is called what it is."""
-    reading = (result.protocol["reading"] or "own").replace("_", " ")
-    return "oracle (upper bound)" if reading == "oracle" else reading
-
-
-def leading(results: Sequence[Result]) -> list[Result]:
-    """The first result of each measured set: the one whose queries are shown."""
-    first: dict[str, Result] = {}
-    for result in results:
-        first.setdefault(result.name, result)
-    return list(first.values())
-
-
-def flat(metrics: dict) -> dict[str, float]:
-    """The plain numbers among the metrics; nested ones (by aspect) are left to results.json."""
-    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-
-
-def summary_table(results: Sequence[Result]) -> Table:
-    """One row a result, then the mean over the categories of a benchmark; one column a metric, in percent."""
-    rows, groups = [], {}
-    for result in results:
-        sizes = [len(result.benchmark.records), len(result.benchmark.gallery)]
-        rows.append(([heading(result), *sizes], flat(result.metrics)))
-        group = f"{result.benchmark.name}.{result.benchmark.split} · {label(result)}, mean of categories"
-        groups.setdefault(group, {})[result.name] = flat(result.metrics)
-    for group, metrics in groups.items():
-        if len(metrics) > 1:
-            rows.append(([group, "", ""], mean_of_categories(metrics)["average"]))
-    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-    cells = [[*first, *(metrics.get(name, "") for name in names)] for first, metrics in rows]
-    sets: dict[str, list[str]] = {}
-    for result in leading(results):
-        sets.setdefault(protocol_words(result), []).append(result.name)
-    note = " ".join(["In percent.", *(f"{', '.join(names)}: {words}." for words, names in sets.items())])
-    return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, note)
-
-
-def protocol_words(result: Result) -> str:
-    """Say under which protocol a set was measured: no number means anything without."""
-    told = ("benchmark", "split", "category", "gallery_size", "queries")  # in the name and the columns
-    facts = {key: value for key, value in result.benchmark.protocol.items() if key not in told}
-    facts |= {"asked": result.protocol["sample"]} if result.protocol["sample"] else {}
-    words = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items()]
-    return ", ".join([*words, "ties against the model"])
-
-
-def source_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """A table for each measured set with several sources: the first metric by source, one column a reading."""
-    for first in leading(results):
-        same = [result for result in results if result.name == first.name]
-        if first.by_source:
-            metric = next(iter(flat(first.metrics)))
-            rows = [
-                [source, numbers["queries"], *(result.by_source[source][metric] for result in same)]
-                for source, numbers in first.by_source.items()
-            ]
-            yield Table(f"{metric} by source, {first.name}", ["source", "queries", *map(label, same)], rows)
 
 
 def sample(result: Result, count: int, seed: int) -> list[Record]:
@@ -176,7 +99,7 @@ def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
     written = result.explanations[record.id]
     chain = text_to_cot(written)
     if chain is None:
-        return [("not a valid chain", written)] if written else []
+        return [("read with" if result.choices else "not a valid chain", written)] if written else []
     lines = []
     for part in PARTS:
         same = record.cot is not None and same_part(chain, record.cot, part)
@@ -196,11 +119,6 @@ def text_table(table: Table) -> str:
         cells = [value.rjust(width) for value, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join([*lines, table.note] if table.note else lines)
-
-
-def cell(value: object) -> str:
-    """A table's cell as text: numbers of metrics with two decimals."""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 # ---- Markdown

@@ -21,11 +21,24 @@ SETTINGS_FILE, HEAD_FILE = "retriever.json", "head.safetensors"
 
 @dataclass(frozen=True)
 class QueryOutput:
-    """Query vectors (B, D), float32 and unit, and for each row an explanation and a flag ("" = nothing to report)."""
+    """Query vectors (B, D), float32 and unit, and for each row an explanation and a flag ("" = nothing to report).
+
+    `choices`, of a head that routes each query through some of its parts, holds every part's share of the row, by name:
+    they sum to 1, and a part that was not chosen has 0.
+    """
 
     embeddings: Tensor
     explanations: list[str]
     flags: list[str] = field(default_factory=list)
+    choices: list[dict[str, float]] = field(default_factory=list)
+
+
+def concatenate(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
+    """Join the outputs of batches; none of them give (0, dim)."""
+    vectors = torch.cat([part.embeddings.float().cpu() for part in parts]) if parts else torch.zeros(0, dim)
+    flags = [flag for part in parts for flag in part.flags or [""] * len(part.explanations)]
+    choices = [choice for part in parts for choice in part.choices]
+    return QueryOutput(vectors, [text for part in parts for text in part.explanations], flags, choices)
 
 
 class Retriever(Protocol):
@@ -45,6 +58,8 @@ class Retriever(Protocol):
 def save_retriever(head, folder: str | Path) -> None:
     """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, card, retriever.json last.
 
+    Of a frozen backbone nothing is written but its name.
+
     A folder without retriever.json is an unfinished save, and `read_settings` says so.
     """
     folder = Path(folder)
@@ -56,7 +71,8 @@ def save_retriever(head, folder: str | Path) -> None:
     facts = {
         "format": FORMAT,
         "kind": head.kind,
-        "backbone": head.base if head.backbone.adapted else ".",
+        "backbone": head.base if head.backbone.adapted or head.backbone.frozen else ".",
+        "frozen": head.backbone.frozen,
         "dim": head.dim,
         "prompts": PROMPTS_VERSION,
         "settings": head.settings(),

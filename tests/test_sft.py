@@ -215,7 +215,12 @@ def test_wrong_arguments_end_with_one_line_and_exit_code_two(argv, message, caps
     assert message in line
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+OTHERS = ("prompt_pool", "clip", "moe")  # other recipes' configs begin so
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.startswith(OTHERS)], ids=lambda path: path.stem
+)
 def test_every_config_that_ships_is_accepted(path):
     argv = ["--config", str(path), "--root", "data", "--model", "x", "--output_dir", "y"]
     args = parse_arguments(sft.SftArguments, argv)

@@ -6,8 +6,9 @@ from cir_cot.records import InputError
 from cir_cot.retriever import Retriever, read_settings
 
 from .cot import CotRetriever
+from .prompt_pool import PromptPoolRetriever
 
-HEADS = {"cot": CotRetriever}
+HEADS = {"cot": CotRetriever, "prompt_pool": PromptPoolRetriever}
 
 
 def load_retriever(folder: str | Path, **options) -> Retriever:

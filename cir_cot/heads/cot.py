@@ -8,70 +8,45 @@ Three readings of a query: full writes its own chain first, fast places the retr
 given chain (`embed_with`), an upper bound that is never a result.
 """
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.backbone import Backbone
 from cir_cot.collate import IGNORE, ChainCollator, ChatEncoder
 from cir_cot.prompts import CHAIN_START, cot_to_text, text_to_cot
 from cir_cot.records import Cot, InputError
-from cir_cot.retriever import QueryOutput, load_head_weights, save_retriever
+from cir_cot.retriever import QueryOutput, concatenate
+
+from .qwen import QwenHead
 
 READINGS = ("full", "fast")
-READOUTS = ("ret", "before_ret")
 NO_TOKEN, NO_CHAIN = "no retrieval token: forced at the length limit", "chain is not valid"
-COLDEST, WARMEST = 0.01, 1.0  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
 
 
-class CotRetriever(nn.Module):
-    """Chain-of-thought head around a backbone; embeddings are (B, D), float32 and unit.
+class CotRetriever(QwenHead):
+    """Chain-of-thought head around a backbone; `readout` are the settings of QwenHead.
 
-    `base` names the checkpoint the backbone was loaded from. `projection` is D of a linear map, None = the hidden
-    state itself. `temperature` is where InfoNCE's starts; it is trained with `learn_temperature`, within 0.01 .. 1.
     `max_new_tokens` bounds a chain; a longer one is cut, its retrieval token forced, and the row flagged.
     """
 
     kind = "cot"
 
     def __init__(
-        self,
-        backbone: Backbone,
-        base: str,
-        readout: str = "ret",
-        projection: int | None = None,
-        temperature: float = 0.03,
-        learn_temperature: bool = False,
-        chain_dropout: float = 0.0,
-        max_new_tokens: int = 384,
+        self, backbone: Backbone, base: str, chain_dropout: float = 0.0, max_new_tokens: int = 384, **readout: object
     ):
-        super().__init__()
-        if readout not in READOUTS:
-            raise InputError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")
-        if not COLDEST <= temperature <= WARMEST:
-            raise InputError(f"temperature {temperature} is outside {COLDEST} .. {WARMEST}")
+        super().__init__(backbone, base, **readout)
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
-        self.backbone, self.base, self.readout, self.projection = backbone, base, readout, projection
-        self.chain_dropout, self.max_new_tokens = chain_dropout, max_new_tokens
-        self.learn_temperature, self.reading, self.batch_size = learn_temperature, "full", 64
-        self.project = nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
-        self.dim = projection or backbone.hidden_size
+        self.chain_dropout, self.max_new_tokens, self.reading = chain_dropout, max_new_tokens, "full"
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
-        names = ("readout", "projection", "learn_temperature", "chain_dropout", "max_new_tokens")
-        return {name: getattr(self, name) for name in names} | {"temperature": round(self.temperature().item(), 6)}
-
-    def temperature(self) -> Tensor:
-        """Return InfoNCE's temperature, clamped to its bounds; a scalar."""
-        return self.log_temperature.exp().clamp(COLDEST, WARMEST)
+        own = {"chain_dropout": self.chain_dropout, "max_new_tokens": self.max_new_tokens}
+        return super().settings() | own
 
     def encoder(self, side: str = "right") -> ChatEncoder:
         """Return the encoder of this backbone's prompts."""
@@ -91,7 +66,7 @@ class CotRetriever(nn.Module):
         if labels is not None:
             out["aux"]["lm"] = self._chain_loss(hidden, labels)
         if target is not None:
-            out["target"] = self._embed(self.backbone(target), target["input_ids"])
+            out["target"] = self.read(target)
         return out
 
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -101,26 +76,12 @@ class CotRetriever(nn.Module):
             return hidden.sum() * 0.0
         return functional.cross_entropy(self.backbone.logits(hidden[:, :-1][at]).float(), wanted[at])
 
-    def _embed(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Read hidden states (B, T, H) at each row's one retrieval token, or before it -> (B, D) unit."""
-        found = ids == self.backbone.ret_id
-        assert (found.sum(dim=1) == 1).all(), "every row holds exactly one retrieval token"
-        at = found.int().argmax(dim=1) - int(self.readout == "before_ret")
-        return self._unit(hidden[torch.arange(len(ids), device=ids.device), at])
-
-    def _unit(self, hidden: Tensor) -> Tensor:
-        # (B, H) -> (B, D); a projection in the dtype of its own weights, the norm in float32
-        if self.projection:
-            hidden = self.project(hidden.to(self.project.weight.dtype))
-        return functional.normalize(hidden.float(), dim=-1)
-
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N pictures -> (N, D)."""
         encoder, parts = self.encoder(), [torch.zeros(0, self.dim)]
-        for at in range(0, len(images), self.batch_size):
-            inputs = self._to_device(encoder.target(images[at : at + self.batch_size]))
-            parts.append(self._embed(self.backbone(inputs), inputs["input_ids"]).cpu())
+        for rows in self._batches(len(images)):
+            parts.append(self.read(self._to_device(encoder.target(images[rows]))).cpu())
         return torch.cat(parts)
 
     def encode_query(self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None) -> QueryOutput:
@@ -134,25 +95,23 @@ class CotRetriever(nn.Module):
                 f"reading {reading!r} is not one of {', '.join(READINGS)}; oracle needs chains: embed_with"
             )
         parts = []
-        for at in range(0, len(images), self.batch_size):
-            rows = images[at : at + self.batch_size], texts[at : at + self.batch_size]
-            parts.append(self._write(*rows) if reading == "full" else self._read(*rows, [""] * len(rows[0])))
-        return _concatenate(parts, self.dim)
+        for rows in self._batches(len(images)):
+            asked = images[rows], texts[rows]
+            parts.append(self._write(*asked) if reading == "full" else self._read(*asked, [""] * len(asked[0])))
+        return concatenate(parts, self.dim)
 
     def embed_with(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]) -> QueryOutput:
         """Encode B composed queries with given chains: an oracle's, or ones that a person has corrected."""
         written, parts = [cot_to_text(chain) for chain in chains], []
-        for at in range(0, len(images), self.batch_size):
-            rows = slice(at, at + self.batch_size)
+        for rows in self._batches(len(images)):
             parts.append(self._read(images[rows], texts[rows], written[rows]))
-        return _concatenate(parts, self.dim)
+        return concatenate(parts, self.dim)
 
     @torch.no_grad()
     def _read(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]) -> QueryOutput:
         encoder = self.encoder()
         inputs = self._to_device(encoder.query(images, texts, encoder.answer_ids(chains))[0])
-        vectors = self._embed(self.backbone(inputs), inputs["input_ids"]).cpu()
-        return QueryOutput(vectors, list(chains), [""] * len(chains))
+        return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
 
     def _write(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
         chains, vectors, flags = self.decode(images, texts)
@@ -201,31 +160,3 @@ class CotRetriever(nn.Module):
         banned[list(tokenizer.all_special_ids)] = True
         banned[self.backbone.ret_id] = False
         return banned.to(self.backbone.device)
-
-    def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.backbone.device) for name, value in inputs.items()}
-
-    def save(self, folder: str | Path) -> None:
-        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
-        save_retriever(self, folder)
-
-    def load_weights(self, folder: str | Path) -> None:
-        """Take the weights of a saved folder of the same settings, e.g. to resume."""
-        self.backbone.load_weights(folder)
-        load_head_weights(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path, facts: dict, device: str | None = None, **options) -> "CotRetriever":
-        """Load a saved folder; `options` (dtype, attn, quantization, pixels) go to `load_backbone`."""
-        folder, base = Path(folder), facts["backbone"]
-        backbone = load_backbone(folder if base == "." else base, **options)
-        if base != ".":
-            backbone.load_adapter(folder)
-        head = cls(backbone, base, **facts["settings"])
-        load_head_weights(head, folder)
-        return head.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-
-
-def _concatenate(parts: list[QueryOutput], dim: int) -> QueryOutput:
-    vectors = torch.cat([torch.zeros(0, dim), *(part.embeddings for part in parts)])
-    return QueryOutput(vectors, sum((p.explanations for p in parts), []), sum((p.flags for p in parts), []))

@@ -1,0 +1,62 @@
+"""Train the prompt-pool encoder: one forward pass, soft prompts chosen for each row from a learned pool.
+
+    accelerate launch train/prompt_pool.py --config train/configs/prompt_pool_fashioniq_7b.yaml --root DIR
+
+Also: python train/prompt_pool.py, cir-cot prompt-pool. The run folder is as that of train/sft.py; no chains are needed.
+The load of each prompt by the training queries is logged as `prompt_0` and so on, and kept in metrics.json.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cir_cot.cli import run
+from cir_cot.heads.prompt_pool import PromptPoolRetriever
+from cir_cot.recipe import parse_arguments
+from cir_cot.records import InputError
+from cir_cot.rows import load_rows, option
+from cir_cot.trainer import CirTrainer
+from cir_cot.tuning import HELP, QwenArguments, fit, load_head
+
+HEAD = ("pool", "length", "top", "connector")
+
+
+@dataclass
+class PromptPoolArguments(QwenArguments):
+    """Train the prompt-pool encoder (see the module's docstring)."""
+
+    lm_weight: float = option(0.0, "Must stay 0: this head writes nothing.")
+    pool: int | None = option(None, "Prompts of the pool, 0 for none" + HELP)
+    length: int | None = option(None, "Soft tokens of a prompt" + HELP)
+    top: int | None = option(None, "Prompts that a row takes" + HELP)
+    connector: int | None = option(None, "Learned queries of the Connector, 0 for none" + HELP)
+    pull_weight: float = option(0.1, "Weight of the key loss.")  # ours
+    balance_weight: float = option(0.1, "Weight of the usage balance.")  # ours: see docs/prompt_pool.md
+    frozen: bool = option(False, "Train the pool, the Connector and the projection alone: no weight of the base.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lm_weight:
+            raise InputError(f"lm_weight {self.lm_weight}: this head writes no chain; leave lm_weight out")
+        if self.pull_weight < 0 or self.balance_weight < 0:
+            raise InputError(f"pull_weight {self.pull_weight}, balance_weight {self.balance_weight}: none is negative")
+
+    def aux_weights(self) -> dict[str, float]:
+        """Weights of the head's own losses."""
+        return {"pull": self.pull_weight, "balance": self.balance_weight}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the arguments say; the run folder is complete when it returns 0."""
+    args = parse_arguments(PromptPoolArguments, argv)
+    rows, left_out = load_rows(args, vary_captions=True)
+    if left_out and args.should_save:
+        print(left_out)
+    head = load_head(PromptPoolRetriever, args, HEAD, args.frozen)
+    done = fit(CirTrainer(head, args, rows), argv)
+    if args.should_save:
+        print(done)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
