@@ -84,9 +84,9 @@ def retry_after(headers: httpx2.Headers) -> float:
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
-def connection_trouble(error: openai.APIConnectionError, timeout: float) -> Trouble:
+def connection_trouble(error: openai.APIConnectionError | TooLargeError, timeout: float) -> Trouble:
     """What a broken connection means: no server there, an answer too large, too late, or cut."""
-    cause = error.__cause__
+    cause = error if isinstance(error, TooLargeError) else error.__cause__
     if isinstance(error, openai.APITimeoutError) and not isinstance(cause, httpx2.ConnectTimeout):
         return Trouble("again", f"timeout: no answer within {timeout:g} s")
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
