@@ -1,0 +1,138 @@
+"""From a checkpoint to results: a picture and a sentence in, a chain and ranked pictures out.
+
+from cir_cot.search import open_search
+search = open_search("runs/model", "runs/index")
+print(search.one("reference.jpg", "the same in red").hits)
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .evaluation import inference
+from .heads import load_retriever
+from .images import ImageStore
+from .index import Index
+from .indexing import open_index
+from .qdrant import QdrantIndex
+from .readings import ChainReader, pick, streams
+from .records import Cot, InputError
+from .retriever import QueryOutput, Retriever
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one query found: (id, score) pairs, best first; the chain or explanation, its flag, where time went."""
+
+    hits: list[tuple[str, float]]
+    explanation: str
+    flag: str
+    choices: dict[str, float]
+    encode_seconds: float
+    search_seconds: float
+
+    def as_dict(self) -> dict:
+        """Return the answer as JSON has it."""
+        hits = [{"id": name, "score": round(score, 6)} for name, score in self.hits]
+        seconds = {"encode": round(self.encode_seconds, 4), "search": round(self.search_seconds, 4)}
+        answer = {"hits": hits, "explanation": self.explanation, "flag": self.flag, "seconds": seconds}
+        return answer | ({"choices": self.choices} if self.choices else {})
+
+
+def open_search(model: str | Path, index: str | Path, **options) -> "Search":
+    """Open a saved retriever and an index made with it; `options` (device, dtype) go to `load_retriever`."""
+    opened = open_index(index)
+    retriever = load_retriever(model, **options)
+    opened.check(retriever, str(index))
+    return Search(retriever, opened)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Open a picture file safely -> RGB; InputError names what is wrong with it."""
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return ImageStore(path.parent, {path.name: path.name}).load(path.name)
+
+
+class Search:
+    """A retriever and an index of the same space."""
+
+    def __init__(self, retriever: Retriever, index: Index | QdrantIndex):
+        self.retriever, self.index = retriever, index
+
+    def one(self, image: Image.Image | str | Path, text: str, k: int = 10, **options) -> Answer:
+        """Answer one query, a picture or its file and a sentence; `options` as in `many`."""
+        picture = image if isinstance(image, Image.Image) else open_picture(image)
+        chains = {"chains": [options.pop("chain")]} if options.get("chain") is not None else {}
+        return self.many([picture], [text], k, **options, **chains)[0]
+
+    def many(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        k: int = 10,
+        reading: str | None = None,
+        chains: Sequence[Cot] | None = None,
+        where: Mapping | None = None,
+        without: Sequence[str] = (),
+    ) -> list[Answer]:
+        """Answer B queries in one batch.
+
+        `reading` is one of the head's, `chains` are read instead of what the model would write, `where` filters by
+        payload, and pictures `without` are left out of the hits.
+        """
+        started = time.perf_counter()
+        with inference(self.retriever):
+            output = self.encode(images, texts, reading, chains)
+        return self.find(output, k, where, without, time.perf_counter() - started)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        reading: str | None = None,
+        chains: Sequence[Cot] | None = None,
+    ) -> QueryOutput:
+        """Encode B queries in the way that is asked for."""
+        if chains is None:
+            return pick(self.retriever, reading)(images, texts)
+        if not isinstance(self.retriever, ChainReader):
+            raise InputError("this retriever reads no chain; leave the chain out")
+        return self.retriever.embed_with(images, texts, chains)
+
+    def stream(
+        self, image: Image.Image, text: str, k: int = 10, reading: str | None = None, without: Sequence[str] = ()
+    ) -> Iterator[str | Answer]:
+        """Yield the chain as far as it is written, as often as it grows, and at last the answer."""
+        started, output = time.perf_counter(), None
+        with inference(self.retriever):
+            for output in streams(self.retriever, reading)([image], [text]):
+                yield output.explanations[0]
+        yield self.find(output, k, None, without, time.perf_counter() - started)[0]
+
+    def find(
+        self, output: QueryOutput, k: int, where: Mapping | None, without: Sequence[str], seconds: float
+    ) -> list[Answer]:
+        """Search with encoded queries, which took `seconds`."""
+        started, left_out = time.perf_counter(), set(without)
+        vectors = torch.as_tensor(output.embeddings).float().cpu()
+        found = self.index.search(vectors, k + len(left_out), where) if len(vectors) else []
+        spent, count = time.perf_counter() - started, max(len(found), 1)
+        rows = zip(
+            found,
+            output.explanations,
+            output.flags or [""] * len(found),
+            output.choices or [{}] * len(found),
+            strict=True,
+        )
+        return [
+            Answer(
+                [hit for hit in hits if hit[0] not in left_out][:k], words, flag, choice, seconds / count, spent / count
+            )
+            for hits, words, flag, choice in rows
+        ]
