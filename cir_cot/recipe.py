@@ -20,6 +20,7 @@ import yaml
 from . import _torchvision  # noqa: F401  # isort: skip
 from transformers import HfArgumentParser, TrainingArguments
 
+from .launch import load_whole_weights, refuse_impossible, shards_parameters
 from .provenance import git_state, package_versions
 from .records import InputError, write_text_atomic
 
@@ -47,6 +48,15 @@ class CirArguments(TrainingArguments):
     group_size: int = field(
         default=4,  # ours: half of the default batch, so that one batch still holds several groups
         metadata={"help": "Rows of a block; divides the rows of a micro-batch over all processes. 0: all of them."},
+    )
+    chunk_tokens: int = field(
+        default=0,
+        metadata={"help": "Gradient caching: tokens, padding included, that go through the model at once; 0: all of a "
+                          "batch. Same loss and gradients, memory of one chunk, a third to a half slower."},
+    )  # fmt: skip
+    vision_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps the frozen vision tower's features for later epochs and runs."},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})  # TRACE, LoRA
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})  # TRACE
@@ -82,6 +92,8 @@ class CirArguments(TrainingArguments):
             )
         if self.group_size < 0:
             raise InputError(f"group_size must be at least 1, or 0 for a whole micro-batch, got {self.group_size}")
+        if self.chunk_tokens < 0:
+            raise InputError(f"chunk_tokens must be positive, or 0 for no gradient caching, got {self.chunk_tokens}")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise two CPU processes would be set up for NCCL
         if self.use_cpu:
@@ -90,6 +102,13 @@ class CirArguments(TrainingArguments):
         if self.n_gpu > 1:
             logger.warning("one process uses one of %d GPUs; start with accelerate launch to use all", self.n_gpu)
             self._n_gpu = 1
+        refuse_impossible(self, vision_cache=self.vision_cache is not None)
+        load_whole_weights(self)
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether a process holds a part of each weight only (ZeRO-3)."""
+        return shards_parameters(self)
 
     def aux_weights(self) -> dict[str, float]:
         """Weight of each entry of a head's "aux"; a recipe whose head has others adds them here."""

@@ -10,19 +10,18 @@ What is guaranteed, and how:
 2. Negatives are gathered, with gradients, on *every* micro-batch. Columns that show a query's own target image once
    more, whoever holds them, are masked by image id.
 3. A resumed run equals the uninterrupted one. The order of rows and every choice about a row come from (seed, epoch);
-   transformers saves the optimizer, the schedule and the random state. A checkpoint counts only once `complete.json`
-   is in it, written after everything else reached the disk; a run that would order its rows differently is refused.
+   transformers saves the optimizer, the schedule and the random state. A crash while saving loses that save alone
+   (`cir_cot.resume`); a run that would order its rows differently is refused.
+4. With `chunk_tokens`, a batch beyond that many tokens goes through in chunks (`cir_cot.gradcache`): same loss, same
+   gradients, memory of one chunk. A batch that fits is one plain step.
 
 transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss comes normalised over the
 whole step, by `_get_num_items_in_batch`, which counts rows beside tokens.
 """
 
-import json
-import logging
-import os
-import resource
-import sys
-import time
+import shutil
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,20 +29,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import _torchvision  # noqa: F401  # isort: skip
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
+from .backbone import Backbone
+from .gradcache import Chunk, Items, PartCollator, cached_step, cut, part_size, parts_of, stretch
 from .losses import batch_statistics, gather_counts, gather_with_grad, info_nce
+from .meter import Meter, supervised_tokens
 from .recipe import LAST, CirArguments
-from .records import InputError, write_text_atomic
+from .records import InputError
+from .resume import PREFIX, SAVING, check_resumable, latest_checkpoint, publish, whole
 from .sampler import RowSampler, ShardedBatches
+from .vision_cache import VisionCache, tower_identity
 
-COMPLETE = "complete.json"
 ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by", "group_size")
-
-logger = logging.getLogger(__name__)
 
 
 class CirTrainer(Trainer):
@@ -58,6 +59,25 @@ class CirTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=model.collator(), **options)
         self.model_accepts_loss_kwargs = True
         self.meter = Meter(args.device)
+        self.vision = self._vision_cache()
+
+    def _vision_cache(self) -> VisionCache | None:
+        """Features of the frozen vision tower: on the disk if asked for, else shared by the passes of a step."""
+        args = self.args
+        backbone = next((child for child in self.model.children() if isinstance(child, Backbone)), None)
+        if backbone is None:
+            if args.vision_cache:
+                raise InputError("vision_cache: this retriever has no Qwen-VL vision tower; leave vision_cache out")
+            return None
+        tower, records = backbone.plain.model.visual, self.train_dataset.records
+        if args.vision_cache:
+            pictures = {image for record in records for image in (record.reference, *record.targets[:1])}
+            precision = f"{tower.dtype}, {self.accelerator.mixed_precision}"
+            cache = VisionCache(tower, args.vision_cache, len(pictures), str(args.process_index))
+            return cache.open(tower_identity(tower, backbone.processor.image_processor, precision))
+        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+        # Where parameters are sharded every process must run the tower at the same moments.
+        return VisionCache(tower) if frozen and args.chunk_tokens and not args.shards_parameters else None
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process; already sharded, so accelerate only forwards the epoch to the sampler."""
@@ -65,10 +85,13 @@ class CirTrainer(Trainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         group_size = args.group_size or self._train_batch_size * args.world_size
         sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size)
+        dataset, collate = self.train_dataset, self.data_collator
+        if args.chunk_tokens:
+            dataset, collate = Items(dataset), PartCollator(dataset, collate, part_size(args.chunk_tokens))
         loader = DataLoader(
-            self.train_dataset,
+            dataset,
             batch_sampler=ShardedBatches(sampler, self._train_batch_size, args.process_index, args.world_size),
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -78,11 +101,68 @@ class CirTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> tuple[int, int]:
         """Rows and supervised tokens of an optimizer step, over its micro-batches and all processes."""
-        rows = sum(len(batch["ids"]) for batch in batch_samples)
+        rows = sum(len(part["ids"]) for batch in batch_samples for part in parts_of(batch))
         tokens = sum(supervised_tokens(batch) for batch in batch_samples)
         rows, tokens = self.accelerator.reduce(torch.tensor([rows, tokens], device=device), "sum").tolist()
         self.meter.add("supervised_tokens", tokens, 1)
         return rows, tokens
+
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Loss of this micro-batch, its gradients accumulated: plain when every process's rows fit one chunk."""
+        with nullcontext() if self.vision is None else self.vision.attached():
+            if not self.args.chunk_tokens:
+                return super().training_step(model, inputs, num_items_in_batch)
+            chunks = [chunk for part in parts_of(inputs) for chunk in cut(part, self.args.chunk_tokens)]
+            count = max(gather_counts(len(chunks), self.args.device))
+            if count == 1:
+                return super().training_step(model, chunks[0].batch, num_items_in_batch)
+            return self._cached_step(model, stretch(chunks, count), num_items_in_batch)
+
+    def _cached_step(self, model: nn.Module, chunks: list[Chunk], totals: tuple[int, int]) -> Tensor:
+        """The loss of all chunks, gradients accumulated in two passes, or in one without a contrastive loss."""
+        model.train()
+        kind = self.accelerator.distributed_type
+        # ZeRO can put off its exchange for one whole optimizer step, DDP for as long as asked; FSDP would keep whole
+        # gradients in the meantime. Exchanging them with every chunk is right, too.
+        coalesce = kind == DistributedType.DEEPSPEED and self.args.gradient_accumulation_steps == 1
+        with model.coalesce_grad_reduction() if coalesce else nullcontext():
+            loss = cached_step(
+                chunks,
+                encode=partial(self._encode, model),
+                contrast=partial(self._share, totals=totals) if self.args.contrastive_weight else None,
+                add=partial(self._add, totals=totals),
+                backward=partial(self._backward, model, coalesce),
+                no_sync=partial(self.accelerator.no_sync, model) if kind != DistributedType.FSDP else nullcontext,
+                device=self.args.device,
+            )
+        if coalesce:
+            model.set_gradient_accumulation_boundary(is_boundary=True)
+            model.step()
+        if self.vision is not None and self.vision.folder is None:
+            self.vision.forget()
+        return loss
+
+    def _encode(self, model: nn.Module, chunk: Chunk, again: bool) -> dict:
+        """The head's outputs for a chunk; the first pass leaves out the chain's loss."""
+        inputs = self._prepare_inputs(chunk.batch)
+        return model(
+            query=inputs["query"],
+            target=inputs["target"] if self.args.contrastive_weight else None,
+            labels=inputs.get("labels") if again and self.args.lm_weight else None,
+        )
+
+    def _backward(self, model: nn.Module, coalesce: bool, loss: Tensor, last: bool) -> None:
+        """Backward pass of one chunk; only the last ends the micro-batch."""
+        if coalesce:
+            return model.backward(loss, scale_wrt_gas=False)
+        state = self.accelerator.gradient_state
+        ends = state.sync_gradients
+        state._set_sync_gradients(ends and last)
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.accelerator.backward(loss, **{"scale_wrt_gas": False} if deepspeed else {})
+        return state._set_sync_gradients(ends)
 
     def compute_loss(
         self,
@@ -94,31 +174,39 @@ class CirTrainer(Trainer):
         """This process's share of the step's loss -> scalar; see the module's docstring for its scale."""
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
-        args, (all_rows, all_tokens) = self.args, num_items_in_batch
-        rows, tokens, world = len(inputs["ids"]), supervised_tokens(inputs), self.accelerator.num_processes
-        outputs = model(
-            query=inputs["query"],
-            target=inputs["target"] if args.contrastive_weight else None,
-            labels=inputs.get("labels") if args.lm_weight else None,
-        )
-        loss, weights = 0.0, args.aux_weights()
+        chunk = Chunk(inputs)
+        outputs = self._encode(model, chunk, True)
+        loss = self._add(outputs, chunk, num_items_in_batch)
+        if self.args.contrastive_weight:
+            loss = loss + self._share(outputs, inputs["ids"].to(self.args.device), num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add(self, outputs: dict, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
+        """A chunk's share of the auxiliary losses: means over tokens (`lm`) or rows of the step -> scalar."""
+        weights, world = self.args.aux_weights(), self.accelerator.num_processes
+        rows, tokens = len(chunk), supervised_tokens(chunk.batch)
         if unknown := sorted(outputs["aux"].keys() - weights.keys()):
             raise ValueError(
-                f"the head returns aux {unknown[0]!r}, which {type(args).__name__}.aux_weights does not weigh"
+                f"the head returns aux {unknown[0]!r}, which {type(self.args).__name__}.aux_weights does not weigh"
             )
+        loss = 0.0
         for name, value in outputs["aux"].items():
-            count, total = (tokens, all_tokens) if name == "lm" else (rows, all_rows)
+            count, total = (tokens, totals[1]) if name == "lm" else (rows, totals[0])
+            count = count if chunk.weighs else 0
             loss = loss + weights[name] * value * (world * count / max(total, 1))
             self.meter.add(f"{name}_loss", value, count)
-        if args.contrastive_weight:
-            contrastive = self._contrastive(outputs, inputs["ids"])
-            loss = loss + args.contrastive_weight * contrastive * (world * rows / all_rows)
-            self.meter.add("contrastive_loss", contrastive, rows)
-            self.meter.add("temperature", outputs["temperature"], rows)
-        for name, value in outputs.get("stats", {}).items():
-            self.meter.add(name, value, rows)
-        self.meter.count(inputs["query"], inputs["target"] if args.contrastive_weight else None)
-        return (loss, outputs) if return_outputs else loss
+        if chunk.weighs:
+            for name, value in outputs.get("stats", {}).items():
+                self.meter.add(name, value, rows)
+            self.meter.count(chunk.batch["query"], chunk.batch["target"] if self.args.contrastive_weight else None)
+        return loss
+
+    def _share(self, outputs: dict, ids: Tensor, totals: tuple[int, int]) -> Tensor:
+        """This process's share of the step's contrastive loss -> scalar."""
+        contrastive = self._contrastive(outputs, ids)
+        self.meter.add("contrastive_loss", contrastive, len(ids))
+        self.meter.add("temperature", outputs["temperature"], len(ids))
+        return self.args.contrastive_weight * contrastive * (self.accelerator.num_processes * len(ids) / totals[0])
 
     def _contrastive(self, outputs: dict, ids: Tensor) -> Tensor:
         """InfoNCE of this process's queries against every process's targets of this micro-batch -> scalar."""
@@ -140,111 +228,48 @@ class CirTrainer(Trainer):
         if resume_from_checkpoint in (LAST, True):
             resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            self._check_resumable(Path(resume_from_checkpoint))
+            check_resumable(Path(resume_from_checkpoint), self._order())
         self.meter = Meter(self.args.device)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         except InputError as error:  # one of a loading worker comes with the worker's whole traceback in its message
             raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
+        if self.args.vision_cache:
+            self.vision.flush()
+        return result
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        head = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save(output_dir or self.args.output_dir)
+            with whole(head, state_dict if self.args.shards_parameters else None):
+                head.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 
+    def _get_output_dir(self, trial) -> str:
+        return str(Path(self.args.output_dir) / SAVING)  # where _save_checkpoint writes
+
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """Save a checkpoint, mark it complete once it is on the disk, and only then delete older ones."""
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        """Save a checkpoint aside, give it its name once it is on the disk, and only then delete older ones."""
+        run, limit = Path(self.args.output_dir), self.args.save_total_limit
         if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+            shutil.rmtree(run / SAVING, ignore_errors=True)  # of a run that died while saving
+        self.accelerator.wait_for_everyone()
+        self.args.save_total_limit = None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
+        if self.args.vision_cache:
+            self.vision.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if not self.args.save_only_model:
-                for path in folder.rglob("*"):
-                    sync(path)
-                write_text_atomic(folder / COMPLETE, json.dumps(self._order()))
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+            facts = None if self.args.save_only_model else self._order()
+            publish(run, f"{PREFIX}-{self.state.global_step}", facts)
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.accelerator.wait_for_everyone()
 
     def _order(self) -> dict:
-        """All that decides which rows come when."""
+        """All that decides which rows come when, and which features they have."""
         named = {name: getattr(self.args, name) for name in ORDER}
-        return named | {"processes": self.args.world_size, "rows": len(self.train_dataset)}
-
-    def _check_resumable(self, folder: Path) -> None:
-        if not (folder / COMPLETE).is_file():
-            raise InputError(f"{folder}: no complete checkpoint (no {COMPLETE}); resume from another, or 'last'")
-        was = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        for name, value in self._order().items():
-            if was.get(name) != value:
-                raise InputError(
-                    f"{folder}: was made with {name} {was.get(name)}, this run has {value}: the rows would come in "
-                    f"another order; use {was.get(name)}, or start a new run from its weights with --model"
-                )
-
-
-class Meter:
-    """Means between two logs: rows weigh what counts rows, tokens what counts tokens, over all processes."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.sums, self.since = device, {}, time.perf_counter()
-
-    def add(self, name: str, value: Tensor | float, count: int) -> None:
-        """Add a mean over `count` things; no count is lost when there are none of them."""
-        value = torch.as_tensor(value, device=self.device).detach().float()
-        pair = torch.stack([value * count, value.new_tensor(float(count))])
-        self.sums[name] = self.sums.get(name, 0) + pair
-
-    def count(self, *inputs: dict | None) -> None:
-        """Count the tokens that the model read, padding left out."""
-        read = sum(part["attention_mask"].sum() for part in inputs if part is not None)
-        self.add("tokens", read, 1)
-
-    def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last time, and start anew; a collective call."""
-        names = sorted(self.sums)
-        sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), "sum").tolist()
-        means = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
-        del means["tokens"]
-        now = time.perf_counter()
-        means["tokens_per_second"] = sums[names.index("tokens")][0] / (now - self.since)
-        peak = torch.tensor([peak_memory_mb(self.device)], device=self.device)
-        means["peak_memory_mb"] = accelerator.gather(peak).max().item()
-        self.sums, self.since = {}, now
-        return means
-
-
-def supervised_tokens(batch: dict) -> int:
-    """Tokens of a batch that the language-model loss sees; the first position has nothing to be predicted from."""
-    return int(batch["labels"][:, 1:].ne(-100).sum()) if "labels" in batch else 0
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory this process ever held: on a GPU what torch allocated, else the resident set, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def latest_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint of a run folder; a half-written one is passed over with a warning."""
-    checkpoints = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if (path / COMPLETE).is_file():
-            return str(path)
-        logger.warning("%s is not complete: the run ended while it was written; taking an older one", path)
-    return None
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        named |= {"processes": self.args.world_size, "rows": len(self.train_dataset)}
+        return named | ({"vision_cache": self.vision.identity} if self.args.vision_cache else {})

@@ -1,7 +1,7 @@
 """What recipes share: arguments and loading of a head on a Qwen-VL, and the run from first step to saved folder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from .backbone import load_backbone
+from .budget import describe, estimate
+from .gradcache import random_state, set_random_state
 from .heads.qwen import QwenHead
-from .recipe import write_metrics_json, write_run_json
+from .launch import refuse_impossible
+from .recipe import write_json, write_metrics_json, write_run_json
 from .records import InputError
 from .retriever import SETTINGS_FILE, read_settings
 from .rows import DataArguments, option
@@ -34,6 +37,11 @@ class QwenArguments(DataArguments):
     min_pixels: int | None = option(None, "Least area of a picture after resizing; default: the checkpoint's.")
     max_pixels: int | None = option(None, "Largest area of a picture after resizing; default: the checkpoint's.")
     train_vision: bool = option(False, "Train the vision tower too, with --lora_r 0.")  # TRACE: frozen
+    chunk_tokens: int = option(
+        16384,  # ours: work enough for one GPU, and what a 7B with recompute keeps of it is a few GB
+        "Tokens, padding included, that go through the model at once; a larger batch is cached chunk by chunk "
+        "(same loss and gradients, a third slower). 0: never.",
+    )
     recompute: bool = option(False, "Recompute activations in the backward pass: a third slower, far less memory.")
     readout: Literal["ret", "before_ret"] | None = option(None, "Token whose hidden state is the query vector" + HELP)
     projection: int | None = option(None, "Dimension of a linear projection of that state" + HELP)
@@ -44,6 +52,7 @@ class QwenArguments(DataArguments):
         super().__post_init__()
         if self.gradient_checkpointing:
             raise InputError("gradient_checkpointing goes by the name --recompute here")
+        refuse_impossible(self, self.quantization, self.train_vision, self.vision_cache is not None)
 
 
 def load_head(kind: type[QwenHead], args: QwenArguments, settings: Sequence[str], frozen: bool = False) -> QwenHead:
@@ -72,10 +81,31 @@ def load_head(kind: type[QwenHead], args: QwenArguments, settings: Sequence[str]
     return head
 
 
-def fit(trainer: CirTrainer, argv: Sequence[str]) -> str:
-    """Train as `trainer.args` say and complete the run folder -> what was done, in a line."""
+def plan(trainer: CirTrainer) -> str:
+    """Estimate the run's tokens and memory, keep it as estimate.json -> in words; every process must call it."""
+    head, args = trainer.model, trainer.args
+    if next(head.parameters()).device.type != args.device.type:
+        return "no estimate of memory: DeepSpeed and FSDP move the model to the device when training starts"
+    pixels = head.backbone.processor.image_processor.size["longest_edge"]
+    state = random_state(args.device)
+    facts = estimate(head, trainer.train_dataset, trainer.data_collator, args, pixels)
+    set_random_state(state, args.device)
+    if args.should_save:
+        write_json(Path(args.output_dir) / "estimate.json", facts)
+    return describe(facts)
+
+
+def fit(trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], object] | None = None) -> str:
+    """Train as `trainer.args` say and complete the run folder -> what was done, in a line.
+
+    `announce` is given the estimate of tokens and memory before the first step.
+    """
     args = trainer.args
     write_run_json(args.output_dir, argv, args)
+    if announce is not None:
+        words = plan(trainer)
+        if args.should_save:
+            announce(words)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     write_metrics_json(args.output_dir, result.metrics | {"history": trainer.state.log_history}, args)

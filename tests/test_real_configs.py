@@ -1,96 +1,25 @@
 """The published configurations of Qwen2.5-VL-3B and -7B, on the meta device: where LoRA lands, counts, the spare row.
 
-The numbers are those of the config.json files on the hub, in their own flat form. The real tokenizer is not at hand:
-one with as many entries (151,643 words and bytes, 22 added tokens) stands in for it.
+The real tokenizer is not at hand: one with as many entries stands in for it.
 """
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 
 from cir_cot import _torchvision  # noqa: F401  # isort: skip
 import transformers
 
 from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.published import ENTRIES, SIZES, published_config, published_entries
 from cir_cot.tiny import tiny_processor
 
-VISION = {
-    "depth": 32,
-    "hidden_act": "silu",
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "in_chans": 3,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-    "temporal_patch_size": 2,
-}
-COMMON = {
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_token_id": 151654,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "max_position_embeddings": 128000,
-    "model_type": "qwen2_5_vl",
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "use_cache": True,
-    "use_sliding_window": False,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-}
-SIZES = {
-    "3B": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 36,
-        "num_key_value_heads": 2,
-        "max_window_layers": 70,
-        "tie_word_embeddings": True,
-        "vocab_size": 151936,
-    },
-    "7B": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_hidden_layers": 28,
-        "num_key_value_heads": 4,
-        "max_window_layers": 28,
-        "tie_word_embeddings": False,
-        "vocab_size": 152064,
-    },
-}
 PARAMETERS = {"3B": 3_754_622_976, "7B": 8_292_166_656}  # as the hub counts their safetensors files
-ENTRIES = 151_665
-
-
-def entries() -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids."""
-    words = {f"w{number}": number for number in range(151_643)}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")))
-    names = {12: "<|image_pad|>", 13: "<|video_pad|>"}
-    tokenizer.add_tokens([names.get(number, f"<|{number}|>") for number in range(22)], special_tokens=True)
-    return tokenizer
 
 
 def real(size: str, **options) -> Backbone:
-    config = transformers.Qwen2_5_VLConfig(
-        **COMMON, **SIZES[size], vision_config=VISION | {"out_hidden_size": SIZES[size]["hidden_size"]}
-    )
     with torch.device("meta"):
-        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-        return load_backbone((model, tiny_processor("qwen2_5_vl", entries())), **options)
+        model = transformers.Qwen2_5_VLForConditionalGeneration(published_config(size))
+        return load_backbone((model, tiny_processor("qwen2_5_vl", published_entries())), **options)
 
 
 def count(backbone: Backbone, trained: bool = False) -> int:

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 
 from cir_cot.records import InputError
+from cir_cot.resume import COMPLETE, latest_checkpoint
 from cir_cot.sampler import RowSampler
-from cir_cot.trainer import COMPLETE, latest_checkpoint
 
 PARTS = ("loss", "lm_loss", "contrastive_loss", "grad_norm", "in_batch_r1", "supervised_tokens")
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if left_out and args.should_save:
         print(left_out)
     head = load_head(PromptPoolRetriever, args, HEAD, args.frozen)
-    done = fit(CirTrainer(head, args, rows), argv)
+    done = fit(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

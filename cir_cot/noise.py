@@ -1,0 +1,38 @@
+"""Rows for measurements: noise pictures and chains of a given length; nothing can be learned from them."""
+
+import numpy as np
+from PIL import Image
+
+from .collate import Row
+from .records import Cot, Record
+
+WORDS = ("red", "blue", "long", "short", "shirt", "dress", "with", "without", "a", "the", "sleeves", "stripes")
+
+
+class NoisePairs:
+    """`count` rows, a different picture on every side of every one, of `pixels` x `pixels`; `words` in a chain.
+
+    Every third chain is half as long, so that rows differ. Stands in for a CirDataset.
+    """
+
+    def __init__(self, count: int, pixels: int, words: int = 60):
+        self.pixels, self.words = pixels, words
+        self.records = [self._record(index) for index in range(count)]
+
+    def _record(self, index: int) -> Record:
+        chosen = np.random.default_rng(index).choice(WORDS, self.words if index % 3 else self.words // 2)
+        third = len(chosen) // 3
+        parts = (" ".join(chosen[at : at + third]) for at in (0, third, 2 * third))
+        return Record(str(index), f"r{index}", " ".join(chosen[:6]), (f"t{index}",), Cot(*parts))
+
+    def corpus(self) -> list[str]:
+        """What the rows say, for a tokenizer to learn."""
+        return [" ".join(WORDS)]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, item: tuple[int, int]) -> Row:
+        index, draw = item
+        noise = np.random.default_rng(index).integers(256, size=(2, self.pixels, self.pixels, 3), dtype=np.uint8)
+        return Row(self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw)

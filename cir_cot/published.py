@@ -1,0 +1,89 @@
+"""The published configurations of Qwen2.5-VL-3B and -7B, and a tokenizer with as many entries as theirs.
+
+The numbers are those of the config.json files on the hub, in their own flat form: models of the real size can be built
+where no checkpoint is at hand, to count their parameters or to measure speed with random weights.
+"""
+
+from . import _torchvision  # noqa: F401  # isort: skip
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+VISION = {
+    "depth": 32,
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
+    "temporal_patch_size": 2,
+}
+COMMON = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 128000,
+    "model_type": "qwen2_5_vl",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "use_cache": True,
+    "use_sliding_window": False,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+SIZES = {
+    "3B": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "max_window_layers": 70,
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "7B": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "max_window_layers": 28,
+        "tie_word_embeddings": False,
+        "vocab_size": 152064,
+    },
+}
+ENTRIES = 151_665  # of the tokenizer: 151,643 words and bytes, 22 added tokens
+
+
+def published_config(size: str, layers: int | None = None) -> transformers.Qwen2_5_VLConfig:
+    """Configuration of Qwen2.5-VL of `size` (3B, 7B), with fewer layers in both towers if asked."""
+    text, vision = dict(SIZES[size]), VISION | {"out_hidden_size": SIZES[size]["hidden_size"]}
+    if layers is not None:
+        text |= {"num_hidden_layers": layers, "max_window_layers": layers}
+        vision |= {"depth": layers, "fullatt_block_indexes": [layers - 1]}
+    return transformers.Qwen2_5_VLConfig(**COMMON, **text, vision_config=vision)
+
+
+def published_entries(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids; its words are numbers."""
+    words = {f"w{number}": number for number in range(ENTRIES - 22)}
+    split = Tokenizer(models.WordLevel(words, "w0"))  # any other word counts as this one
+    split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=split)
+    names = {12: "<|image_pad|>", 13: "<|video_pad|>"}
+    tokenizer.add_tokens([names.get(number, f"<|{number}|>") for number in range(22)], special_tokens=True)
+    tokenizer.chat_template = chat_template
+    return tokenizer
