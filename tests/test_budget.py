@@ -1,0 +1,72 @@
+"""The estimate before a run: counts of tokens, measured bytes of a token, a chunk size that fits."""
+
+import pytest
+import torch
+import training
+
+from cir_cot.budget import describe, estimate, histogram, spread, standing_bytes, token_counts
+
+
+def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
+    run = training.trainer(folder, training.tiny_head(), rows=12, **arguments)
+    run.model.backbone.checkpoint_activations(recompute)
+    return estimate(run.model, run.train_dataset, run.data_collator, run.args, max_pixels=56 * 56 - 1, free=free)
+
+
+def test_what_is_counted(tmp_path):
+    facts = estimated(tmp_path)
+    assert (facts["rows"], facts["sampled"], facts["pictures"]) == (12, 12, 24)
+    assert facts["pictures_above_max_pixels"] == 24
+    assert facts["tokens"]["visual"] == {"least": 8, "median": 8, "p95": 8, "most": 8, "mean": 8}  # 2 x 2 a picture
+    assert sum(rows for _, rows in facts["histogram"]) == 12
+    assert "24 of 24" in describe(facts)
+
+
+def test_bytes_of_a_step_are_those_of_its_tokens(tmp_path):
+    facts = estimated(tmp_path)
+    tokens = 4 * (facts["tokens"]["query"]["most"] + facts["tokens"]["target"]["most"])
+    assert facts["bytes"]["step"] == facts["bytes"]["step_without_chunks"] == facts["bytes"]["per_token"] * tokens
+    chunked = estimated(tmp_path, chunk_tokens=100)
+    assert chunked["bytes"]["step"] == chunked["bytes"]["per_token"] * 100
+
+
+def test_recomputing_keeps_less(tmp_path):
+    assert estimated(tmp_path, recompute=True)["bytes"]["per_token"] < 0.6 * estimated(tmp_path)["bytes"]["per_token"]
+
+
+def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):
+    each = estimated(tmp_path)["bytes"]["per_token"]
+    training_bytes = estimated(tmp_path)["bytes"]["gradients_and_optimizer"]
+    facts = estimated(tmp_path, free=training_bytes + 1000 * each, per_device_train_batch_size=64)
+    assert not facts["fits"]
+    assert facts["proposed_chunk_tokens"] == 768  # 80 % of 1000, in steps of 256
+    assert "chunk_tokens to at most 768" in describe(facts)
+    fitting = estimated(tmp_path, training_bytes + 1000 * each, chunk_tokens=768,
+                        per_device_train_batch_size=64)  # fmt: skip
+    assert fitting["fits"]
+    assert "will not fit" not in describe(fitting)
+
+
+def test_the_longest_row_is_always_proposed(tmp_path):
+    facts = estimated(tmp_path, free=0)
+    longest = max(upper for upper, _ in facts["histogram"])
+    assert facts["proposed_chunk_tokens"] == 256
+    assert longest - 10 < 256
+
+
+def test_standing_bytes_of_a_head(tmp_path):
+    head = training.tiny_head()
+    weights, trained = standing_bytes(head)
+    assert trained == 12 * sum(value.numel() for value in head.parameters() if value.requires_grad)
+    assert weights > 4 * sum(value.numel() for value in head.parameters())
+
+
+def test_histogram_and_spread():
+    assert histogram([5, 5, 6, 20], bins=2) == [(12, 3), (20, 1)]
+    assert histogram([7, 7]) == [(7, 2)]
+    assert spread([1, 2, 3])["median"] == pytest.approx(2)
+
+
+def test_rows_of_features_have_a_token_a_side():
+    side = {"features": torch.zeros(3, 2)}
+    assert token_counts({"query": side, "target": side}) == {"query": [1] * 3, "target": [1] * 3, "visual": [0] * 3}

@@ -1,0 +1,60 @@
+"""Counts against closed forms."""
+
+import gc
+import json
+
+import pytest
+import torch
+
+from cir_cot.measure import flops, kept_bytes, peak_bytes, seconds, write_ratios
+
+KB = 256  # float32 numbers in a KiB
+
+
+def test_flops_of_a_product_and_its_gradients():
+    a, b = torch.randn(8, 16, requires_grad=True), torch.randn(16, 4, requires_grad=True)
+    assert flops(lambda: a @ b) == 2 * 8 * 16 * 4
+    assert flops(lambda: (a @ b).sum().backward()) == 3 * 2 * 8 * 16 * 4
+
+
+def test_peak_counts_what_is_alive_together_and_views_once():
+    def one_after_another():
+        for _ in range(5):
+            torch.zeros(KB).view(2, -1).t()
+
+    def together():
+        kept = [torch.zeros(KB) for _ in range(5)]
+        del kept
+
+    gc.collect()
+    assert peak_bytes(one_after_another) == 1024
+    assert peak_bytes(together) == 5 * 1024
+
+
+def test_peak_sees_the_backward_pass():
+    weight = torch.randn(KB, 1, requires_grad=True)
+    assert peak_bytes(lambda: (torch.ones(1, KB) @ weight).sum().backward()) >= 2 * 1024
+
+
+def test_kept_bytes_are_those_of_saved_activations():
+    weight, x = torch.randn(KB, requires_grad=True), torch.randn(KB)
+    known = {weight.untyped_storage().data_ptr()}
+    assert kept_bytes(lambda: (weight * x).exp(), known) == 2 * 1024  # x for the product, the result of exp for itself
+    assert kept_bytes(lambda: weight + 1, known) == 0
+
+
+def test_sides_are_measured_in_turn_after_a_warm_up():
+    calls = []
+    found = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, lambda: calls.append("-"))
+    assert calls == ["-", "a", "-", "b"] * 3
+    assert set(found) == {"a", "b"}
+
+
+def test_ratios_are_written_with_versions(tmp_path):
+    table = write_ratios(tmp_path / "x.json", "x", {"bytes": 1000}, {"bytes": 4000}, {"bytes": 4.0}, settings={"n": 1})
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["ratio"] == {"bytes": pytest.approx(4.0)}
+    assert found["settings"] == {"n": 1}
+    assert found["versions"]["torch"]
+    assert "4,000" in table
+    assert "4.000" in table
