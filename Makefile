@@ -5,10 +5,11 @@ STAMP := .venv/.installed
 # Two OpenMP threads that spin on a busy machine make a step many times slower than one thread.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: quickstart test test-slow check help
+.PHONY: quickstart demo test test-slow check help
 
 help:
 	@echo "make quickstart   scenes -> train -> evaluate -> report, in runs/quickstart"
+	@echo "make demo         the web page over scenes; IMAGES=folder over your pictures, MODEL=folder with your model"
 	@echo "make test         the fast tests"
 	@echo "make test-slow    the tests that train for minutes"
 	@echo "make check        ruff check and ruff format --check"
@@ -21,6 +22,15 @@ $(STAMP): setup.cfg pyproject.toml
 
 quickstart: $(STAMP)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot quickstart --out runs/quickstart
+
+# Trains the quickstart's model first where there is none; MODEL and IMAGES take a checkpoint and pictures of your own.
+MODEL ?= runs/quickstart/model
+SCENES := runs/quickstart/scenes
+demo: $(STAMP)
+	test -f $(MODEL)/retriever.json || $(MAKE) quickstart
+	$(BIN)/cir-cot index --model $(MODEL) --out runs/demo \
+	  $(if $(IMAGES),--images $(IMAGES),--images $(SCENES)/images --gallery $(SCENES)/gallery.iid.txt)
+	$(BIN)/cir-cot demo --model $(MODEL) --index runs/demo
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest

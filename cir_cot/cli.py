@@ -27,6 +27,11 @@ COMMANDS = {
     "moe": "cir_cot.train.moe",
     "retrieval": "cir_cot.eval.retrieval",
     "reasoning": "cir_cot.eval.reasoning",
+    "calibrate": "cir_cot.eval.calibrate",
+    "index": "cir_cot.eval.build_index",
+    "search": "cir_cot.eval.search",
+    "demo": "cir_cot.eval.demo",
+    "export": "cir_cot.eval.export",
     "quickstart": "cir_cot.train.quickstart",
     "tiny-base": "cir_cot.train.tiny_base",
 }

@@ -10,7 +10,7 @@ from cir_cot import scenes
 from cir_cot.backbone import load_backbone
 from cir_cot.collate import Row
 from cir_cot.heads import HEADS, load_retriever
-from cir_cot.heads.cot import NO_CHAIN, NO_TOKEN, CotRetriever
+from cir_cot.heads.cot import CotRetriever
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.prompts import cot_to_text
 from cir_cot.readings import ChainReader
@@ -200,23 +200,6 @@ def test_a_folder_that_is_no_such_retriever_is_refused_by_name(make, tmp_path, f
 # ---- what only the chain head can do
 
 
-@pytest.mark.parametrize("readout", ["ret", "before_ret"])
-def test_the_vector_read_while_decoding_is_that_of_reading_the_same_tokens(tiny, readout):
-    head = make_cot(tiny, readout=readout)
-    images, texts = references()
-    chains, vectors, _ = head.decode(images, texts)
-    assert len({tuple(chain) for chain in chains}) > 1
-    for side in ("left", "right"):
-        encoder = head.encoder(side)
-        answers = [[*chain[: 4 + row], encoder.ret_id] for row, chain in enumerate(chains)]  # lengths differ
-        whole = [[*chain, encoder.ret_id] for chain in chains]
-        for row, chain in enumerate(whole):
-            pair = encoder.query([images[row], images[0]], [texts[row], "a longer text"], [chain, answers[row]])[0]
-            with torch.no_grad():
-                read = head._embed(head.backbone(pair), pair["input_ids"])
-            assert difference(read[0], vectors[row]) < 1e-5
-
-
 def test_full_fast_and_given_chains_differ(tiny):
     head = make_cot(tiny)
     images, texts = references()
@@ -227,18 +210,6 @@ def test_full_fast_and_given_chains_differ(tiny):
     assert min(difference(full.embeddings, fast.embeddings), difference(given.embeddings, fast.embeddings)) > 1e-3
     with pytest.raises(InputError, match="telepathic"):
         head.encode_query(images, texts, reading="telepathic")
-
-
-def test_a_chain_cut_off_is_flagged_and_still_embedded(tiny):
-    out = make_cot(tiny, max_new_tokens=2).encode_query(*references())
-    assert set(out.flags) == {NO_TOKEN}
-    assert difference(out.embeddings.norm(dim=1), torch.ones(6)) < 1e-5
-    taught = make_cot(tiny)
-    with torch.no_grad():  # a model that always ends its chain at once
-        taught._banned = lambda: torch.arange(512).ne(taught.backbone.ret_id)[
-            : taught.backbone.config.text_config.vocab_size
-        ]
-    assert set(taught.encode_query(*references()).flags) == {NO_CHAIN}
 
 
 def test_the_users_words_never_become_special_tokens(tiny):

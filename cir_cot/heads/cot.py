@@ -4,11 +4,12 @@ CIR-CoT-style (arXiv 2510.08003): L = lm_weight * CE(chain) + contrastive_weight
 last hidden state at the retrieval token (or at the token before it), the target vector that of the same model reading
 a picture, a fixed prompt and the retrieval token. Template, projection and temperature are our choices (docs/cot.md).
 
-Three readings of a query: full writes its own chain first, fast places the retrieval token at once, oracle reads a
-given chain (`embed_with`), an upper bound that is never a result.
+Readings of a query: full writes its own chain first, short its conclusion alone, fast places the retrieval token at
+once, adaptive decides for each query whether to write (full) or not (fast). A given chain is read by `embed_with`:
+a person's, or the annotated one (oracle), an upper bound that is never a result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL.Image import Image
@@ -17,36 +18,47 @@ from torch.nn import functional
 
 from cir_cot.backbone import Backbone
 from cir_cot.collate import IGNORE, ChainCollator, ChatEncoder
-from cir_cot.prompts import CHAIN_START, cot_to_text, text_to_cot
+from cir_cot.decoding import Grammar, Writing, write
+from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot, InputError
 from cir_cot.retriever import QueryOutput, concatenate
 
 from .qwen import QwenHead
 
-READINGS = ("full", "fast")
-NO_TOKEN, NO_CHAIN = "no retrieval token: forced at the length limit", "chain is not valid"
+WRITTEN = {"full": PARTS, "short": ("conclusion",), "adaptive": PARTS}  # the parts that a reading writes
+READINGS = (*WRITTEN, "fast")
 
 
 class CotRetriever(QwenHead):
     """Chain-of-thought head around a backbone; `readout` are the settings of QwenHead.
 
-    `max_new_tokens` bounds a chain; a longer one is cut, its retrieval token forced, and the row flagged.
+    `max_new_tokens` bounds a chain, a quarter, a half and a quarter of it its three parts; a longer part is closed and
+    the row flagged. `threshold` is that of the adaptive reading, see `sureness`; `cir-cot calibrate` finds one.
     """
 
     kind = "cot"
 
     def __init__(
-        self, backbone: Backbone, base: str, chain_dropout: float = 0.0, max_new_tokens: int = 384, **readout: object
+        self,
+        backbone: Backbone,
+        base: str,
+        chain_dropout: float = 0.0,
+        max_new_tokens: int = 384,
+        threshold: float = 0.5,
+        **readout: object,
     ):
         super().__init__(backbone, base, **readout)
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384")
         self.chain_dropout, self.max_new_tokens, self.reading = chain_dropout, max_new_tokens, "full"
+        self.threshold = threshold
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
-        own = {"chain_dropout": self.chain_dropout, "max_new_tokens": self.max_new_tokens}
-        return super().settings() | own
+        names = ("chain_dropout", "max_new_tokens", "threshold")
+        return super().settings() | {name: getattr(self, name) for name in names}
 
     def encoder(self, side: str = "right") -> ChatEncoder:
         """Return the encoder of this backbone's prompts."""
@@ -85,20 +97,38 @@ class CotRetriever(QwenHead):
         return torch.cat(parts)
 
     def encode_query(self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None) -> QueryOutput:
-        """Encode B composed queries; explanations are chains as tagged text ("" in the fast reading).
+        """Encode B composed queries; explanations are chains as tagged text ("" where none is written).
 
-        `reading` full or fast, default `self.reading`. A row whose chain is malformed or cut off is flagged.
+        `reading` is one of READINGS, default `self.reading`. A row whose chain had to be forced or cut is flagged.
         """
+        reading = self._known(reading)
+        parts = []
+        for rows in self._batches(len(images)):
+            asked = images[rows], texts[rows]
+            if reading == "fast":
+                parts.append(self._read(*asked, [""] * len(asked[0])))
+            else:
+                *_, last = self.write(*asked, reading)
+                parts.append(self._said(last, reading))
+        return concatenate(parts, self.dim)
+
+    def stream(
+        self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
+    ) -> Iterator[QueryOutput]:
+        """Encode as `encode_query` does, and yield what is written after every token; vectors are whole at the end."""
+        reading = self._known(reading)
+        if reading == "fast":
+            yield self.encode_query(images, texts, "fast")
+        else:
+            yield from (self._said(writing, reading) for writing in self.write(images, texts, reading))
+
+    def _known(self, reading: str | None) -> str:
         reading = reading or self.reading
         if reading not in READINGS:
             raise InputError(
                 f"reading {reading!r} is not one of {', '.join(READINGS)}; oracle needs chains: embed_with"
             )
-        parts = []
-        for rows in self._batches(len(images)):
-            asked = images[rows], texts[rows]
-            parts.append(self._write(*asked) if reading == "full" else self._read(*asked, [""] * len(asked[0])))
-        return concatenate(parts, self.dim)
+        return reading
 
     def embed_with(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]) -> QueryOutput:
         """Encode B composed queries with given chains: an oracle's, or ones that a person has corrected."""
@@ -113,50 +143,39 @@ class CotRetriever(QwenHead):
         inputs = self._to_device(encoder.query(images, texts, encoder.answer_ids(chains))[0])
         return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
 
-    def _write(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
-        chains, vectors, flags = self.decode(images, texts)
-        words = [self.backbone.processor.tokenizer.decode(ids) for ids in chains]
-        flags = [flag or ("" if text_to_cot(text) else NO_CHAIN) for flag, text in zip(flags, words, strict=True)]
-        return QueryOutput(vectors, words, flags)
+    def write(self, images: Sequence[Image], texts: Sequence[str], reading: str = "full") -> Iterator[Writing]:
+        """Write the chains of one batch greedily, one pass in all; see `decoding.write`."""
+        encoder, adaptive = self.encoder("left"), reading == "adaptive"
+        grammar = Grammar(encoder, WRITTEN[reading], self.max_new_tokens)
+        rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
+        inputs = self._to_device(encoder.query(images, texts, [row.ids for row in rows])[0])
+        skip = None
+        if adaptive:  # the decision is made at the prompt's end, so that the chain's start comes behind it
+
+            def skip(hidden: Tensor) -> Tensor:
+                return self._sureness(hidden, grammar.start[0]) >= self.threshold
+
+            for row in rows:
+                row.forced = list(grammar.start)
+        return write(self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip)
+
+    def _said(self, writing: Writing, reading: str) -> QueryOutput:
+        words = self.backbone.processor.tokenizer.batch_decode([row.ids for row in writing.rows])
+        return QueryOutput(writing.vectors, words, [row.flag for row in writing.rows])
+
+    def _sureness(self, hidden: Tensor, start: int) -> Tensor:
+        logits = self.backbone.logits(hidden).float()
+        return torch.sigmoid(logits[:, self.backbone.ret_id] - logits[:, start])  # (B,)
 
     @torch.no_grad()
-    def decode(self, images: Sequence[Image], texts: Sequence[str]) -> tuple[list[list[int]], Tensor, list[str]]:
-        """Write chains greedily -> (token ids of each, without the retrieval token; vectors (B, D); flags).
+    def sureness(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
+        """Return (B,), in 0 .. 1, how much rather the model ends a query without a chain than starts one.
 
-        Each vector is read from the decoding itself, no second pass; finished rows leave the batch and its cache.
+        The adaptive reading writes a chain where it is below `self.threshold`.
         """
-        encoder, ret = self.encoder("left"), self.backbone.ret_id
-        start = encoder.plain_ids([CHAIN_START])[0]
-        inputs = self._to_device(encoder.query(images, texts, [start] * len(images))[0])
-        positions, mask, cache = self.backbone.positions(inputs), inputs["attention_mask"], self.backbone.new_cache()
-        hidden = self.backbone(inputs, positions, cache)[:, -1]  # (B, H)
-        positions, banned = self.backbone.next_positions(positions), self._banned()
-        chains, flags = [list(start) for _ in images], [""] * len(images)
-        vectors, alive = torch.zeros(len(images), self.dim), torch.arange(len(images))
-        for step in range(self.max_new_tokens + 1):
-            token = self.backbone.logits(hidden).float().masked_fill(banned, -torch.inf).argmax(dim=-1)  # (A,)
-            if step == self.max_new_tokens:
-                token = torch.full_like(token, ret)
-                flags = [NO_TOKEN if row in alive else flag for row, flag in enumerate(flags)]
-            mask, before = functional.pad(mask, (0, 1), value=1), hidden
-            hidden = self.backbone({"input_ids": token[:, None], "attention_mask": mask}, positions, cache)[:, -1]
-            ended, positions = token == ret, positions + 1
-            for row, value in zip(alive[~ended.cpu()].tolist(), token[~ended].tolist(), strict=True):
-                chains[row].append(value)
-            if ended.any():
-                read, going = before if self.readout == "before_ret" else hidden, ~ended
-                vectors[alive[ended.cpu()]] = self._unit(read[ended]).cpu()
-                alive, hidden, mask, positions = alive[going.cpu()], hidden[going], mask[going], positions[:, going]
-                if not len(alive):
-                    break
-                self.backbone.keep_rows(cache, going.nonzero()[:, 0])
-        return chains, vectors, flags
-
-    def _banned(self) -> Tensor:
-        """Return (V,) bool: tokens no chain may hold, i.e. special tokens and spare rows, but the retrieval token."""
-        tokenizer = self.backbone.processor.tokenizer
-        banned = torch.zeros(self.backbone.config.get_text_config().vocab_size, dtype=torch.bool)
-        banned[len(tokenizer) :] = True
-        banned[list(tokenizer.all_special_ids)] = True
-        banned[self.backbone.ret_id] = False
-        return banned.to(self.backbone.device)
+        encoder, parts = self.encoder("left"), [torch.zeros(0)]
+        start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
+        for rows in self._batches(len(images)):
+            inputs = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))[0]
+            parts.append(self._sureness(self.backbone(self._to_device(inputs))[:, -1], start).cpu())
+        return torch.cat(parts)

@@ -1,0 +1,171 @@
+"""The index beside plain FAISS: ranks, speed and memory at the size of CIRCO, and what approximation and storage lose.
+
+Vectors are drawn around centres, so that neighbourhoods exist as in embeddings. Exact: the ranks of a float64 brute
+force, and time and memory against IndexFlatIP over the same vectors, taking turns. Then each way of storing less, and
+an approximate kind at `--many` vectors: recall@10 against exact and the time of a query, at several settings.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from cir_cot.cli import run
+from cir_cot.index import Index, assemble
+from cir_cot.indexing import gather
+from cir_cot.records import write_text_atomic
+
+CENTRES, SPREAD = 2000, 0.7  # of the drawn vectors: centres, and noise relative to them
+
+
+class Drawn:
+    """Vectors by row number; what `gather` takes."""
+
+    def __init__(self, vectors: np.ndarray):
+        self.vectors = vectors
+
+    def __getitem__(self, hashes: Sequence[str]) -> np.ndarray:
+        """Return vectors of rows."""
+        return self.vectors[[int(digest) for digest in hashes]]
+
+
+def draw(count: int, dim: int, seed: int) -> np.ndarray:
+    """Return unit vectors (count, dim) around centres."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32)
+    vectors = random.standard_normal((count, dim), dtype=np.float32)
+    vectors *= SPREAD
+    vectors += centres[random.integers(0, CENTRES, count)]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def make(vectors: np.ndarray, kind: str = "exact", dtype: str = "float32", width: int | None = None) -> Index:
+    """Return our index of vectors."""
+    dim = vectors.shape[1]
+    facts = {"kind": kind, "dtype": dtype, "dim": dim, "width": width or dim}
+    rows = [(str(row), str(row)) for row in range(len(vectors))]
+    return assemble(rows, gather(rows, None, Drawn(vectors), facts), facts, {})
+
+
+def resident() -> int:
+    """Return the bytes of memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grown(build: Callable) -> tuple[object, int]:
+    """Return what `build` makes and by how many bytes the process has grown."""
+    before = resident()
+    made = build()
+    return made, resident() - before
+
+
+def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> list[list[str]]:
+    """Return the k best rows of float64 products, rounded once, of equal ones the first."""
+    scores = np.concatenate(
+        [
+            queries.astype(np.float64) @ vectors[at : at + 8192].T.astype(np.float64)
+            for at in range(0, len(vectors), 8192)
+        ],
+        axis=1,
+    ).astype(np.float32)
+    return [[str(row) for row in np.lexsort((np.arange(len(vectors)), -line))[:k]] for line in scores]
+
+
+def names(answers: list[list[tuple[str, float]]]) -> list[list[str]]:
+    """Return the ids of answers."""
+    return [[name for name, _ in answer] for answer in answers]
+
+
+def recall(found: list[list[str]], wanted: list[list[str]]) -> float:
+    """Return the share of wanted ids that were found."""
+    return sum(len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)) / sum(map(len, wanted))
+
+
+def exact_against_faiss(vectors: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> tuple[dict, dict, list]:
+    """Return what is measured of our exact index and of IndexFlatIP, and the true ranks."""
+
+    def plain():
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        return index
+
+    theirs, their_bytes = grown(plain)
+    ours, our_bytes = grown(lambda: make(vectors))
+    seconds: dict[str, list[float]] = {"ours": [], "faiss": []}
+    for _ in range(repeats):
+        for name, search in (("ours", ours.search), ("faiss", theirs.search)):
+            started = time.perf_counter()
+            answer = search(queries, k)
+            seconds[name].append(time.perf_counter() - started)
+            if name == "ours":
+                found = names(answer)
+    wanted = brute_force(vectors, queries, k)
+    row = {"milliseconds_a_query": 1000 * statistics.median(seconds["ours"]) / len(queries), "bytes": our_bytes}
+    row["queries_ranked_as_float64"] = sum(a == b for a, b in zip(found, wanted, strict=True))
+    peer = {"milliseconds_a_query": 1000 * statistics.median(seconds["faiss"]) / len(queries), "bytes": their_bytes}
+    peer["queries_ranked_as_float64"] = sum(
+        [str(n) for n in line] == b for line, b in zip(theirs.search(queries, k)[1], wanted, strict=True)
+    )
+    return row, peer, wanted
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--count", type=int, default=123_403, help="vectors (default 123,403, CIRCO's gallery)")
+    add("--dim", type=int, default=1024)
+    add("--queries", type=int, default=100)
+    add("--k", type=int, default=50)
+    add("--repeats", type=int, default=3)
+    add(
+        "--many", type=int, default=0, metavar="N", help="vectors of the approximate kind, e.g. 1000000 (default: none)"
+    )
+    add("--many-dim", type=int, default=128)
+    add("--kind", default="IVF1024,Flat")
+    add("--json", metavar="FILE")
+    args = parser.parse_args(argv)
+    vectors, queries = draw(args.count, args.dim, 1), draw(args.queries, args.dim, 2)
+    ours, peer, wanted = exact_against_faiss(vectors, queries, args.k, args.repeats)
+    ours["stored"] = {}
+    for dtype, width in (("float16", None), ("int8", None), ("float32", args.dim // 4), ("int8", args.dim // 4)):
+        found = names(make(vectors, "exact", dtype, width).search(queries, args.k))
+        bytes_each = (width or args.dim) * {"float32": 4, "float16": 2, "int8": 1}[dtype]
+        row = {"bytes_a_picture": bytes_each, f"recall@{args.k}": recall(found, wanted)}
+        ours["stored"][f"{dtype}, {width or args.dim} numbers"] = row
+    if args.many:
+        del vectors
+        vectors, queries = draw(args.many, args.many_dim, 3), draw(args.queries, args.many_dim, 4)
+        wanted = names(make(vectors).search(queries, 10))
+        started = time.perf_counter()
+        index = make(vectors, args.kind)
+        ours["approximate"] = {"kind": args.kind, "vectors": args.many, "built_seconds": time.perf_counter() - started}
+        for probes in (1, 4, 16, 64):
+            index.tune(f"nprobe={probes}" if "IVF" in args.kind else f"efSearch={16 * probes}")
+            started = time.perf_counter()
+            found = names(index.search(queries, 10))
+            spent = 1000 * (time.perf_counter() - started) / len(queries)
+            row = {"recall@10": recall(found, wanted), "milliseconds_a_query": spent}
+            ours["approximate"][index.facts["tuned"]] = row
+    ratio = {
+        "time_vs_faiss": peer["milliseconds_a_query"] / ours["milliseconds_a_query"],
+        "memory_vs_faiss": peer["bytes"] / ours["bytes"],
+    }
+    versions = {"faiss": version("faiss-cpu"), "numpy": version("numpy")}
+    result = {"name": "index", "setting": vars(args), "ours": ours, "peer": peer, "ratio": ratio, "versions": versions}
+    print(json.dumps(result, indent=1))
+    if args.json:
+        write_text_atomic(args.json, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

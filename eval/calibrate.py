@@ -1,0 +1,123 @@
+"""Find the adaptive reading's threshold on validation queries: recall against what the chains cost."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cir_cot.benchmarks import BENCHMARKS, load_benchmark
+from cir_cot.cli import run
+from cir_cot.evaluation import check_pictures, encode_gallery, evaluate, inference, load_batches
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.readings import adaptive_curve, calibrated
+from cir_cot.records import InputError, write_text_atomic
+from cir_cot.report import text_table
+from cir_cot.retriever import SETTINGS_FILE, read_settings
+from cir_cot.tables import Table
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(prog="cir-cot calibrate", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
+    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--root", required=True, metavar="DIR", help="folder of the dataset")
+    add("--split", required=True, help="a validation split, never the one that is reported")
+    add("--category", help="of FashionIQ or GeneCIS; one at a time")
+    add("--metric", help="what is held up, e.g. R@5; default: the benchmark's first")
+    add(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="points that may be lost for cheaper queries (default 0)",
+    )
+    add("--limit", type=int, metavar="N", help="ask a sample of N queries; the gallery stays whole")
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
+    add("--seed", type=int, default=0, help="of the sample (default 0)")
+    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
+    add("--write", action="store_true", help="write the threshold into the checkpoint's settings")
+    add("--out", metavar="FILE", help="write the curve here, as JSON")
+    add("--json", action="store_true", help="print the curve as JSON, and everything else to stderr")
+    return parser.parse_args(argv)
+
+
+def measure(retriever, benchmark, args: argparse.Namespace) -> tuple[list[dict], dict]:
+    """Return the curve, and the protocol of the two readings that it mixes."""
+    images = benchmark.images()
+    gallery = encode_gallery(retriever, benchmark.gallery, images, args.batch_size, True)
+    settings = {"gallery": gallery, "limit": args.limit, "batch_size": args.batch_size, "seed": args.seed}
+    settings |= {"model": args.model, "progress": True}
+    full, fast = (evaluate(retriever, benchmark, images, reading=name, **settings) for name in ("full", "fast"))
+    records, encoder = full.benchmark.records, retriever.encoder()
+    sureness = []
+    with inference(retriever):
+        for pictures in load_batches([record.reference for record in records], images, args.batch_size):
+            texts = [record.text for record in records[len(sureness) : len(sureness) + len(pictures)]]
+            sureness += retriever.sureness(pictures, texts).tolist()
+    ids = [record.id for record in records]
+    written = encoder.plain_ids([full.explanations[name] for name in ids])
+    curve = adaptive_curve(
+        full.benchmark,
+        dict(zip(ids, sureness, strict=True)),
+        (full.rankings, full.subset_rankings),
+        (fast.rankings, fast.subset_rankings),
+        {name: len(tokens) for name, tokens in zip(ids, written, strict=True)},
+    )
+    return curve, full.protocol | {"reading": "adaptive"}
+
+
+def write_threshold(folder: str, threshold: float) -> None:
+    """Put the threshold into retriever.json."""
+    facts = read_settings(folder)
+    facts["settings"]["threshold"] = threshold
+    write_text_atomic(Path(folder) / SETTINGS_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the curve, choose the threshold, print and write both."""
+    args = parse(argv)
+    (benchmark, *others) = load_benchmark(args.benchmark, args.root, args.split, args.category)
+    if others:
+        raise InputError(f"{args.benchmark} has several categories; name one with --category")
+    check_pictures(benchmark, benchmark.images())
+    from cir_cot.heads import load_retriever
+    from cir_cot.heads.cot import CotRetriever
+
+    retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    if not isinstance(retriever, CotRetriever):
+        raise InputError(f"{args.model}: a {retriever.kind!r} retriever writes no chains; there is nothing to decide")
+    curve, protocol = measure(retriever, benchmark, args)
+    names = list(curve[0]["metrics"])
+    metric = args.metric or names[0]
+    if metric not in names:
+        raise InputError(f"metric {metric!r} is not one of {', '.join(names)}")
+    best = calibrated(curve, metric, args.tolerance)
+    answer = {"chosen": best, "metric": metric, "tolerance": args.tolerance, "curve": curve, "protocol": protocol}
+    answer |= {"git": git_state(), "versions": package_versions()}
+    rows = [
+        [
+            f"{p['threshold']:.4g}",
+            round(p["chains"], 1),
+            round(p["tokens"], 1),
+            *(round(p["metrics"][n], 2) for n in names),
+        ]
+        for p in curve
+    ]
+    table = Table("Recall against cost", ["threshold", "chains %", "tokens a query", *names], rows)
+    words = f"threshold {best['threshold']:.6g}: chains for {best['chains']:.1f} % of the queries"
+    print(f"{text_table(table)}\n{words}", file=sys.stderr if args.json else sys.stdout)
+    if args.write:
+        write_threshold(args.model, best["threshold"])
+    if args.out:
+        write_text_atomic(args.out, json.dumps(answer, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,118 @@
+"""Search an index with a picture and a sentence, or with a file of queries: the chain, ids and scores."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from cir_cot.cli import run
+from cir_cot.records import InputError, check_keys, cot_from_dict, parse_json, read_jsonl
+
+KEYS = ("id", "image", "text", "cot", "where")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(prog="cir-cot search", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a saved retriever")
+    add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
+    add("--image", metavar="FILE", help="the reference picture")
+    add("--text", metavar="WORDS", help="how the wanted picture differs from it")
+    add("--queries", metavar="FILE", help='instead: JSONL of {"id", "image": file, "text"}, answered as JSONL')
+    add("--k", type=int, default=10, metavar="N", help="pictures to find (default 10)")
+    add(
+        "--reading", help="of a head that writes chains: full, short, adaptive or fast; default: as the checkpoint does"
+    )
+    add("--where", metavar="JSON", help='keep pictures by payload, e.g. {"category": "dress", "price": {"lt": 50}}')
+    add("--batch-size", type=int, default=32, metavar="N", help="of --queries (default 32)")
+    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
+    add("--json", action="store_true", help="print one JSON object; with --queries it is always JSONL")
+    args = parser.parse_args(argv)
+    if (args.queries is None) == (args.image is None) or (args.image is None) != (args.text is None):
+        raise InputError("give --image FILE and --text WORDS, or --queries FILE")
+    return args
+
+
+def read_queries(path: str) -> list[dict]:
+    """Return the queries of a JSONL file: id, image file, text, and if given a chain `cot` and a filter `where`."""
+    queries = []
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a query is a JSON object")
+        check_keys(row, where, required=KEYS[:3], allowed=KEYS)
+        for key in KEYS[:3]:
+            if not isinstance(row[key], str):
+                raise InputError(f"{where}: {key!r} must be a string, got {row[key]!r}")
+        if row.get("cot") is not None:
+            row["cot"] = cot_from_dict(row["cot"], where)
+        queries.append(row)
+    return queries
+
+
+def answer_queries(search, queries: list[dict], args: argparse.Namespace, default: dict | None) -> None:
+    """Answer queries in batches of one kind, in their order, a line of JSON each as soon as it is known."""
+    from cir_cot.index import check_where
+    from cir_cot.search import open_picture
+
+    at = 0
+    while at < len(queries):
+        first = queries[at]
+        kind = ("cot" in first, first.get("where"))
+        batch = [first]
+        while at + len(batch) < len(queries) and len(batch) < args.batch_size:
+            query = queries[at + len(batch)]
+            if ("cot" in query, query.get("where")) != kind:
+                break
+            batch.append(query)
+        answers = search.many(
+            [open_picture(query["image"]) for query in batch],
+            [query["text"] for query in batch],
+            args.k,
+            args.reading,
+            [query["cot"] for query in batch] if "cot" in first else None,
+            check_where(first["where"]) if first.get("where") is not None else default,
+        )
+        for query, answer in zip(batch, answers, strict=True):
+            print(json.dumps({"id": query["id"], **answer.as_dict()}, ensure_ascii=False), flush=True)
+        at += len(batch)
+
+
+def show(answer) -> None:
+    """Print an answer for people."""
+    from cir_cot.prompts import written_parts
+
+    for part, words in written_parts(answer.explanation).items():
+        print(f"{part:>10}  {words}")
+    if answer.flag:
+        print(f"{'note':>10}  {answer.flag}")
+    for place, (name, score) in enumerate(answer.hits, 1):
+        print(f"{place:>10}  {score:.4f}  {name}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer one query, or a file of them."""
+    args = parse(argv)
+    queries = read_queries(args.queries) if args.queries else []
+    from cir_cot.index import check_where
+    from cir_cot.search import open_picture, open_search
+
+    where = None if args.where is None else check_where(parse_json(args.where, "--where"))
+    picture = None if args.image is None else open_picture(args.image)
+    search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
+    if args.queries:
+        answer_queries(search, queries, args, where)
+        return 0
+    answer = search.one(picture, args.text, args.k, reading=args.reading, where=where)
+    if args.json:
+        print(json.dumps(answer.as_dict(), ensure_ascii=False))
+    else:
+        show(answer)
+        print(f"encoded in {answer.encode_seconds:.2f} s, searched in {answer.search_seconds:.3f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,455 @@
+"""The index: exact ranks, what is encoded again and what is not, refusals; FAISS and Qdrant by the same tests."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import Constant, Plain, write_shades
+
+from cir_cot.encoding import HASH, Part, Vectors, encode_share, list_pictures, probe, read_seen, shorten
+from cir_cot.index import DEEPER, Index, check_where, fits
+from cir_cot.indexing import build, open_index
+from cir_cot.records import InputError
+
+SHADES = tuple(range(0, 250, 10))
+
+
+class Counting(Plain):
+    """The toy retriever, which counts the pictures it encodes, and may stop in the middle."""
+
+    def __init__(self, stop_after=10**9):
+        self.encoded, self.stop_after = 0, stop_after
+
+    def encode_target(self, images):
+        if self.encoded + len(images) > self.stop_after:
+            raise KeyboardInterrupt
+        if images[0].size != (224, 224):  # the probe
+            self.encoded += len(images)
+        return super().encode_target(images)
+
+
+class Turned(Plain):
+    """Another retriever: its space is turned."""
+
+    def encode_target(self, images):
+        return super().encode_target(images).flip(1)
+
+
+class Wide(Plain):
+    """Noise of 64 numbers, by content: early numbers matter more, as in embeddings made to be shortened."""
+
+    dim = 64
+
+    def encode_target(self, images):
+        rows = [torch.tensor(random.Random(image.tobytes()).choices(range(-99, 100), k=64)) for image in images]
+        vectors = torch.stack(rows).float() * torch.linspace(1, 0.1, 64)
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_shades(tmp_path / "images", SHADES)
+    return list_pictures(tmp_path / "images")
+
+
+def names(store):
+    return list(store.files)
+
+
+def made(images, folder, retriever=None, **options):
+    retriever = retriever or Counting()
+    build(retriever, images, names(images), folder, **({"batch_size": 4} | options))
+    return open_index(folder)
+
+
+def unit(count, dim, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def memory_index(vectors, kind="exact", dtype="float32", width=None):
+    from cir_cot.index import assemble
+    from cir_cot.indexing import check_settings, gather
+
+    class Given:
+        def __getitem__(self, hashes):
+            return vectors[[int(digest) for digest in hashes]]
+
+    facts = {"kind": kind, "dtype": dtype, "dim": vectors.shape[1], "width": width or vectors.shape[1]}
+    check_settings(facts)
+    rows = [(f"i{row}", str(row)) for row in range(len(vectors))]
+    return assemble(rows, gather(rows, None, Given(), facts), facts, {})
+
+
+# ---- search
+
+
+@pytest.mark.parametrize("count", [1, 5, 40, 3000])
+def test_an_exact_index_ranks_as_float64_does(count):
+    gallery, queries = unit(count, 48), unit(7, 48, seed=1)
+    answers = memory_index(gallery).search(torch.from_numpy(queries), 10)
+    scores = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    for row, answer in enumerate(answers):
+        order = np.lexsort((np.arange(count), -scores[row].astype(np.float32)))[:10]
+        assert [name for name, _ in answer] == [f"i{n}" for n in order]
+        assert [score for _, score in answer] == scores[row].astype(np.float32)[order].tolist()
+
+
+def test_equal_scores_come_in_the_order_of_the_gallery_however_many_there_are():
+    """More equal pictures than candidates are looked at first: the search has to go deeper to be certain."""
+    gallery = np.repeat(unit(3, 16), 3 * DEEPER, axis=0)[np.random.default_rng(0).permutation(9 * DEEPER)]
+    (answer,) = memory_index(gallery).search(unit(1, 16, seed=2), 5)
+    scores = (gallery.astype(np.float64) @ unit(1, 16, seed=2)[0].astype(np.float64)).astype(np.float32)
+    assert [name for name, _ in answer] == [f"i{n}" for n in np.flatnonzero(scores == scores.max())[:5]]
+
+
+def test_near_equal_scores_that_float32_sums_may_swap_are_ordered_by_float64():
+    base = unit(1, 256)[0].astype(np.float64)
+    steps = np.random.default_rng(0).standard_normal((400, 256)) * 3e-8
+    gallery = (base + steps).astype(np.float32)
+    (answer,) = memory_index(gallery).search(base[None].astype(np.float32), 20)
+    exact = (gallery.astype(np.float64) @ base.astype(np.float32).astype(np.float64)).astype(np.float32)
+    assert [name for name, _ in answer] == [f"i{n}" for n in np.lexsort((np.arange(400), -exact))[:20]]
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [("float32", 0.0), ("float16", 1e-3), ("int8", 2e-2)])
+def test_what_a_smaller_store_loses_is_bounded(dtype, loss):
+    gallery = unit(2000, 64)
+    index = memory_index(gallery, dtype=dtype)
+    assert np.abs(index.vectors(np.arange(2000)) - gallery).max() <= loss
+    assert index.store.code_size == 64 * {"float32": 4, "float16": 2, "int8": 1}[dtype]
+    found = [answer[0][0] for answer in index.search(gallery[:50], 1)]
+    assert found == [f"i{n}" for n in range(50)]
+
+
+def test_shortened_vectors_are_unit_and_rank_by_their_first_numbers():
+    gallery, queries = unit(500, 64), unit(5, 64, seed=1)
+    index = memory_index(gallery, width=16)
+    assert np.allclose(np.linalg.norm(index.vectors(np.arange(500)), axis=1), 1, atol=1e-6)
+    for query, answer in zip(queries, index.search(queries, 5), strict=True):
+        scores = shorten(gallery, 16).astype(np.float64) @ shorten(query[None], 16)[0].astype(np.float64)
+        assert [name for name, _ in answer] == [f"i{n}" for n in np.argsort(-scores)[:5]]
+    assert shorten(gallery, 64) is not None
+    assert np.array_equal(shorten(gallery, 64), gallery), "whole vectors stay as the retriever gave them"
+
+
+@pytest.mark.parametrize(("kind", "tuned"), [("IVF16,Flat", "nprobe=16"), ("HNSW16", "efSearch=400")])
+def test_an_approximate_kind_that_looks_everywhere_finds_what_the_exact_one_does(kind, tuned, tmp_path):
+    gallery, queries = unit(1500, 32), unit(20, 32, seed=1)
+    index, exact = memory_index(gallery, kind), memory_index(gallery)
+    index.tune(tuned)
+    wanted = exact.search(queries, 5)
+    found = index.search(queries, 5)
+    hits = sum(len(set(a) & set(b)) for a, b in zip(wanted, found, strict=True))
+    assert hits >= 97
+    index.facts["probe"] = []
+    index.save(tmp_path)
+    again = Index.load(tmp_path)
+    assert again.search(queries, 5) == found
+    assert again.facts["tuned"] == tuned
+
+
+def test_what_cannot_be_searched_is_refused():
+    index = memory_index(unit(5, 8))
+    with pytest.raises(InputError, match="k is 0"):
+        index.search(unit(1, 8), 0)
+    with pytest.raises(InputError, match="queries of 9 numbers"):
+        index.search(unit(1, 9), 1)
+    with pytest.raises(InputError, match="looks at every picture"):
+        index.tune("nprobe=3")
+    with pytest.raises(InputError, match="no setting"):
+        memory_index(unit(200, 8), "IVF2,Flat").tune("wings=2")
+    assert len(index.search(unit(1, 8), 100)[0]) == 5
+    assert index.search(np.zeros((0, 8), dtype=np.float32), 3) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "telepathy"}, "telepathy"),
+        ({"dtype": "int3"}, "int3"),
+        ({"width": 3}, "width 3"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"kind": "qdrant:nowhere"}, "#<collection>"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(images, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        made(images, tmp_path / "index", **options)
+
+
+# ---- filters
+
+
+FITTING = [
+    ({"kind": "dress"}, {"a", "b"}),
+    ({"kind": ["dress", "shoe"]}, {"a", "b", "c"}),
+    ({"price": {"lt": 20}}, {"a"}),
+    ({"price": {"gte": 20, "lte": 30}, "kind": "dress"}, {"b"}),
+    ({"size": 3}, set()),
+    ({}, {"a", "b", "c", "d"}),
+]
+GOODS = {"a": {"kind": "dress", "price": 10}, "b": {"kind": "dress", "price": 20}, "c": {"kind": "shoe", "price": 30}}
+
+
+@pytest.mark.parametrize(("where", "wanted"), FITTING)
+def test_fits(where, wanted):
+    assert {name for name in "abcd" if fits(GOODS.get(name, {}), check_where(where))} == wanted
+
+
+@pytest.mark.parametrize("where", ["dress", {"price": {"under": 3}}, {"price": {"lt": "3"}}])
+def test_a_filter_that_is_none_is_refused(where):
+    with pytest.raises(InputError):
+        check_where(where)
+
+
+# ---- both stores
+
+
+@pytest.fixture(params=["exact", "HNSW8", "qdrant"])
+def kind(request, tmp_path):
+    if request.param == "qdrant":
+        pytest.importorskip("qdrant_client")
+        return f"qdrant:{tmp_path / 'collection'}#shop"
+    return request.param
+
+
+def close(index):
+    if hasattr(index, "close"):
+        index.close()
+
+
+def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind):
+    folder, retriever = tmp_path / "index", Counting()
+    index = made(images, folder, retriever, kind=kind)
+    assert (len(index), retriever.encoded) == (len(SHADES), len(SHADES))
+    query = Plain().encode_query([images.load("s030")], ["20"]).embeddings
+    (answer,) = index.search(query, 3)
+    assert answer[0][0] == "s050"
+    assert answer[0][1] == pytest.approx(1, abs=1e-6)
+    close(index)
+    Image.new("RGB", (8, 6), (51, 51, 51)).save(images.root / "s200.png")  # changed
+    Image.new("RGB", (8, 6), (33, 33, 33)).save(images.root / "new.png")
+    (images.root / "s050.png").rename(images.root / "renamed.png")
+    (images.root / "s000.png").unlink()
+    retriever, store = Counting(), list_pictures(images.root)
+    index = made(store, folder, retriever, kind=kind)
+    assert retriever.encoded == 2, "the changed one and the new one; a renamed file is the same picture"
+    assert sorted(index.ids) == sorted(names(store))
+    assert {name for name, _ in index.search(query, 2)[0]} == {"renamed", "s200"}
+    smaller = index.remove(["renamed"])
+    smaller.save(folder)
+    close(index)
+    index = open_index(folder)
+    assert len(index) == len(SHADES) - 1
+    assert index.search(query, 1)[0][0][0] == "s200"
+    with pytest.raises(InputError, match="'renamed' is not in the index"):
+        index.remove(["renamed"])
+    close(index)
+
+
+def test_payloads_filter_and_stay_through_updates(images, tmp_path, kind):
+    payloads = {f"s{shade:03}": {"kind": "dark" if shade < 100 else "light", "price": shade} for shade in SHADES[1:]}
+    folder = tmp_path / "index"
+    close(made(images, folder, kind=kind, payloads=payloads))
+    (images.root / "s240.png").unlink()
+    index = made(list_pictures(images.root), folder, kind=kind)
+    query = Plain().encode_target([images.load("s000")])
+    for where, wanted in [
+        (None, ["s000", "s010"]),
+        ({"kind": "light"}, ["s100", "s110"]),
+        ({"kind": ["light", "dark"], "price": {"gt": 30, "lte": 60}}, ["s040", "s050"]),
+        ({"price": 20}, ["s020"]),
+        ({"price": {"gt": 999}}, []),
+    ]:
+        assert [name for name, _ in index.search(query, 2, where)[0]] == wanted
+    close(index)
+
+
+def test_another_retriever_is_refused(images, tmp_path, kind):
+    index = made(images, tmp_path / "index", kind=kind)
+    index.check(Plain())
+    for other, words in ((Turned(), "cosine"), (Constant(), "8 numbers"), (Wide(), "64 numbers")):
+        with pytest.raises(InputError, match=words):
+            index.check(other)
+    close(index)
+    with pytest.raises(InputError, match="another retriever"):
+        made(images, tmp_path / "index", Turned(), kind=kind)
+
+
+def test_the_probe_sees_a_small_change_and_no_noise():
+    first = probe(Wide())
+    assert first.shape == (3, 64)
+    assert np.array_equal(first, probe(Wide()))
+    assert not np.allclose(first[0], first[1], atol=0.1)
+
+
+# ---- encoding once
+
+
+def test_an_interrupted_run_goes_on_where_it_was(images, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        made(images, tmp_path / "index", Counting(stop_after=14))
+    again = Counting()
+    index = made(images, tmp_path / "index", again)
+    assert again.encoded == len(SHADES) - 12, "three batches of four were done"
+    whole = made(images, tmp_path / "other")
+    assert np.array_equal(index.vectors(np.arange(len(index))), whole.vectors(np.arange(len(whole))))
+    assert not (tmp_path / "index/encoding").exists()
+
+
+def test_a_run_of_another_retriever_is_not_continued(images, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        made(images, tmp_path / "index", Counting(stop_after=14))
+    with pytest.raises(InputError, match="another retriever"):
+        made(images, tmp_path / "index", Turned())
+
+
+@pytest.mark.parametrize("file", ["0.vectors", "0.rows"])
+def test_a_torn_end_is_cut_off_wherever_the_machine_died(tmp_path, file):
+    rows, vectors = [f"{n:0{HASH}x}" for n in range(6)], unit(6, 5)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    part = Part(whole, 0, 5).repair()
+    part.append(rows[:3], vectors[:3])
+    part.append(rows[3:], vectors[3:])
+    data = {path.name: path.read_bytes() for path in whole.iterdir()}
+    for size in range(len(data[file]) + 1):
+        folder = tmp_path / f"{size}"
+        folder.mkdir()
+        for name, content in data.items():
+            (folder / name).write_bytes(content[:size] if name == file else content)
+        torn = Part(folder, 0, 5).repair()
+        assert len(torn.hashes) == size * 6 // len(data[file])
+        torn.append(["f" * HASH], vectors[:1])
+        again = Vectors(folder, 5)
+        assert np.array_equal(again[torn.hashes], np.vstack([vectors[: len(torn.hashes) - 1], vectors[:1]]))
+
+
+def test_any_number_of_processes_shares_the_work_and_may_change(images, tmp_path):
+    """Three processes, of which one dies; then two go on."""
+    folder, all_names, counts = tmp_path / "parts", names(images), []
+    for rank in (0, 1):
+        encode_share(Counting(), images, all_names, folder, (), 4, rank, 3)
+    for rank in (0, 1):
+        retriever = Counting()
+        counts.append(encode_share(retriever, images, all_names, folder, (), 4, rank, 2))
+        assert retriever.encoded == counts[-1]
+    seen, unreadable = read_seen(folder, 2)
+    assert sum(counts) == len(all_names[2::3])
+    assert set(seen) == set(all_names)
+    assert not unreadable
+    vectors = Vectors(folder, 2)[[seen[name] for name in all_names]]
+    assert np.array_equal(vectors, Plain().encode_target([images.load(name) for name in all_names]).numpy())
+
+
+def test_equal_files_are_encoded_once(tmp_path):
+    write_shades(tmp_path / "images", [7])
+    for copy in ("a", "b"):
+        (tmp_path / f"images/{copy}.png").write_bytes((tmp_path / "images/s007.png").read_bytes())
+    retriever = Counting()
+    index = made(list_pictures(tmp_path / "images"), tmp_path / "index", retriever, batch_size=2)
+    assert retriever.encoded == 1
+    assert [name for name, _ in index.search(Plain().encode_target([Image.new("RGB", (8, 8))]), 3)[0]] == [
+        "a",
+        "b",
+        "s007",
+    ]
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_named(images, tmp_path):
+    (images.root / "s010.png").write_bytes(b"no picture")
+    index = made(images, tmp_path / "index")
+    assert len(index) == len(SHADES) - 1
+    assert list(index.facts["unreadable"]) == ["s010"]
+    assert "s010.png" in index.facts["unreadable"]["s010"]
+    for path in images.root.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="no picture can be read"):
+        made(images, tmp_path / "other")
+
+
+def test_pictures_are_found_in_folders_whatever_their_case_and_two_of_one_name_are_refused(tmp_path):
+    write_shades(tmp_path / "images/deep/er", [1, 2])
+    (tmp_path / "images/deep/er/s001.png").rename(tmp_path / "images/deep/er/s001.PNG")
+    (tmp_path / "images/notes.txt").write_text("x")
+    assert names(list_pictures(tmp_path / "images")) == ["deep/er/s001", "deep/er/s002"]
+    (tmp_path / "images/deep/er/s001.webp").write_bytes(b"")
+    with pytest.raises(InputError, match="one image id"):
+        list_pictures(tmp_path / "images")
+    for bad in (tmp_path / "nowhere", tmp_path):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError):
+            list_pictures(bad if bad.name == "nowhere" else tmp_path / "empty")
+
+
+# ---- files
+
+
+def test_a_settled_index_keeps_its_settings(images, tmp_path):
+    made(images, tmp_path / "index")
+    with pytest.raises(InputError, match="its dtype is 'float32'"):
+        made(images, tmp_path / "index", dtype="int8")
+
+
+def test_saving_again_leaves_one_state_and_a_missing_file_is_named(images, tmp_path):
+    folder = tmp_path / "index"
+    made(images, folder).save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "rows.2.jsonl", "vectors.2.faiss"]
+    facts = json.loads((folder / "index.json").read_text())
+    assert (facts["count"], facts["images"]) == (len(SHADES), str(images.root))
+    assert facts["versions"]["torch"]
+    (folder / "vectors.2.faiss").write_bytes(b"x")
+    with pytest.raises(InputError, match="cannot be read"):
+        open_index(folder)
+    with pytest.raises(InputError, match="cir-cot index"):
+        open_index(tmp_path)
+    (folder / "index.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="format 1"):
+        open_index(folder)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_index import Counting, list_pictures, names
+from cir_cot.indexing import build
+
+class Slow(Counting):
+    def encode_target(self, images):
+        time.sleep(0.05)
+        return super().encode_target(images)
+
+images = list_pictures({images!r})
+print("ready", flush=True)
+build(Slow(), images, names(images), {index!r}, batch_size=2)
+"""
+
+
+def test_kill_9_costs_at_most_one_batch(images, tmp_path):
+    index = tmp_path / "index"
+    code = KILLED.format(tests=str(Path(__file__).parent), images=str(images.root), index=str(index))
+    root = str(Path(__file__).parent.parent)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
+    assert process.stdout.readline() == b"ready\n"
+    rows = index / "encoding/0.rows"
+    while not (rows.exists() and rows.stat().st_size >= 6 * (HASH + 1)):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    done = rows.stat().st_size // (HASH + 1)
+    assert 6 <= done < len(SHADES)
+    retriever = Counting()
+    made(images, index, retriever, batch_size=2)
+    assert retriever.encoded == len(SHADES) - done
