@@ -86,7 +86,9 @@ class ClipEncoder(nn.Module):
 
     def __init__(self, model: transformers.PreTrainedModel, inputs: ClipInputs, frozen: bool):
         super().__init__()
-        self.model, self.inputs, self.frozen = model.requires_grad_(not frozen), inputs, frozen
+        self.model, self.inputs, self.frozen = model, inputs, frozen
+        for name, parameter in model.named_parameters():  # the scale of CLIP's own loss takes no part here
+            parameter.requires_grad_(not frozen and not name.startswith("logit_"))
         config = model.config
         self.dim = config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
         self.train()

@@ -7,7 +7,7 @@ write an image, an end of turn or a retrieval token into a prompt.
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -149,10 +149,11 @@ class ChainCollator:
 
     With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
     the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
+    `targets` encodes target pictures, by default as prompts of the same model; targets that are vectors stay vectors.
     """
 
-    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0):
-        self.encoder, self.chain_dropout = encoder, chain_dropout
+    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None):
+        self.encoder, self.chain_dropout, self.targets = encoder, chain_dropout, targets or encoder.target
 
     def __call__(self, rows: Sequence[Row]) -> dict:
         dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
@@ -161,9 +162,10 @@ class ChainCollator:
         answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
         query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
         labels[torch.tensor([chain is None for chain in chains])] = IGNORE
+        targets = [row.target for row in rows]
         return {
             "query": query,
-            "target": self.encoder.target([row.target for row in rows]),
+            "target": {"vectors": torch.stack(targets)} if torch.is_tensor(targets[0]) else self.targets(targets),
             "labels": labels,
             "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
         }

@@ -66,7 +66,7 @@ def save_retriever(head, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
     head.backbone.save(folder)
-    own = {name: value.contiguous() for name, value in head.state_dict().items() if not name.startswith("backbone.")}
+    own = {name: value.contiguous() for name, value in own_weights(head).items()}
     safetensors.torch.save_file(own, folder / HEAD_FILE)
     facts = {
         "format": FORMAT,
@@ -107,13 +107,24 @@ def read_settings(folder: str | Path) -> dict:
     return facts
 
 
-def load_head_weights(head, folder: str | Path) -> None:
-    """Load head.safetensors of a saved folder into a head; InputError names what does not fit."""
+def own_weights(head) -> dict[str, Tensor]:
+    """Return a head's own weights: neither its backbone's nor those of a foreign encoder that its settings name."""
+    return {name: value for name, value in head.state_dict().items() if not name.startswith(("backbone.", "foreign."))}
+
+
+def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -> None:
+    """Load head.safetensors of a saved folder into a head; InputError names what does not fit.
+
+    Tensors whose names begin as one of `without` stay as they are.
+    """
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise InputError(f"{path}: missing; give the folder that training wrote")
     stored = safetensors.torch.load_file(path)
-    own = {name: value for name, value in head.state_dict().items() if not name.startswith("backbone.")}
+    stored, own = (
+        {name: value for name, value in weights.items() if not name.startswith(without)}
+        for weights in (stored, own_weights(head))
+    )
     if odd := sorted(stored.keys() ^ own.keys()):
         raise InputError(f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint")
     for name, value in stored.items():

@@ -1,5 +1,6 @@
 """The tables of a report: the summary, by source, and which parts of a routing head the queries went through."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,13 +96,20 @@ def choice_tables(results: Sequence[Result]) -> Iterator[Table]:
         names = list(next(iter(result.choices.values())))
         loads = [load(result, records, names) for records in groups.values()]
         rows = [[name, bar(column[0]), *column] for name, *column in zip(names, *loads, strict=True)]
-        note = "In percent of the choices; each column sums to 100."
+        rows.append(["entropy", "", *map(evenness, loads)])
+        note = "In percent of the choices; each column of loads sums to 100. Entropy: that of even loads is 100."
         yield Table(f"Load by source, {result.name}", ["part", "", *groups], rows, note)
 
 
 def load(result: Result, records: Sequence[Record], names: Sequence[str]) -> list[float]:
     """Mean share of each named part over the records, in percent."""
     return [100 * sum(result.choices[r.id][name] for r in records) / len(records) for name in names]
+
+
+def evenness(loads: Sequence[float]) -> float:
+    """Entropy of loads in percent of what it is when all are even; of a single part, 100."""
+    shares = [value / sum(loads) for value in loads if value]
+    return 100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads)) if len(loads) > 1 else 100.0
 
 
 def bar(percent: float) -> str:

@@ -8,7 +8,7 @@ from cir_cot.benchmarks import load_benchmark
 from cir_cot.evaluation import evaluate
 from cir_cot.report import write_report
 from cir_cot.retriever import QueryOutput, concatenate
-from cir_cot.tables import bar, choice_tables
+from cir_cot.tables import bar, choice_tables, evenness
 
 SHADES = list(range(0, 256, 8))
 
@@ -34,9 +34,16 @@ def result(tmp_path):
 def test_loads_are_mean_shares_in_all_and_by_source(result):
     (table,) = choice_tables([result])
     assert table.header == ["part", "", "all", "toy/up", "toy/down"]
-    assert [row[0] for row in table.rows] == ["a", "b", "c", "d|"]
-    assert [row[2:] for row in table.rows] == [[75, 100, 0], [18.75, 0, 75], [6.25, 0, 25], [0, 0, 0]]
-    assert [len(row[1]) for row in table.rows] == [38, 10, 4, 0]
+    *parts, entropy = table.rows
+    assert [row[0] for row in parts] == ["a", "b", "c", "d|"]
+    assert [row[2:] for row in parts] == [[75, 100, 0], [18.75, 0, 75], [6.25, 0, 25], [0, 0, 0]]
+    assert [len(row[1]) for row in parts] == [38, 10, 4, 0]
+    assert entropy[0] == "entropy"
+    assert entropy[2:] == pytest.approx([50.705, 0, 40.564], abs=1e-3)  # of four parts, ln 4 = 1.386 would be 100
+
+
+def test_entropy_is_0_for_one_part_of_several_and_100_when_all_are_even():
+    assert [evenness(loads) for loads in ([100, 0, 0], [25] * 4, [100])] == pytest.approx([0, 100, 100])
 
 
 def test_the_report_shows_loads_and_what_a_query_was_read_with(result, tmp_path):

@@ -88,14 +88,19 @@ class QwenHead(nn.Module):
 
     @classmethod
     def resume(cls, folder: str | Path, facts: dict, trainable: bool, settings: dict, **options) -> Self:
-        """Build a saved head again, on the CPU; `settings` replace its own, `options` go to `load_backbone`."""
+        """Build a saved head again, on the CPU; `settings` replace its own, `options` go to `load_backbone`.
+
+        With another `target_encoder` among the settings, the projection leads elsewhere, so it starts anew.
+        """
         folder, base = Path(folder), facts["backbone"]
         frozen = facts.get("frozen", False)  # folders from before there were frozen ones lack it
         backbone = load_backbone(folder if base == "." else base, frozen=frozen, **options)
         if base != "." and not frozen:
             backbone.load_adapter(folder, trainable)
-        head = cls(backbone, base, **facts["settings"] | settings)
-        load_head_weights(head, folder)
+        own = facts["settings"]
+        anew = settings.get("target_encoder") not in (None, own.get("target_encoder"))
+        head = cls(backbone, base, **own | ({"projection": None} if anew else {}) | settings)
+        load_head_weights(head, folder, without=("project.",) if anew else ())
         return head
 
     @classmethod
