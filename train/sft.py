@@ -9,12 +9,14 @@ a retriever of an earlier stage.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from cir_cot.cli import run
 from cir_cot.collate import CirDataset
+from cir_cot.features import FeatureCache, picture_vectors
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.recipe import parse_arguments
 from cir_cot.records import InputError
@@ -32,6 +34,8 @@ class SftArguments(QwenArguments):
     train_only: Literal["all", "readout"] = option(
         "all", "readout: freeze the reasoner, so that no chain changes, and train what reads the vector."
     )
+    target_encoder: str | None = option(None, "CLIP or SigLIP checkpoint in whose space targets are, frozen.")
+    features: str | None = option(None, "Folder that keeps those vectors; default: OUTPUT_DIR/features.")
 
 
 def read_rows(args: SftArguments) -> CirDataset:
@@ -42,6 +46,16 @@ def read_rows(args: SftArguments) -> CirDataset:
     if left_out and args.should_save:
         print(left_out)
     return rows
+
+
+def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> CirDataset:
+    """Encode every target picture once -> the rows with the frozen vectors in their place; training sees no other."""
+    encoder = head.foreign.to(args.device)
+    names = [record.targets[0] for record in rows.records]
+    with args.main_process_first(local=False, desc="target vectors"):  # the others find them on the disk
+        cache = FeatureCache(args.features or Path(args.output_dir) / "features", encoder.identity())
+        targets = picture_vectors(cache, encoder.encode_images, rows.images, names)
+    return CirDataset(rows.records, rows.images, rows.captions, targets)
 
 
 def freeze(head: CotRetriever, args: SftArguments) -> None:
@@ -71,9 +85,11 @@ def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(SftArguments, argv)
     rows = read_rows(args)
-    head = load_head(CotRetriever, args, ("chain_dropout",))
+    head = load_head(CotRetriever, args, ("chain_dropout", "target_encoder"))
     freeze(head, args)
-    done = fit(CirTrainer(head, args, rows), argv)
+    if head.foreign is not None and args.contrastive_weight:
+        rows = encode_targets(head, rows, args)
+    done = fit(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

@@ -9,7 +9,7 @@ once, adaptive decides for each query whether to write (full) or not (fast). A g
 a person's, or the annotated one (oracle), an upper bound that is never a result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL.Image import Image
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cir_cot.backbone import Backbone
+from cir_cot.clip import load_clip
 from cir_cot.collate import IGNORE, ChainCollator, ChatEncoder
 from cir_cot.decoding import Grammar, Writing, write
 from cir_cot.prompts import PARTS, cot_to_text
@@ -34,6 +35,7 @@ class CotRetriever(QwenHead):
 
     `max_new_tokens` bounds a chain, a quarter, a half and a quarter of it its three parts; a longer part is closed and
     the row flagged. `threshold` is that of the adaptive reading, see `sureness`; `cir-cot calibrate` finds one.
+    `target_encoder` names a CLIP or SigLIP checkpoint: targets are then its vectors, and the projection leads there.
     """
 
     kind = "cot"
@@ -45,9 +47,16 @@ class CotRetriever(QwenHead):
         chain_dropout: float = 0.0,
         max_new_tokens: int = 384,
         threshold: float = 0.5,
+        target_encoder: str | None = None,
         **readout: object,
     ):
+        foreign = load_clip(target_encoder) if target_encoder else None
+        if foreign:
+            readout["projection"] = readout.get("projection") or foreign.dim
+            if readout["projection"] != foreign.dim:
+                raise InputError(f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}")
         super().__init__(backbone, base, **readout)
+        self.target_encoder, self.foreign = target_encoder, foreign
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
         if max_new_tokens < 1:
@@ -57,7 +66,7 @@ class CotRetriever(QwenHead):
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
-        names = ("chain_dropout", "max_new_tokens", "threshold")
+        names = ("chain_dropout", "max_new_tokens", "threshold", "target_encoder")
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def encoder(self, side: str = "right") -> ChatEncoder:
@@ -66,7 +75,17 @@ class CotRetriever(QwenHead):
 
     def collator(self) -> ChainCollator:
         """Return what turns training rows into batches; it holds the processor, never the model."""
-        return ChainCollator(self.encoder(), self.chain_dropout)
+        return ChainCollator(self.encoder(), self.chain_dropout, self._target_inputs())
+
+    def _target_inputs(self) -> Callable[[Sequence[Image]], dict[str, Tensor]]:
+        return self.foreign.inputs.pictures if self.foreign else self.encoder().target
+
+    def _target(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Read target pictures, or vectors of them, -> (B, D) unit."""
+        if self.foreign is None:
+            return self.read(inputs)
+        vectors = inputs["vectors"] if "vectors" in inputs else self.foreign.images(inputs)
+        return functional.normalize(vectors.float(), dim=-1)
 
     def forward(self, query: dict, target: dict | None = None, labels: Tensor | None = None) -> dict:
         """Return query (B, D), target (B, D) unless no target is given, and the chain's cross-entropy as aux `lm`.
@@ -78,7 +97,7 @@ class CotRetriever(QwenHead):
         if labels is not None:
             out["aux"]["lm"] = self._chain_loss(hidden, labels)
         if target is not None:
-            out["target"] = self.read(target)
+            out["target"] = self._target(target)
         return out
 
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -91,9 +110,9 @@ class CotRetriever(QwenHead):
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N pictures -> (N, D)."""
-        encoder, parts = self.encoder(), [torch.zeros(0, self.dim)]
+        inputs, parts = self._target_inputs(), [torch.zeros(0, self.dim)]
         for rows in self._batches(len(images)):
-            parts.append(self.read(self._to_device(encoder.target(images[rows]))).cpu())
+            parts.append(self._target(self._to_device(inputs(images[rows]))).cpu())
         return torch.cat(parts)
 
     def encode_query(self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None) -> QueryOutput:
