@@ -29,7 +29,7 @@ class PromptPoolArguments(QwenArguments):
     length: int | None = option(None, "Soft tokens of a prompt" + HELP)
     top: int | None = option(None, "Prompts that a row takes" + HELP)
     connector: int | None = option(None, "Learned queries of the Connector, 0 for none" + HELP)
-    pull_weight: float = option(0.1, "Weight of the key loss.")  # ours
+    pull_weight: float = option(1.0, "Weight of the key loss.")  # ours
     balance_weight: float = option(0.1, "Weight of the usage balance.")  # ours: see docs/prompt_pool.md
     frozen: bool = option(False, "Train the pool, the Connector and the projection alone: no weight of the base.")
 

@@ -59,9 +59,7 @@ class PromptPoolRetriever(QwenHead):
         if pool:
             self.prompts = nn.Parameter(torch.randn(pool, length, width) * scale)
             self.keys = nn.Parameter(torch.randn(pool, width) * width**-0.5)
-            self.feature = nn.Sequential(
-                nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)
-            )
+            self.feature = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
         if connector:
             self.connect = Connector(connector, width, scale)
         encoder = self.encoder()
@@ -101,10 +99,16 @@ class PromptPoolRetriever(QwenHead):
         return out
 
     def _losses(self, choice: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Key loss of Learning to Prompt over this process's rows, balance over those of every process."""
-        probabilities = gather_with_grad(choice["scores"].mul(SHARPNESS).softmax(dim=1))
+        """Pull over this process's rows, balance over those of every process.
+
+        Pull is Learning to Prompt's key loss and, ours, a push away from all keys: their sum is a cross-entropy. Alone,
+        the pull is least where the features of all rows are one and the same, and then the choice says nothing.
+        """
+        sharp = SHARPNESS * choice["scores"]  # (B, M)
+        push = torch.logsumexp(sharp, dim=1).mean() / SHARPNESS
+        probabilities = gather_with_grad(sharp.softmax(dim=1))
         return {
-            "pull": pool_pull(choice["feature"], self.keys, choice["chosen"]),
+            "pull": pool_pull(choice["feature"], self.keys, choice["chosen"]) + push,
             "balance": load_balance(probabilities, gather_with_grad(choice["chosen"])),
         }
 
@@ -129,8 +133,9 @@ class PromptPoolRetriever(QwenHead):
         Always in float32: whether a prompt is chosen must not depend on rounding. The chosen are in the pool's order.
         """
         with torch.autocast(embedded.device.type, enabled=False):
-            both = torch.cat([_mean(embedded.float(), at) for at in (picture, words)], dim=1)  # (B, 2H)
-            feature = self.feature(both)
+            means = [_mean(embedded.float(), at) for at in (picture, words)]
+            # each by its own size: visual tokens are far larger than words
+            feature = self.feature(torch.cat([functional.layer_norm(mean, mean.shape[1:]) for mean in means], dim=1))
             scores = functional.normalize(feature, dim=1) @ functional.normalize(self.keys, dim=1).T
             chosen = scores.topk(self.top, dim=1).indices.sort(dim=1).values  # (B, K)
         return {"feature": feature, "scores": scores, "chosen": chosen}
