@@ -8,14 +8,18 @@ import torch
 
 from cir_cot import scenes
 from cir_cot.backbone import load_backbone
+from cir_cot.clip import load_clip
 from cir_cot.collate import Row
 from cir_cot.heads import HEADS, load_retriever
+from cir_cot.heads.clip import ClipRetriever
 from cir_cot.heads.cot import CotRetriever
+from cir_cot.heads.moe import COMBINERS, MoeRetriever
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.prompts import cot_to_text
 from cir_cot.readings import ChainReader
 from cir_cot.records import Cot, InputError
 from cir_cot.tiny import write_tiny
+from cir_cot.tiny_clip import write_tiny_clip
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 
@@ -51,12 +55,36 @@ def make_prompt_pool(tiny, lora=True, **settings):
     return PromptPoolRetriever(backbone, str(tiny), **(sizes | settings)).eval()
 
 
-MAKERS = {"cot": make_cot, "prompt_pool": make_prompt_pool}
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    corpus = [row.record.text for row in scene_rows(12)]
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"), corpus=corpus, vocab_size=600, init=4.0)
+
+
+def make_clip(tiny_clip):
+    return ClipRetriever(load_clip(str(tiny_clip), frozen=False), str(tiny_clip)).eval()
+
+
+def make_moe(tiny_clip, **settings):
+    torch.manual_seed(0)
+    sizes = {"experts": 2, "projection": 32, "hidden": 48}  # so few rows that more experts would stay idle
+    return MoeRetriever(load_clip(str(tiny_clip)), str(tiny_clip), **(sizes | settings)).eval()
+
+
+MAKERS = {"cot": make_cot, "prompt_pool": make_prompt_pool, "clip": make_clip, "moe": make_moe}
+ADAPTED = ("cot", "prompt_pool")  # heads on a Qwen-VL, which takes an adapter
+QWEN = ({}, {"projection": 16, "learn_temperature": True, "readout": "before_ret"}, {"lora": False})
+VARIANTS = dict.fromkeys(ADAPTED, QWEN) | {"clip": ({},), "moe": tuple({"combiner": name} for name in COMBINERS)}
 
 
 @pytest.fixture(params=list(HEADS))
-def make(request, tiny):
-    return lambda **settings: MAKERS[request.param](tiny, **settings)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def make(kind, tiny, tiny_clip):
+    return lambda **settings: MAKERS[kind](tiny if kind in ADAPTED else tiny_clip, **settings)
 
 
 def difference(a, b):
@@ -121,8 +149,8 @@ def test_training_embeds_as_inference_does(make):
     assert difference(out["query"], asked.embeddings) < 1e-5
 
 
-def test_a_step_changes_what_is_trained_and_nothing_else(make):
-    for settings in ({}, {"projection": 16, "learn_temperature": True}, {"lora": False}):
+def test_a_step_changes_what_is_trained_and_nothing_else(make, kind):
+    for settings in VARIANTS[kind]:
         head = make(**settings)
         trained = {parameter.data_ptr() for parameter in head.parameters() if parameter.requires_grad}
         wanted = {name for name, value in head.state_dict().items() if value.data_ptr() in trained}
@@ -134,8 +162,8 @@ def test_a_step_changes_what_is_trained_and_nothing_else(make):
         assert not any(".visual." in name for name in changed)
 
 
-def test_save_and_load_give_the_same_embeddings(make, tmp_path):
-    for number, settings in enumerate(({}, {"projection": 16, "readout": "before_ret"}, {"lora": False})):
+def test_save_and_load_give_the_same_embeddings(make, kind, tmp_path):
+    for number, settings in enumerate(VARIANTS[kind]):
         head, folder = make(**settings), tmp_path / str(number)
         train_a_step(head)
         head.save(folder)
@@ -148,6 +176,7 @@ def test_save_and_load_give_the_same_embeddings(make, tmp_path):
         assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
+@pytest.mark.parametrize("kind", ADAPTED)
 def test_merging_the_adapter_keeps_the_embeddings(make, tmp_path):
     head = make(projection=16)
     train_a_step(head)
@@ -161,14 +190,15 @@ def test_merging_the_adapter_keeps_the_embeddings(make, tmp_path):
     assert torch.nn.functional.cosine_similarity(before, after).min() > 0.9999
 
 
-def test_weights_load_in_place_to_resume(make, tmp_path):
-    for number, lora in enumerate((True, False)):
-        head, fresh = make(lora=lora, projection=16), make(lora=lora, projection=16)
+def test_weights_load_in_place_to_resume(make, kind, tmp_path):
+    for number, settings in enumerate(VARIANTS[kind]):
+        head, fresh = make(**settings), make(**settings)
         train_a_step(head)
         head.save(tmp_path / str(number))
-        assert difference(head.encode_target(references()[0]), fresh.encode_target(references()[0])) > 1e-4
+        trained = head.encode_query(*references()).embeddings
+        assert difference(trained, fresh.encode_query(*references()).embeddings) > 1e-4
         fresh.load_weights(tmp_path / str(number))
-        assert difference(head.encode_target(references()[0]), fresh.encode_target(references()[0])) < 1e-6
+        assert difference(trained, fresh.encode_query(*references()).embeddings) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -181,7 +211,6 @@ def test_weights_load_in_place_to_resume(make, tmp_path):
         ("format", 99, "format 99"),
         ("prompts", "0", "prompts '0'"),
         ("head.safetensors", None, "head.safetensors: missing"),
-        ("adapter_model.safetensors", None, "adapter_model.safetensors is missing"),
     ],
 )
 def test_a_folder_that_is_no_such_retriever_is_refused_by_name(make, tmp_path, file, content, words):
@@ -194,6 +223,14 @@ def test_a_folder_that_is_no_such_retriever_is_refused_by_name(make, tmp_path, f
         facts = json.loads((tmp_path / "retriever.json").read_text())
         (tmp_path / "retriever.json").write_text(json.dumps(facts | {file: content}))
     with pytest.raises(InputError, match=words):
+        load_retriever(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_a_folder_without_its_adapter_is_refused(make, tmp_path):
+    make().save(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match="adapter_model.safetensors is missing"):
         load_retriever(tmp_path)
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from cir_cot.records import InputError
 from cir_cot.retriever import Retriever, read_settings
 
+from .clip import ClipRetriever
 from .cot import CotRetriever
+from .moe import MoeRetriever
 from .prompt_pool import PromptPoolRetriever
 
-HEADS = {"cot": CotRetriever, "prompt_pool": PromptPoolRetriever}
+HEADS = {"cot": CotRetriever, "prompt_pool": PromptPoolRetriever, "clip": ClipRetriever, "moe": MoeRetriever}
 
 
 def load_retriever(folder: str | Path, **options) -> Retriever:
