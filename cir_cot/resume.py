@@ -1,8 +1,8 @@
 """Checkpoints that survive a crash at any moment: written aside, brought to the disk, marked, then named.
 
 A checkpoint is written to `.saving/checkpoint-N`. Once everything in it has reached the disk (fsync) it gets
-`complete.json`, and only then the name `checkpoint-N`. A run that dies in between leaves an unnamed folder, which the
-next save deletes, and loses that save alone. Older ones are deleted last.
+`complete.json`, and only then the name `checkpoint-N`. A run that dies in between loses that save alone; the unnamed
+folder that it leaves is deleted when training starts again. Older checkpoints are deleted last.
 """
 
 import json

@@ -229,6 +229,8 @@ class CirTrainer(Trainer):
             resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             check_resumable(Path(resume_from_checkpoint), self._order())
+        if self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / SAVING, ignore_errors=True)  # of a run that died while saving
         self.meter = Meter(self.args.device)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
@@ -253,9 +255,6 @@ class CirTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         """Save a checkpoint aside, give it its name once it is on the disk, and only then delete older ones."""
         run, limit = Path(self.args.output_dir), self.args.save_total_limit
-        if self.args.should_save:
-            shutil.rmtree(run / SAVING, ignore_errors=True)  # of a run that died while saving
-        self.accelerator.wait_for_everyone()
         self.args.save_total_limit = None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit

@@ -1,10 +1,13 @@
 """The estimate before a run: counts of tokens, measured bytes of a token, a chunk size that fits."""
 
+import json
+
 import pytest
 import torch
 import training
 
 from cir_cot.budget import describe, estimate, histogram, spread, standing_bytes, token_counts
+from cir_cot.tuning import plan
 
 
 def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
@@ -59,6 +62,15 @@ def test_standing_bytes_of_a_head(tmp_path):
     weights, trained = standing_bytes(head)
     assert trained == 12 * sum(value.numel() for value in head.parameters() if value.requires_grad)
     assert weights > 4 * sum(value.numel() for value in head.parameters())
+
+
+def test_the_plan_of_a_recipe_is_kept_and_draws_no_random_number(tmp_path):
+    run = training.trainer(tmp_path, training.tiny_head(dropout=0.5), rows=4)
+    state = torch.get_rng_state()
+    words = plan(run)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert words == describe(json.loads((tmp_path / "estimate.json").read_text()))
+    assert not run.model.training
 
 
 def test_histogram_and_spread():

@@ -1,0 +1,51 @@
+"""Bytes on the device at one time for a batch of pairs: chunks moved one by one, against everything at once.
+
+The same rows through the same collator; counted are the bytes of the tensors that the model is given, padding included.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils._pytree import tree_leaves
+
+from cir_cot.cli import run
+from cir_cot.collate import ChainCollator, ChatEncoder
+from cir_cot.gradcache import PartCollator, cut, part_size
+from cir_cot.measure import write_ratios
+from cir_cot.noise import NoisePairs
+from cir_cot.prompts import RET
+from cir_cot.tiny import tiny_processor, tiny_tokenizer
+
+
+def batch_bytes(batch: dict) -> int:
+    """Bytes of all tensors of a batch."""
+    return sum(leaf.nbytes for leaf in tree_leaves(batch))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Count, print one table and write it as JSON."""
+    parser = argparse.ArgumentParser(prog="batch_bytes.py", description="Bytes of a batch on the device")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--pixels", type=int, default=112, help="side of a picture")
+    parser.add_argument("--chunk-tokens", type=int, default=1024)
+    args = parser.parse_args(argv)
+    rows = NoisePairs(args.pairs, args.pixels)
+    tokenizer = tiny_tokenizer(rows.corpus())
+    processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=args.pixels**2)
+    tokenizer.add_tokens([RET], special_tokens=True)
+    collator = ChainCollator(ChatEncoder(processor, tokenizer.convert_tokens_to_ids(RET)))
+    items = [(index, 0) for index in range(args.pairs)]
+    whole = batch_bytes(collator([rows[item] for item in items]))
+    parts = PartCollator(rows, collator, part_size(args.chunk_tokens))(items)["parts"]
+    chunks = [chunk for part in parts for chunk in cut(part, args.chunk_tokens)]
+    assert sum(len(chunk) for chunk in chunks) == args.pairs
+    most = max(batch_bytes(chunk.batch) for chunk in chunks)
+    ours, peer = {"bytes": most, "chunks": len(chunks)}, {"bytes": whole}
+    settings = {"pairs": args.pairs, "pixels": args.pixels, "chunk_tokens": args.chunk_tokens}
+    print(write_ratios(args.json, "batch_bytes", ours, peer, {"bytes": whole / most}, settings=settings))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,168 @@
+"""A contrastive step with gradient caching: operations and memory over the plain step and sentence-transformers.
+
+One tiny Qwen2.5-VL whose vision tower is frozen, one batch of pairs, LoRA, InfoNCE alone so that all compute the same
+loss. Sides: everything at once (the floor of operations), our cached step, the same with a warm cache of vision
+features, and sentence-transformers' CachedMultipleNegativesRankingLoss around the same head (extra `bench`).
+With --batches the peak memory of cached steps over batch sizes is measured as well and drawn.
+"""
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cir_cot.backbone import load_backbone
+from cir_cot.cli import run
+from cir_cot.heads.cot import CotRetriever
+from cir_cot.measure import flops, peak_bytes, seconds, write_ratios
+from cir_cot.noise import NoisePairs
+from cir_cot.recipe import CirArguments
+from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.trainer import CirTrainer
+
+TEMPERATURE = 0.05
+
+
+def build(rows: NoisePairs, pixels: int) -> CotRetriever:
+    """A tiny head, vision-heavy as a 2B model on small pictures is."""
+    tokenizer = tiny_tokenizer(rows.corpus())
+    sizes = {"hidden": 128, "layers": 4, "vision_hidden": 128, "vision_depth": 6, "vision_intermediate": 384}
+    model = tiny_model("qwen2_5_vl", tokenizer, **sizes)
+    model.set_attn_implementation("eager")  # its products are counted, those of a fused kernel are not everywhere
+    processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=pixels**2)
+    backbone = load_backbone((model, processor), lora={"r": 8, "dropout": 0.0})
+    return CotRetriever(backbone, "tiny", temperature=TEMPERATURE)
+
+
+def our_step(head: CotRetriever, rows: NoisePairs, folder: Path, **arguments) -> Callable[[], torch.Tensor]:
+    """One training step of CirTrainer on all rows, gradients left in the head."""
+    args = CirArguments(
+        output_dir=str(folder), per_device_train_batch_size=len(rows), lm_weight=0.0, report_to="none", **arguments
+    )
+    trainer = CirTrainer(head, args, rows)
+    (batch,) = trainer.get_train_dataloader()
+    totals = trainer._get_num_items_in_batch([batch], args.device)
+    return lambda: trainer.training_step(head, batch, totals)
+
+
+class Embedder(nn.Module):
+    """A head as sentence-transformers wants it."""
+
+    def __init__(self, head: CotRetriever):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: dict) -> dict:
+        """Embed model inputs."""
+        return {"sentence_embedding": self.head(features)["query"]}
+
+
+def peer_step(head: CotRetriever, rows: NoisePairs, chunk: int) -> Callable[[], torch.Tensor]:
+    """One step of CachedMultipleNegativesRankingLoss on the same rows."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    model = SentenceTransformer(modules=[Embedder(head)], device="cpu")
+    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=chunk)
+    batch = head.collator()([rows[index, 0] for index in range(len(rows))])
+
+    def step() -> torch.Tensor:
+        model.train()
+        value = loss([dict(batch["query"]), dict(batch["target"])], None)
+        value.backward()
+        return value.detach()
+
+    return step
+
+
+def measured(head: CotRetriever, step: Callable[[], torch.Tensor]) -> dict:
+    """Operations, peak bytes, loss and the norm of the gradient of one step."""
+    found = {}
+    for name, measure in {"flops": flops, "peak_bytes": peak_bytes}.items():
+        head.zero_grad()
+        found[name] = measure(lambda: found.update(loss=step().item()))
+    gradients = [value.grad.flatten() for value in head.parameters() if value.grad is not None]
+    return found | {"gradient_norm": torch.cat(gradients).norm().item()}
+
+
+def memory_over_batches(sizes: Sequence[int], pixels: int, tokens: int, plain_up_to: int) -> dict[str, dict[int, int]]:
+    """Peak bytes of a step by batch size, with chunks and (for small batches) without."""
+    peaks: dict[str, dict[int, int]] = {"cached": {}, "plain": {}}
+    for size in sizes:
+        rows = NoisePairs(size, pixels, words=6)
+        head = build(rows, pixels)
+        with tempfile.TemporaryDirectory() as folder:
+            peaks["cached"][size] = peak_bytes(our_step(head, rows, Path(folder), chunk_tokens=tokens))
+            if size <= plain_up_to:
+                peaks["plain"][size] = peak_bytes(our_step(head, rows, Path(folder)))
+    return peaks
+
+
+def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
+    """Peak memory against batch size."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(6, 4))).subplots()
+    for name, values in peaks.items():
+        axes.plot(list(values), [value / 2**20 for value in values.values()], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="pairs in a batch", ylabel="peak MiB of a step", ylim=(1, None))
+    axes.set_xticks(list(peaks["cached"]), [str(size) for size in peaks["cached"]])
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print one table and write it as JSON."""
+    parser = argparse.ArgumentParser(prog="cached_step.py", description="A cached step over a plain one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--pixels", type=int, default=112, help="side of a picture")
+    parser.add_argument("--chunk-rows", type=int, default=8, help="rows of a chunk, for both sides")
+    parser.add_argument("--timed", type=int, default=0, help="interleaved timings of every side")
+    parser.add_argument("--batches", type=int, nargs="*", default=(), help="batch sizes for peak memory")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw peak memory against batch size")
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+    rows = NoisePairs(args.pairs, args.pixels, words=24)
+    head = build(rows, args.pixels)
+    batch = head.collator()([rows[index, 0] for index in range(args.pairs)])
+    tokens = args.chunk_rows * sum(batch[side]["input_ids"].shape[1] for side in ("query", "target"))
+    with tempfile.TemporaryDirectory() as folder:
+        features = str(Path(folder) / "features")
+        steps = {
+            "plain": our_step(head, rows, Path(folder)),
+            "cached": our_step(head, rows, Path(folder), chunk_tokens=tokens),
+            "warm": our_step(head, rows, Path(folder), chunk_tokens=tokens, vision_cache=features),
+        }
+        steps["warm"]()  # fills the cache
+        if importlib.util.find_spec("sentence_transformers") is not None:
+            steps["sentence_transformers"] = peer_step(head, rows, args.chunk_rows)
+        found = {name: measured(head, step) for name, step in steps.items()}
+        times = seconds(steps, args.timed, head.zero_grad) if args.timed else {}
+    for name, facts in found.items():
+        torch.testing.assert_close(facts["loss"], found["plain"]["loss"], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(facts["gradient_norm"], found["plain"]["gradient_norm"], rtol=1e-4, atol=0, msg=name)
+    ratio = {
+        "flops_over_plain": found["cached"]["flops"] / found["plain"]["flops"],
+        "flops_warm_over_plain": found["warm"]["flops"] / found["plain"]["flops"],
+    }
+    if "sentence_transformers" in found:
+        for kind, key in (("flops", "flops"), ("memory", "peak_bytes")):
+            ratio[f"{kind}_vs_sentence_transformers"] = found["sentence_transformers"][key] / found["cached"][key]
+    ours = {f"{key}_{name}": found[name][key] for name in ("plain", "cached", "warm") for key in found[name]}
+    peer = found.get("sentence_transformers", {"missing": "sentence-transformers: pip install 'cir-cot[bench]'"})
+    settings = {"pairs": args.pairs, "pixels": args.pixels, "chunk_rows": args.chunk_rows, "chunk_tokens": tokens}
+    more = {"settings": settings, "seconds": times}
+    if args.batches:
+        more["peak_bytes_by_batch"] = peaks = memory_over_batches(args.batches, args.pixels, tokens, plain_up_to=128)
+        if args.plot:
+            draw(peaks, args.plot)
+    print(write_ratios(args.json, "cached_step", ours, peer, ratio, **more))
+
+
+if __name__ == "__main__":
+    run(main)

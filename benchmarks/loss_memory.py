@@ -1,0 +1,86 @@
+"""Memory of the chain's cross-entropy at a vocabulary of 151,936: supervised rows only, against plain transformers.
+
+The same tiny Qwen2.5-VL with Qwen's vocabulary, the same batch: forward and backward pass through the head's loss,
+through transformers' own `labels=`, and, if trl is installed (extra `bench`), through the loss of its SFTTrainer.
+Counted are the bytes alive at the peak, parameters and their gradients left out of it on no side.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from cir_cot.backbone import load_backbone
+from cir_cot.cli import run
+from cir_cot.heads.cot import CotRetriever
+from cir_cot.measure import peak_bytes, write_ratios
+from cir_cot.noise import NoisePairs
+from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
+
+VOCABULARY = 151_936
+
+
+def build(rows: NoisePairs, pixels: int) -> CotRetriever:
+    """A tiny head whose embedding matrix has Qwen's number of rows."""
+    tokenizer = tiny_tokenizer(rows.corpus())
+    model = tiny_model("qwen2_5_vl", tokenizer, hidden=64, intermediate=128, layers=2, vision_depth=1)
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=pixels**2)
+    # without the token's own row: trl reads a plain output matrix
+    return CotRetriever(load_backbone((model, processor), lora={"r": 4}, train_token=False), "tiny")
+
+
+def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tensor]]:
+    """The loss of each side -> mean cross-entropy of the supervised tokens, a scalar."""
+    query, labels, model = batch["query"], batch["labels"], head.backbone.plain
+    losses = {
+        "ours": lambda: head(query, labels=labels)["aux"]["lm"],
+        "transformers": lambda: model(**query, labels=labels).loss,
+    }
+    if importlib.util.find_spec("trl") is not None:
+        from trl.trainer.utils import add_fused_lm_head
+
+        def fused() -> torch.Tensor:
+            outputs = model(**query, labels=labels, fused_lm_head=True)
+            return -outputs.log_probs.sum() / outputs.label_mask.sum()  # as SFTTrainer.compute_loss has it
+
+        add_fused_lm_head(model)
+        losses["trl"] = fused
+    return losses
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print one table and write it as JSON."""
+    parser = argparse.ArgumentParser(prog="loss_memory.py", description="Memory of the chain's loss")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--words", type=int, default=60, help="words of a chain")
+    parser.add_argument("--pixels", type=int, default=308, help="side of a picture; 308 is 121 visual tokens")
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+    rows = NoisePairs(args.rows, args.pixels, args.words)
+    head = build(rows, args.pixels)
+    batch = head.collator()([rows[index, 0] for index in range(args.rows)])
+    peaks, losses = {}, {}
+    for name, loss in sides(head, batch).items():
+
+        def step(name=name, loss=loss) -> None:
+            value = loss()
+            value.backward()
+            losses[name] = value.item()
+
+        peaks[name] = peak_bytes(step)
+        head.zero_grad()
+    torch.testing.assert_close(torch.tensor(list(losses.values())), torch.full((len(losses),), losses["ours"]))
+    tokens = {"tokens": batch["labels"].numel(), "supervised": int((batch["labels"] != -100).sum())}
+    ratio = {"peak_memory": peaks["transformers"] / peaks["ours"]}
+    if "trl" in peaks:
+        ratio["peak_memory_trl"] = peaks["trl"] / peaks["ours"]
+    ours, peer = {"peak_bytes": peaks.pop("ours")}, {f"peak_bytes_{name}": value for name, value in peaks.items()}
+    print(write_ratios(args.json, "loss_memory", ours, peer, ratio, loss=losses, settings=tokens))
+
+
+if __name__ == "__main__":
+    run(main)

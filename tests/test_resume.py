@@ -1,0 +1,163 @@
+"""kill -9 at any moment, of training and of saving: the resumed run ends at the very bits of the uninterrupted one."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import training
+from safetensors.torch import load_file, save_file
+
+from cir_cot.records import InputError
+from cir_cot.resume import COMPLETE, SAVING, check_resumable, latest_checkpoint, publish
+
+# Dropout in the adapters, chain dropout in the collator, a learned temperature, chunks: all that has a state.
+NOISY = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
+         "chunk_tokens": 400}  # fmt: skip
+TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
+
+
+def train(folder: Path) -> None:
+    """Train to the end, from the newest complete checkpoint if there is one, and leave the weights."""
+    head = training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
+    run = training.trainer(folder / "run", head, rows=20, **NOISY)
+    run.train(resume_from_checkpoint="last")
+    trained = {name: value.detach() for name, value in run.model.named_parameters() if value.requires_grad}
+    save_file(trained, folder / "weights.safetensors")
+
+
+def in_child(work, kill_after: float | None = None) -> int:
+    """Exit code of a process of its own that does `work`; minus the signal's number when a signal ended it."""
+    sys.stdout.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which do not matter here
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def touching(folder: Path, number: int | None = None) -> None:
+    """From now on kill this very process when it touches the place of unfinished checkpoints for the n-th time.
+
+    Without a number the touches are counted, into a file.
+    """
+    count, place = 0, str(folder / "run" / SAVING)
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal count
+        if event in TOUCHES and any(str(arg).startswith(place) for arg in args if isinstance(arg, (str, os.PathLike))):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number is None:
+                os.write(tally, b".")
+
+    tally = os.open(folder / "touches", os.O_CREAT | os.O_WRONLY) if number is None else None
+    sys.addaudithook(hook)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[dict, int]:
+    """Weights after an uninterrupted run, and how often it touched the place of unfinished checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert in_child(lambda: (touching(folder), train(folder))) == 0
+    return load_file(folder / "weights.safetensors"), (folder / "touches").stat().st_size
+
+
+def assert_same(folder: Path, weights: dict) -> None:
+    ours = load_file(folder / "weights.safetensors")
+    assert [name for name, value in weights.items() if not torch.equal(ours[name], value)] == []
+
+
+@pytest.mark.parametrize("moment", [0.45, 0.62, 0.999])
+def test_killed_while_saving(uninterrupted, tmp_path, moment):
+    weights, touches = uninterrupted
+    assert touches > 30
+    assert in_child(lambda: (touching(tmp_path, int(moment * touches)), train(tmp_path))) == -signal.SIGKILL
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert in_child(lambda: train(tmp_path)) == 0
+    assert_same(tmp_path, weights)
+    assert not (tmp_path / "run" / SAVING).exists()
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(uninterrupted, tmp_path):
+    started = time.monotonic()
+    assert in_child(lambda: train(tmp_path / "measured")) == 0
+    duration, chance = time.monotonic() - started, random.Random(0)
+    for killed in range(10):
+        folder = tmp_path / str(killed)
+        while in_child(lambda folder=folder: train(folder), kill_after=chance.uniform(0, duration)) == 0:
+            pass  # it was done before the kill: nothing was interrupted, once more from its last checkpoint
+        assert in_child(lambda folder=folder: train(folder)) == 0
+        assert_same(folder, uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_of_saving(uninterrupted, tmp_path):
+    weights, touches = uninterrupted
+    for number in random.Random(1).sample(range(1, touches + 1), 10):
+        folder = tmp_path / str(number)
+        assert in_child(lambda f=folder, n=number: (touching(f, n), train(f))) == -signal.SIGKILL
+        assert in_child(lambda f=folder: train(f)) == 0
+        assert_same(folder, weights)
+
+
+def saved(run: Path, name: str, content: str) -> None:
+    (run / SAVING / name).mkdir(parents=True)
+    (run / SAVING / name / "weights").write_text(content)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
+    saved(tmp_path, "checkpoint-3", "new")
+    assert latest_checkpoint(tmp_path) is None
+    publish(tmp_path, "checkpoint-3", {"rows": 4})
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {"rows": 4}
+    assert not (tmp_path / SAVING).exists()
+
+
+def test_the_same_step_saved_again_replaces_the_old_one(tmp_path):
+    for content in ("old", "new"):
+        saved(tmp_path, "checkpoint-3", content)
+        publish(tmp_path, "checkpoint-3", {})
+    assert (tmp_path / "checkpoint-3" / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_the_newest_complete_one_by_number(tmp_path, caplog):
+    for step in (9, 10, 11):
+        saved(tmp_path, f"checkpoint-{step}", "")
+        publish(tmp_path, f"checkpoint-{step}", {})
+    (tmp_path / "checkpoint-11" / COMPLETE).unlink()
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-11 is not complete" in caplog.text
+
+
+def test_what_a_run_is_not_resumed_from(tmp_path):
+    saved(tmp_path, "checkpoint-1", "")
+    publish(tmp_path, "checkpoint-1", {"seed": 1})
+    check_resumable(tmp_path / "checkpoint-1", {"seed": 1})
+    with pytest.raises(InputError, match="was made with seed 1, this run has 2"):
+        check_resumable(tmp_path / "checkpoint-1", {"seed": 2})
+    with pytest.raises(InputError, match="no complete checkpoint"):
+        check_resumable(tmp_path / "checkpoint-2", {})
