@@ -192,12 +192,12 @@ def slow(median: float, sigma: float, seed: int, script: Script = good) -> Scrip
 
 
 class TinyModel:
-    """A script with a checkpoint behind it: what a serving engine does, one request at a time."""
+    """A script with a checkpoint behind it: what a serving engine does, one request at a time, `limit` tokens each."""
 
-    def __init__(self, checkpoint: str):
+    def __init__(self, checkpoint: str, limit: int = 24):
         from cir_cot.local_teacher import TransformersTeacher
 
-        self.teacher, self.lock = TransformersTeacher(checkpoint, dtype="float32"), threading.Lock()
+        self.teacher, self.limit = TransformersTeacher(checkpoint, dtype="float32"), limit
 
     def __call__(self, request: dict) -> Reply:
         from cir_cot.teacher import Picture
@@ -207,8 +207,8 @@ class TinyModel:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             turns.append((message["role"], [self.part(part, Picture) for part in parts]))
-        with self.lock:
-            text, whole, prompt, completion = self.teacher.generate([(turns, request["max_completion_tokens"])])[0]
+        limit = min(self.limit, request["max_completion_tokens"])
+        text, whole, prompt, completion = self.teacher.generate([(turns, limit)])[0]
         reply = answer(text, "stop" if whole else "length")
         reply.body["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion}
         return reply

@@ -1,0 +1,482 @@
+"""The job: every row ends once, whatever is killed, full, locked, changed; its files; the whole command."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import servers
+from PIL import Image
+from servers import Reply, Server, answer, edit, good, pictures, stage
+
+from cir_cot.cli import PROBLEMS, UNUSABLE, run
+from cir_cot.data_gen import annotate, check
+from cir_cot.job import Job, Journal
+from cir_cot.records import InputError, Record, read_records, record_from_dict, write_records
+from cir_cot.spending import Budget
+from cir_cot.tiny import write_tiny
+from cir_cot.train import sft
+
+QUARANTINE, SUMMARY = ".quarantine.jsonl", ".summary.json"
+COUNTS = ["total", "accepted", "repaired", "quarantined", "calls", "prompt_tokens", "completion_tokens", "seconds"]
+ENV = os.environ | {"OPENAI_API_KEY": "sk-secret-of-the-test", "OMP_NUM_THREADS": "1"}
+
+
+def write_dataset(root: Path, count: int, split: str = "train") -> Path:
+    """A folder dataset of so many queries, each with a picture of its own."""
+    (root / "images").mkdir(parents=True)
+    names = [f"p{number:03}" for number in range(count + 1)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(root / "images" / f"{name}.png")
+    (root / f"gallery.{split}.txt").write_text("\n".join(names) + "\n")
+    pairs = enumerate(zip(names, names[1:], strict=False))
+    rows = [Record(f"q{n}", a, f"is made of wool number {n}", (b,), source=f"toy/{split}") for n, (a, b) in pairs]
+    write_records(root / f"records.{split}.jsonl", rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "set", 20)
+
+
+def command(root: Path, out: Path, url: str, *more: str) -> list[str]:
+    where = ["--benchmark", "folder", "--root", str(root), "--split", "train", "--out", str(out)]
+    return [*where, "--teacher", "openai", "--model", "m", *(["--base-url", url] if url else []), *more]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def beside(out: Path, part: str) -> Path:
+    return out.with_name(out.name + part)
+
+
+def summary(out: Path) -> dict:
+    return json.loads(beside(out, SUMMARY).read_text())
+
+
+def refusal(capsys, argv: list[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        run(annotate.main, argv)
+    assert end.value.code == UNUSABLE
+    return capsys.readouterr().err
+
+
+# A whole job.
+
+
+@pytest.mark.parametrize("stages", ["separate", "joint"])
+def test_a_job_writes_records_that_training_takes_and_a_second_run_asks_nothing(data, tmp_path, capsys, stages):
+    out = tmp_path / "chains.jsonl"
+    with Server(good) as server:
+        argv = command(data, out, server.url, "--stages", stages, "--json")
+        assert annotate.main(argv) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert annotate.main(argv) == 0
+        capsys.readouterr()
+        calls = 20 * (3 if stages == "separate" else 1)
+        assert server.requests == calls
+    assert list(said) == COUNTS
+    assert said["seconds"] > 0
+    assert [said[key] for key in COUNTS[:7]] == [20, 20, 0, 0, calls, 100 * calls, 10 * calls]
+    assert {key: summary(out)[key] for key in COUNTS[:7]} == {key: said[key] for key in COUNTS[:7]}
+    made = {record.id: record for record in read_records(out)}
+    for record in read_records(data / "records.train.jsonl"):
+        chained = made.pop(record.id)
+        assert (chained.reference, chained.text, chained.targets) == (record.reference, record.text, record.targets)
+        assert record.text in chained.cot.conclusion
+        assert list(chained.teacher) == ["model", "prompts", "seen_target", "key"]
+    assert made == {}
+    assert lines(beside(out, QUARANTINE)) == []
+    where = ["--benchmark", "folder", "--root", str(data), "--split", "train"]
+    assert check.main([*where, "--chains", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"]["chains"] == {"chains": 20, "without": 0}
+
+
+LEAK = "The cut stays the same and the cloth becomes wool, as was asked for; the target image shows it, so it is sure."
+POISON = {  # row -> (what the server does to it, the reason that must be told)
+    1: (lambda r: Reply({"error": "down"}, 500), "http 500"),
+    3: (lambda r: Reply(answer("x" * 99).body, cut=True), "connection lost"),
+    4: (lambda r: Reply(b""), "not an answer"),
+    5: (lambda r: Reply(b'{"choices": [{"mess'), "not an answer"),
+    6: (lambda r: answer("x " * 5_000_000), "too large"),
+    7: (lambda r: answer("<caption>all in one</caption>"), "json"),
+    8: (lambda r: answer('{"caption": "a", "reasoning": "b"'), "json"),
+    9: (lambda r: answer('{"caption": "a", "reasoning": "b"}'), "json"),
+    10: (lambda r: fault(r, reasoning=LEAK), "target_image"),
+    11: (lambda r: fault(r, reasoning="wool number eleven " * 12), "repetition"),
+    12: (lambda r: answer(None, refusal="I'm sorry, but I cannot do this."), "json"),
+    13: (lambda r: fault(r, conclusion="I cannot describe wool of people."), "refusal"),
+    14: (lambda r: Reply({"error": "too long"}, 400), "http 400"),
+    15: (lambda r: fault(r, caption="A garment <ret>"), "tags"),
+}
+
+
+def fault(request: dict, **parts: str) -> Reply:
+    chain = json.loads(good(request).body["choices"][0]["message"]["content"])
+    return answer(json.dumps(chain | parts))
+
+
+def test_with_a_hostile_server_every_row_ends_with_the_right_reason(data, tmp_path):
+    out, seen = tmp_path / "chains.jsonl", {}
+
+    def script(request: dict) -> Reply:
+        row = int(edit(request).rpartition(" ")[2])
+        seen[row] = seen.get(row, 0) + 1
+        if row == 16 and seen[row] == 1:
+            return Reply({}, 429, {"retry-after": "0.2"})
+        if row == 17 and seen[row] == 1:
+            return Reply({}, 500)
+        if row == 18 and seen[row] == 1:
+            return fault(request, reasoning="Wool.")
+        return POISON[row][0](request) if row in POISON else good(request)
+
+    with Server(script) as server:
+        argv = command(data, out, server.url, "--stages", "joint", "--retries", "1")
+        assert annotate.main(argv) == 0
+        asked = server.requests
+        assert annotate.main(argv) == 0  # poison rows are not tried again
+        assert server.requests == asked
+    poison = {line["id"]: line for line in lines(beside(out, QUARANTINE))}
+    assert all(list(line) == ["id", "reason", "attempts", "raw"] for line in poison.values())
+    expected = {f"q{row}": reason for row, (_, reason) in POISON.items()}
+    assert {name: line["reason"].partition(":")[0][: len(expected[name])] for name, line in poison.items()} == expected
+    assert {record.id for record in read_records(out)} == {f"q{row}" for row in range(20)} - set(poison)
+    assert {name: poison[name]["attempts"] for name in ("q1", "q14", "q7")} == {"q1": 2, "q14": 1, "q7": 3}
+    assert max(len(line["raw"]) for line in poison.values()) <= 2000
+    counts = summary(out)
+    assert [counts[key] for key in COUNTS[:4]] == [20, 6, 1, 14]
+    assert counts["calls"] == asked == sum(seen.values())
+
+
+def test_a_server_that_hangs_is_left_after_the_timeout(data, tmp_path):
+    out = tmp_path / "chains.jsonl"
+    with Server(lambda request: Reply(hang=True)) as server:
+        argv = command(data, out, server.url, "--limit", "1", "--retries", "1", "--timeout", "0.5")
+        assert annotate.main(argv) == 0
+        assert server.requests == 2
+    (line,) = lines(beside(out, QUARANTINE))
+    assert line == {"id": "q0", "reason": "timeout: no answer within 0.5 s", "attempts": 2, "raw": ""}
+
+
+def test_a_picture_that_cannot_be_read_is_a_row_in_quarantine(tmp_path):
+    root, out = write_dataset(tmp_path / "set", 3), tmp_path / "chains.jsonl"
+    (root / "images" / "p001.png").write_bytes(b"no picture")
+    with Server(good) as server:
+        assert annotate.main(command(root, out, server.url)) == 0
+    (line,) = lines(beside(out, QUARANTINE))
+    assert line["id"] == "q1"
+    assert line["reason"].startswith("picture: ")
+    assert summary(out)["accepted"] == 2
+
+
+def test_a_budget_stops_the_job_and_a_larger_one_goes_on(data, tmp_path, capsys):
+    out = tmp_path / "chains.jsonl"
+    with Server(good) as server:
+        argv = command(data, out, server.url, "--concurrency", "2", "--price", "1", "10", "--max-cost")
+        assert annotate.main([*argv, "0.009"]) == PROBLEMS
+        said, first = capsys.readouterr(), summary(out)
+        assert "the budget is spent" in said.err
+        assert 0 < first["accepted"] < 20
+        assert (first["prompt_tokens"] + 10 * first["completion_tokens"]) / 1e6 <= 0.009
+        assert annotate.main([*argv, "0.009"]) == PROBLEMS  # the job's budget, not the run's
+        second = summary(out)
+        assert (second["prompt_tokens"] + 10 * second["completion_tokens"]) / 1e6 <= 0.009
+        assert annotate.main([*argv, "1"]) == 0
+    assert summary(out)["accepted"] == 20
+    assert summary(out)["calls"] == server.requests
+
+
+def test_an_estimate_asks_nobody(data, tmp_path, capsys):
+    argv = command(data, tmp_path / "chains.jsonl", "", "--estimate", "--price", "1", "2", "--json")
+    assert annotate.main([*argv, "--verify"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows"], facts["calls"]) == (20, 80)
+    assert facts["cost"] == pytest.approx((facts["prompt_tokens"] + 2 * facts["completion_tokens"]) / 1e6, abs=0.01)
+    assert annotate.main([*argv, "--stages", "joint", "--limit", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["calls"] == 5
+    assert not (tmp_path / "chains.jsonl").exists()
+
+
+def test_verification_and_the_target_are_part_of_the_record(data, tmp_path):
+    out = tmp_path / "chains.jsonl"
+    with Server(good, keep=True) as server:
+        argv = command(data, out, server.url, "--limit", "3", "--see-target", "--verify", "--verifier", "judge")
+        assert annotate.main(argv) == 0
+    assert [record.teacher["confidence"] for record in read_records(out)] == [0.9] * 3
+    assert [record.teacher["seen_target"] for record in read_records(out)] == [True] * 3
+    asked = [(request["model"], stage(request), len(pictures(request))) for request in server.seen]
+    assert sorted(asked)[:3] == [("judge", "score", 2)] * 3
+    assert asked.count(("m", "conclusion", 2)) == 3
+
+
+# What survives.
+
+
+def kill_and_rerun(root: Path, out: Path, rows: int, kills: int, seed: int) -> None:
+    """Kill the job `kills` times at random moments, let it end, and compare with one that nobody killed."""
+    rng, answered, concurrency = random.Random(seed), set(), 8
+    again = 0
+
+    def script(request: dict) -> Reply:
+        nonlocal again
+        if stage(request) == "conclusion":
+            again += edit(request) in answered
+            answered.add(edit(request))
+        reply = good(request)
+        reply.wait = 0.01
+        return reply
+
+    with Server(script) as server:
+        argv = command(root, out, server.url, "--concurrency", str(concurrency))
+        for kill in range(kills):
+            job = subprocess.Popen([sys.executable, "-m", "cir_cot.cli", "annotate", *argv], env=ENV)
+            goal = rows * (kill + rng.random()) / kills
+            while job.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < goal):
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.05)
+            job.send_signal(signal.SIGKILL)
+            assert job.wait() == -signal.SIGKILL, "the job ended before it was killed"
+            assert len(answered) - out.read_bytes().count(b"\n") <= concurrency
+        assert annotate.main(argv) == 0
+        assert again <= kills * concurrency
+        fresh = out.with_name("fresh.jsonl")
+        assert annotate.main(command(root, fresh, server.url)) == 0
+    assert len(lines(out)) == rows
+    assert set(out.read_text().splitlines()) == set(fresh.read_text().splitlines())
+    assert summary(out)["accepted"] == rows
+
+
+def test_kill_9_loses_what_was_in_flight_and_doubles_nothing(tmp_path):
+    kill_and_rerun(write_dataset(tmp_path / "set", 40), tmp_path / "chains.jsonl", rows=40, kills=2, seed=1)
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_of_500_rows(tmp_path):
+    kill_and_rerun(write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl", rows=500, kills=10, seed=2)
+
+
+def test_ctrl_c_ends_in_one_line_and_keeps_what_is_done(data, tmp_path):
+    out = tmp_path / "chains.jsonl"
+    with Server(servers.slow(0.1, 0.1, 0)) as server:
+        argv = [sys.executable, "-m", "cir_cot.cli", "annotate", *command(data, out, server.url, "--concurrency", "2")]
+        job = subprocess.Popen(argv, env=ENV, stderr=subprocess.PIPE, text=True)
+        while not out.exists() or not out.read_bytes():
+            time.sleep(0.01)
+        job.send_signal(signal.SIGINT)
+        assert job.communicate()[1] == "interrupted\n"
+        assert job.returncode == 130
+    assert summary(out)["accepted"] == len(lines(out)) > 0
+
+
+@pytest.mark.parametrize(("tail", "kept"), [('{"id": "q1", "refer', 1), ("\udcff\udcfe", 1), ("", 1)])
+def test_a_torn_last_line_is_cut_off(data, tmp_path, tail, kept):
+    out = tmp_path / "chains.jsonl"
+    with Server(good) as server:
+        assert annotate.main(command(data, out, server.url, "--limit", str(kept))) == 0
+        whole = out.read_bytes()
+        out.write_bytes(whole + tail.encode("utf-8", "surrogateescape"))
+        assert annotate.main(command(data, out, server.url, "--limit", "2")) == 0
+        assert server.requests == 6
+    assert out.read_bytes().startswith(whole)
+    assert [record.id for record in read_records(out)] == ["q0", "q1"]
+
+
+def test_a_whole_last_line_without_its_end_is_kept(data, tmp_path):
+    out = tmp_path / "chains.jsonl"
+    with Server(good) as server:
+        assert annotate.main(command(data, out, server.url, "--limit", "1")) == 0
+        out.write_bytes(out.read_bytes().rstrip(b"\n"))
+        assert annotate.main(command(data, out, server.url, "--limit", "2")) == 0
+        assert server.requests == 6
+
+
+def test_two_jobs_on_one_output_refuse_each_other(data, tmp_path, capsys):
+    out = tmp_path / "chains.jsonl"
+    job = Job(out, {}, Budget())
+    assert "another job is writing it" in refusal(capsys, command(data, out, "http://localhost:1/v1"))
+    job.close()
+    Job(out, {}, Budget()).close()
+
+
+def test_other_settings_on_one_output_are_refused_and_so_are_other_texts(tmp_path, capsys):
+    root, out = write_dataset(tmp_path / "set", 2), tmp_path / "chains.jsonl"
+    with Server(good) as server:
+        assert annotate.main(command(root, out, server.url)) == 0
+        error = refusal(capsys, [*command(root, out, server.url), "--temperature", "0.5"])
+        assert '"temperature": 0.5' in error
+        records = [json.loads(line) for line in (root / "records.train.jsonl").read_text().splitlines()]
+        records[1]["text"] = "is another text"
+        write_records(root / "records.train.jsonl", [record_from_dict(record, "x") for record in records])
+        error = refusal(capsys, command(root, out, server.url))
+        assert "'q1' has a chain made from another text" in error
+        assert server.requests == 6
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from cir_cot.job import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+journal = Journal(Path(sys.argv[1]))
+for number in range(9):
+    journal.append({"number": number, "text": "x" * 20})
+"""
+
+
+def test_a_full_disk_is_an_error_and_no_torn_line(tmp_path):
+    """A limit on the size of files stands for the disk: the write that meets it is cut short."""
+    path = tmp_path / "chains.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], env=ENV, capture_output=True, text=True)
+    assert "InputError" in done.stderr
+    assert "make room and run again" in done.stderr
+    assert [line["number"] for line in lines(path)] == [0, 1]
+    Journal(path).close()
+    assert len(lines(path)) == 2
+
+
+def test_what_other_processes_wrote_is_merged_once(tmp_path):
+    out, share = tmp_path / "chains.jsonl", tmp_path / "chains.jsonl.rank1"
+    first, second = Job(out, {}, Budget()), Job(share, {}, Budget())
+    rows = [Record(f"q{n}", "r", "t", (), teacher={"key": f"k{n}"}) for n in range(4)]
+    for job, record in ((first, rows[0]), (second, rows[0]), (second, rows[1]), (second, rows[2])):
+        job.accept(record, True)
+    second.quarantine("q9", "why", 1, "")
+    second.budget.calls = 7
+    second.close()
+    share.write_bytes(share.read_bytes() + b'{"torn')
+    first.absorb()
+    assert [record.id for record in read_records(out)] == ["q0", "q1", "q2"]
+    assert [line["id"] for line in lines(beside(out, QUARANTINE))] == ["q9"]
+    assert first.summary()["calls"] == 7
+    first.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"chains.jsonl{part}" for part in ("", ".lock", QUARANTINE, SUMMARY)
+    ]
+
+
+# What is refused.
+
+REFUSED = {
+    "target on val": (["--split", "val", "--see-target"], "training splits"),
+    "target on test": (["--split", "test1", "--see-target"], "training splits"),
+    "no server": (["--base-url"], "expected at least one"),
+    "cost without price": (["--max-cost", "3"], "--price"),
+    "verifier alone": (["--verifier", "x"], "--verify"),
+    "joint at home": (["--teacher", "transformers", "--stages", "joint"], "schema"),
+    "no folder": (["--out", "nowhere/chains.jsonl"], "does not exist"),
+    "no rows": (["--limit", "0"], "less than 1"),
+    "no time": (["--timeout", "0"], "--timeout"),
+}
+
+
+@pytest.mark.parametrize(("more", "said"), REFUSED.values(), ids=REFUSED)
+def test_unusable_arguments_end_in_one_line(data, tmp_path, capsys, more, said):
+    error = refusal(capsys, [*command(data, tmp_path / "chains.jsonl", "http://localhost:1/v1"), *more])
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_no_server_is_a_clear_refusal(data, tmp_path, capsys):
+    argv = command(data, tmp_path / "chains.jsonl", "")
+    assert "pictures go to servers that are named" in refusal(capsys, argv)
+
+
+def test_a_split_without_targets_cannot_be_verified(tmp_path, capsys):
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    (root / "gallery.train.txt").write_text("p\n")
+    write_records(root / "records.train.jsonl", [Record("q", "p", "t", ())])
+    assert "no target" in refusal(capsys, [*command(root, tmp_path / "c.jsonl", "http://localhost:1/v1"), "--verify"])
+
+
+# Real pictures, real models.
+
+
+def wardrobe(shared_data: Path, out: Path, *more: str) -> list[str]:
+    root = str(shared_data / "wardrobe")
+    return ["--benchmark", "fashioniq", "--root", root, "--split", "train", "--out", str(out), *more]
+
+
+def test_wardrobe_goes_through_http_to_a_real_tiny_model(shared_data, tmp_path):
+    out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
+    with Server(servers.TinyModel(str(tiny))) as server:
+        argv = wardrobe(shared_data, out, "--teacher", "openai", "--model", "tiny", "--base-url", server.url)
+        assert annotate.main([*argv, "--limit", "2", "--repairs", "0", "--max-pixels", "7056"]) == 0
+    counts = summary(out)
+    assert counts["total"] == counts["accepted"] + counts["quarantined"] == 2  # it babbles: the filters see to that
+    assert counts["prompt_tokens"] > counts["calls"] > 0
+    assert all(re.match(r"[a-z_]+: ", line["reason"]) for line in lines(beside(out, QUARANTINE)))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_merge_one_output(shared_data, tmp_path):
+    out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
+    more = ["--teacher", "transformers", "--model", str(tiny), "--dtype", "float32", "--repairs", "0", "--limit", "6"]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision", "no"]
+    script = Path(__file__).parent.parent / "data_gen" / "annotate.py"
+    argv = [sys.executable, *launch, str(script), *wardrobe(shared_data, out, *more)]
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    ended = [record.id for record in read_records(out)] + [line["id"] for line in lines(beside(out, QUARANTINE))]
+    assert sorted(ended) == [str(number) for number in range(6)]
+    assert summary(out)["total"] == summary(out)["accepted"] + summary(out)["quarantined"] == 6
+    assert not list(tmp_path.glob("*.rank*"))
+
+
+@pytest.mark.slow
+def test_training_runs_on_the_chains_of_a_good_teacher(shared_data, tmp_path):
+    out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
+    with Server(good) as server:
+        argv = wardrobe(shared_data, out, "--teacher", "openai", "--model", "m", "--base-url", server.url)
+        assert annotate.main([*argv, "--see-target", "--verify"]) == 0
+    assert summary(out)["accepted"] == 24
+    where = ["--benchmark", "fashioniq", "--root", str(shared_data / "wardrobe"), "--chains", str(out)]
+    quick = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--report_to", "none"]
+    assert sft.main(["--model", str(tiny), *where, *quick, "--output_dir", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    losses = [row["loss"] for row in metrics["history"] if "loss" in row]
+    assert len(losses) == 3
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def test_the_key_is_in_no_file_of_a_job(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
+    out = tmp_path / "chains.jsonl"
+
+    def script(request: dict) -> Reply:
+        if edit(request).endswith("1"):
+            return Reply({"error": "sk-secret-of-the-test is wrong"}, 400)
+        return fault(request, caption="A garment sk-secret-of-the-test of a plain kind.")
+
+    with Server(script, keep=True) as server:
+        assert annotate.main(command(data, out, server.url, "--stages", "joint", "--limit", "4")) == 0
+    assert "Bearer sk-secret-of-the-test" in server.headers[0]
+    said = capsys.readouterr()
+    files = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
+    assert "[key]" in files
+    assert "sk-secret" not in files + said.out + said.err
+
+
+def test_the_error_of_a_lost_server_names_it_and_keeps_the_rows(data, tmp_path):
+    with Server(good) as gone:
+        url = gone.url
+    out = tmp_path / "chains.jsonl"
+    args = annotate.parse_arguments(command(data, out, url))
+    teacher, _ = annotate.make_teachers(args, Budget())
+    teacher.startup = 0.0
+    job = Job(out, {}, Budget())
+    tasks = annotate.load_tasks(args)
+    with pytest.raises(InputError, match=f"no server answers at {re.escape(url)}"):
+        annotate.asyncio.run(annotate.annotate(job, tasks, teacher, annotate.plan_of(args, None), 4, lambda: None))
+    job.close()
+    assert lines(beside(out, QUARANTINE)) == []
