@@ -73,7 +73,7 @@ class Dialogue:
         return [
             (self.images.load(name), f"{place} · {score:.3f} · {name}")
             for place, (name, score) in enumerate(answer.hits, 1)
-            if name in self.known
+            if name in self.images  # another index may hold more than this folder
         ]
 
 

@@ -149,7 +149,8 @@ def gather(rows: Sequence[tuple[str, str]], old: Index | None, fresh: Vectors, f
         store = emptied(old.store)
     else:
         store = faiss.index_factory(facts["width"], STORES[facts["dtype"]], faiss.METRIC_INNER_PRODUCT)
-        store.train(vectors([hashes[row] for row in sample(len(rows))]))
+        if not store.is_trained:
+            store.train(vectors([hashes[row] for row in sample(len(rows))]))
     for start in range(0, len(rows), BLOCK):
         store.add(vectors(hashes[start : start + BLOCK]))
     return store

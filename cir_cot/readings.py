@@ -203,6 +203,8 @@ def adaptive_curve(
     cuts = [0.0, *(values[len(values) * step // steps] for step in range(1, steps)), values[-1] + 1e-6]
     for threshold in sorted(set(cuts)):
         written = {name for name, value in sureness.items() if value < threshold}
+        if curve and 100 * len(written) / len(sureness) == curve[-1]["chains"]:
+            continue
         rankings, subsets = (
             None if both[0] is None else {name: both[name not in written][name] for name in sureness}
             for both in zip(full, fast, strict=True)

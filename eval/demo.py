@@ -160,8 +160,8 @@ def layout(page: Dialogue) -> gr.Blocks:
     return blocks.queue(max_size=WAITING, api_open=False)
 
 
-def serve(blocks: gr.Blocks, port: int, wait: bool = True) -> str:
-    """Serve the page on this machine -> its address; nothing is shared, no folder is served, nothing is loaded."""
+def serve(blocks: gr.Blocks, port: int | None, wait: bool = True) -> str:
+    """Serve the page on this machine, at a free port if none is named -> its address; no folder is served or shared."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     _, address, _ = blocks.launch(
         server_name="127.0.0.1",

@@ -145,7 +145,7 @@ def served(tmp_path_factory):
     from cir_cot.eval.demo import layout, serve
 
     blocks = layout(make_dialogue(tmp_path_factory.mktemp("served")))
-    yield serve(blocks, 0, wait=False)
+    yield serve(blocks, None, wait=False)
     blocks.close()
 
 
