@@ -69,6 +69,15 @@ def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
     return experts * (share * probabilities.float().mean(dim=0)).sum()
 
 
+def even_use(probabilities: Tensor) -> Tensor:
+    """How far the mean use of M parts is from even, probabilities (B, M) -> KL(even, mean use), scalar, 0 when even.
+
+    Its gradient is steep where a part is hardly ever probable: there `load_balance` has none that would revive it.
+    """
+    mean = probabilities.float().mean(dim=0)
+    return -(mean * len(mean)).clamp_min(1e-12).log().mean()
+
+
 def router_z(logits: Tensor) -> Tensor:
     """Keep a router's logits (B, E) small: the mean squared log of their softmax's denominator, scalar (ST-MoE, Zoph
     et al. 2022)."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from cir_cot.losses import (
     batch_statistics,
+    even_use,
     gather_counts,
     gather_with_grad,
     info_nce,
@@ -140,6 +141,20 @@ def test_load_balance_pushes_probability_off_the_crowded_expert():
     load_balance(logits.softmax(-1), torch.tensor([[0], [0], [0], [0], [1], [2]])).backward()
     assert (logits.grad[:, 0] > 0).all()
     assert (logits.grad[:, 1:] < 0).all()
+
+
+def test_even_use_is_zero_when_even_and_revives_what_is_never_used():
+    assert even_use(torch.full((3, 4), 0.25)).item() == pytest.approx(0, abs=1e-6)
+    assert even_use(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)  # each row decides, all together are even
+    halves = torch.tensor([[0.5, 0.25, 0.25]])
+    expected = -(math.log(1.5) + 2 * math.log(0.75)) / 3
+    assert even_use(halves).item() == pytest.approx(expected, rel=1e-5)
+    logits = torch.tensor([[0.0, 0.0, -12.0]]).repeat(5, 1).requires_grad_()
+    probabilities, chosen = logits.softmax(dim=1), torch.tensor([[0, 1]] * 5)
+    (revived,) = torch.autograd.grad(even_use(probabilities), logits, retain_graph=True)
+    (balanced,) = torch.autograd.grad(load_balance(probabilities, chosen), logits)
+    assert revived[0, 2] < -0.05
+    assert balanced[0, 2].abs() < 1e-4
 
 
 def test_pool_pull_is_minus_one_on_aligned_keys_and_ignores_lengths():

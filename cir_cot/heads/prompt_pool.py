@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cir_cot.backbone import Backbone
 from cir_cot.collate import ChatEncoder, image_number
-from cir_cot.losses import choice_share, gather_with_grad, load_balance, pool_pull
+from cir_cot.losses import choice_share, even_use, gather_with_grad, load_balance, pool_pull
 from cir_cot.prompts import COMPOSE
 from cir_cot.records import InputError
 from cir_cot.retriever import QueryOutput, concatenate
@@ -109,7 +109,7 @@ class PromptPoolRetriever(QwenHead):
         probabilities = gather_with_grad(sharp.softmax(dim=1))
         return {
             "pull": pool_pull(choice["feature"], self.keys, choice["chosen"]) + push,
-            "balance": load_balance(probabilities, gather_with_grad(choice["chosen"])),
+            "balance": load_balance(probabilities, gather_with_grad(choice["chosen"])) + even_use(probabilities),
         }
 
     def choose_and_read(self, inputs: dict[str, Tensor], side: str) -> tuple[Tensor, dict[str, Tensor]]:
