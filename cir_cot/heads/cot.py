@@ -23,6 +23,7 @@ from cir_cot.decoding import Grammar, Writing, write
 from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot, InputError
 from cir_cot.retriever import QueryOutput, concatenate
+from cir_cot.token_loss import token_loss
 
 from .qwen import QwenHead
 
@@ -105,7 +106,7 @@ class CotRetriever(QwenHead):
         at = wanted != IGNORE  # (B, T - 1)
         if not at.any():
             return hidden.sum() * 0.0
-        return functional.cross_entropy(self.backbone.logits(hidden[:, :-1][at]).float(), wanted[at])
+        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at])
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:

@@ -1,0 +1,32 @@
+"""The chain's loss in tiles: the same number and gradients as at once, less memory."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cir_cot.measure import peak_bytes
+from cir_cot.token_loss import token_loss
+
+ROWS, WIDTH, WORDS = 64, 8, 500
+
+
+def loss_and_gradients(tile: int | None) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    layer, hidden = torch.nn.Linear(WIDTH, WORDS), torch.randn(ROWS, WIDTH, requires_grad=True)
+    wanted = torch.randint(WORDS, (ROWS,))
+    at_once = tile is None
+    loss = functional.cross_entropy(layer(hidden), wanted) if at_once else token_loss(layer, hidden, wanted, tile)
+    loss.backward()
+    return [loss.detach(), hidden.grad, layer.weight.grad, layer.bias.grad]
+
+
+@pytest.mark.parametrize("tile", [1, 7 * WORDS, 32 * WORDS, ROWS * WORDS])
+def test_tiles_change_neither_loss_nor_gradients(tile):
+    for ours, theirs in zip(loss_and_gradients(tile), loss_and_gradients(None), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_tiles_bound_memory():
+    whole, tiled = (peak_bytes(lambda tile=tile: loss_and_gradients(tile)) for tile in (ROWS * WORDS, 8 * WORDS))
+    assert whole > 3 * 4 * ROWS * WORDS  # logits, their logarithmic softmax, their gradient
+    assert tiled < whole / 3
