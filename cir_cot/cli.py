@@ -21,6 +21,7 @@ COMMANDS = {
     "export-chains": "cir_cot.data_gen.export_chains",
     "annotate": "cir_cot.data_gen.annotate",
     "scenes": "cir_cot.data_gen.scenes",
+    "triplets": "cir_cot.data_gen.triplets",
     "sft": "cir_cot.train.sft",
     "prompt-pool": "cir_cot.train.prompt_pool",
     "clip": "cir_cot.train.clip",

@@ -61,9 +61,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument("--split", required=True, metavar="S")
-    parser.add_argument(
-        "--chains", nargs="+", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
-    )
+    parser.add_argument("--chains", nargs="+", metavar="FILE", help="JSONL of chains (default: the records' own)")
     parser.add_argument("--format", required=True, choices=FORMS, help="datasets: parquet for datasets.load_dataset")
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -153,6 +153,7 @@ OPTIONS = {
     "check-submission": {"--root", "--json"},
     "check": BENCHMARK | {"--chains", "--report", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
+    "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains"},
     "scenes": {"--out", "--seed", "--references", "--edits", "--size", "--page"},
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
