@@ -253,22 +253,25 @@ def write_scenes(
     edits: int = 16,
     size: int = 84,
     progress: Callable[[int, int], None] | None = None,
+    test_references: int | None = None,
 ) -> dict[str, int]:
     """Write the benchmark as a folder dataset (train, iid, novel) and return the gallery size of each split.
 
-    `references` x `edits` queries a split; `size` in pixels, a multiple of 12 (three cells, drawn twice as large).
-    `progress(done, total)` is called as pictures are written. The same arguments give the same bytes.
+    `references` x `edits` queries a split, `test_references` x `edits` in iid and novel where it is given; `size` in
+    pixels, a multiple of 12 (three cells, drawn twice as large). `progress(done, total)` is called as pictures are
+    written. The same arguments give the same bytes.
     """
-    if references < 1 or not 1 <= edits <= 40 or size < 24 or size % 12:
+    counts = {split: references if split == "train" else test_references or references for split in SPLITS}
+    if min(counts.values()) < 1 or not 1 <= edits <= 40 or size < 24 or size % 12:
         raise InputError(
-            f"scenes: references {references}, edits {edits}, size {size}: "
+            f"scenes: references {references} and {test_references}, edits {edits}, size {size}: "
             "give references >= 1, edits 1..40, size a multiple of 12 from 24"
         )
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     galleries = {}
     for split in SPLITS:
-        records, galleries[split] = make_split(seed, split, references, edits)
+        records, galleries[split] = make_split(seed, split, counts[split], edits)
         write_records(folder / f"records.{split}.jsonl", records)
         (folder / f"gallery.{split}.txt").write_text("\n".join(galleries[split]) + "\n")
     images = [pair for gallery in galleries.values() for pair in gallery.items()]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from cir_cot.cli import run
 from cir_cot.records import Record, read_records
-from cir_cot.scenes import KINDS, SPLITS, write_scenes
+from cir_cot.scenes import KINDS, write_scenes
 
 SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, the space between
 
@@ -52,18 +52,26 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--seed", type=int, required=True, help="the same seed and sizes give the same bytes")
     parser.add_argument("--references", type=int, default=1000, help="reference pictures a split (default 1000)")
+    parser.add_argument(
+        "--test-references", type=int, metavar="N", help="in iid and novel (default: as many as in train)"
+    )
     parser.add_argument("--edits", type=int, default=16, help="queries on each reference (default 16)")
     parser.add_argument(
         "--size", type=int, default=84, help="width and height in pixels, a multiple of 12 (default 84)"
     )
     parser.add_argument("--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG")
     args = parser.parse_args(argv)
-    with tqdm(total=len(SPLITS) * args.references * (args.edits + 1), unit=" pictures") as bar:
-        galleries = write_scenes(
-            args.out, args.seed, args.references, args.edits, args.size, lambda done, total: bar.update(done - bar.n)
-        )
+    with tqdm(unit=" pictures") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        sizes = (args.references, args.edits, args.size)
+        galleries = write_scenes(args.out, args.seed, *sizes, show, args.test_references)
     for split, gallery in galleries.items():
-        print(f"{split:6} {args.references * args.edits:7} queries  {gallery:7} pictures  {args.out}")
+        queries = gallery * args.edits // (args.edits + 1)
+        print(f"{split:6} {queries:7} queries  {gallery:7} pictures  {args.out}")
     if args.page:
         draw_page(Path(args.out)).save(args.page, optimize=True)
 

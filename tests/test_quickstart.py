@@ -12,7 +12,7 @@ READINGS = {"full", "fast", "oracle", "no_chain", "image_only", "text_only"}
 
 @pytest.mark.slow
 def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path):
-    arguments = ["--references", "20", "--queries", "30", "--max-steps", "2"]
+    arguments = ["--references", "20", "--test-references", "20", "--queries", "30", "--max-steps", "2"]
     assert main(["quickstart", "--out", str(tmp_path), *arguments]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {

@@ -132,6 +132,8 @@ def test_pictures_show_the_words_and_no_two_renderings_are_equal():
 def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     sizes = scenes.write_scenes(tmp_path / "a", seed=3, references=4, edits=5)
     scenes.write_scenes(tmp_path / "b", seed=3, references=4, edits=5)
+    fewer = scenes.write_scenes(tmp_path / "d", seed=3, references=4, edits=5, test_references=2)
+    assert fewer == {"train": 24, "iid": 12, "novel": 12}
     scenes.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 3 * (4 * 6 + 2)

@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> Non
 
 
 def train_both(out: Path, extra: Sequence[str]) -> float:
-    """Train with chains in two stages (progress shown) and without (logged) side by side -> minutes of the longer."""
+    """Train with chains in two stages (progress shown) and never with them (logged), side by side -> minutes."""
     started, log = time.time(), out / "no_chain.log"
     bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
     shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), *extra]
@@ -59,7 +59,7 @@ def train_both(out: Path, extra: Sequence[str]) -> float:
     running = [no_chain := sft("quickstart_no_chain", "no_chain", log=log)]
     try:
         running.append(sft("quickstart_stage1", "stage1"))
-        finish(running[-1], "stage 1, chains alone")
+        finish(running[-1], "stage 1, retrieval alone")
         running.append(sft("quickstart", "model", "--model", str(out / "stage1")))
         finish(running[-1], "stage 2, chains and retrieval")
         finish(no_chain, "training without chains", log)
@@ -127,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cir-cot quickstart", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for data, models, results and the report")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)")
-    parser.add_argument("--references", type=int, default=1000, help="scenes a split, 16 edits each (default 1000)")
+    parser.add_argument("--references", type=int, default=1000, help="scenes to train on, 16 edits each (default 1000)")
+    parser.add_argument("--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)")
     parser.add_argument(
         "--queries", type=int, default=2000, help="queries a split; the gallery stays whole (default 2000)"
     )
@@ -137,6 +138,7 @@ def main(argv: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)
     scenes = ["--out", str(out / "scenes"), "--seed", str(args.seed), "--references", str(args.references)]
+    scenes += ["--test-references", str(args.test_references)]
     finish(command("scenes", *scenes), "writing the scenes")
     trained = train_both(out, ["--max_steps", str(args.max_steps)] if args.max_steps else [])
     with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
