@@ -17,7 +17,7 @@ from .records import Cot, InputError
 from .search import Answer, Search
 
 MAX_BYTES, MAX_PIXELS, MAX_WORDS = 10 * 2**20, 2**25, 1000  # of an uploaded picture, and letters of a text
-STARTERS, FOUND, TURNS = 12, 12, 20  # pictures offered, pictures found, turns remembered
+STARTERS, FOUND, TURNS = 8, 12, 20  # pictures offered, pictures found, turns remembered
 SIDE = 144  # of a remembered picture, pixels
 OWN_WAY = "as trained"
 
@@ -102,7 +102,7 @@ def checked_text(text: str, name: str = "change") -> str:
 def told(answer: Answer, way: str, size: int) -> str:
     """Return what is said of an answer: time, flag, shares of a head that chooses."""
     words = f"{way}: read in {answer.encode_seconds:.2f} s, {size:,} pictures searched in "
-    words += f"{1000 * answer.search_seconds:.0f} ms."
+    words += f"{1000 * answer.search_seconds:.1f} ms."
     if answer.flag:
         words += f" Note: {answer.flag}."
     if answer.choices:

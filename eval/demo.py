@@ -22,11 +22,26 @@ except ImportError:
 WAITING = 16  # requests that may wait for the model
 TICK = 0.1  # seconds between two pictures of a chain that grows
 NOTHING = "nothing"
-GRID = {"columns": 4, "allow_preview": False, "interactive": False, "object_fit": "contain", "buttons": []}
+GRID = {
+    "columns": 4,
+    "allow_preview": False,
+    "interactive": False,
+    "object_fit": "contain",
+    "buttons": [],
+    "height": "auto",
+}
 STYLE = """
 .note { font-size: .9rem; } .turns { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .75rem; }
 .turns li { max-width: 10rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .turns img { width: 4.5rem; height: 4.5rem; object-fit: contain; }
+.grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+.grid-wrap { padding-top: 2.2rem !important; max-height: none !important; overflow: visible !important; }
+.thumbnail-lg { display: flex !important; flex-direction: column; height: auto !important;
+  aspect-ratio: auto !important; }
+.thumbnail-lg > img { height: auto !important; aspect-ratio: 1; }
+.caption-label { position: static !important; max-width: none !important; width: 100%; border: 0 !important;
+  white-space: normal !important; overflow-wrap: anywhere; text-align: center !important; }
+@media (max-width: 40rem) { .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; } }
 :is(textarea, button, input):focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 """
 
@@ -48,65 +63,67 @@ def turns_of(state: dict) -> str:
     return f'<h2>Dialogue</h2><ol class="turns">{items}</ol>'
 
 
-def handlers(page: Dialogue) -> dict[str, Callable]:
-    """Return the functions behind the page's buttons; each answers bad input with a line in the status."""
-    same = gr.skip()
+class Buttons:
+    """The functions behind the page's buttons; each answers bad input with a line in the status."""
 
-    def search(state, text, way, other):
+    def __init__(self, page: Dialogue):
+        self.page, self.count = page, len(page.ids)
+
+    def search(self, state, text, way, other):
         """Yield state, three parts, found, found by the other way, status, dialogue."""
+        same = gr.skip()
         try:
             shown, answer = 0.0, None
-            for answer in page.ask(state, text, way):
+            for answer in self.page.ask(state, text, way):
                 if isinstance(answer, str) and time.monotonic() - shown > TICK:
                     shown = time.monotonic()
                     yield same, *parts_of(answer), same, same, note("Writing the chain …"), same
-            words, second = told(answer, way, len(page.ids)), []
+            words, second = told(answer, way, self.count), []
             if other != NOTHING:
-                *_, compared = page.ask(state, text, other)
-                second, words = page.pictures(compared), f"{words} {told(compared, other, len(page.ids))}"
+                *_, compared = self.page.ask(state, text, other)
+                second, words = self.page.pictures(compared), f"{words} {told(compared, other, self.count)}"
             state = kept(state, text.strip(), answer)
-            yield state, *parts_of(answer.explanation), page.pictures(answer), second, note(words), turns_of(state)
+            found = self.page.pictures(answer)
+            yield state, *parts_of(answer.explanation), found, second, note(words), turns_of(state)
         except InputError as error:
             yield same, *[same] * 3, same, same, note(str(error), bad=True), same
 
-    def again(state, text, way, *parts):
+    def again(self, state, text, way, *parts):
         """Return state, found, found by the other way, status, dialogue of a search with the chain in the boxes."""
+        same = gr.skip()
         try:
-            answer = page.ask_again(state, text, way, parts)
+            answer = self.page.ask_again(state, text, way, parts)
             state = kept(state, f"{text.strip()} (chain corrected)", answer)
-            words = told(answer, f"{way}, with your chain", len(page.ids))
-            return state, page.pictures(answer), [], note(words), turns_of(state)
+            words = told(answer, f"{way}, with your chain", self.count)
+            return state, self.page.pictures(answer), [], note(words), turns_of(state)
         except InputError as error:
             return same, same, same, note(str(error), bad=True), same
 
-    def take(make):
-        """Return state, reference picture, status, dialogue of a new reference."""
-        try:
-            state = make()
-            return (
-                state,
-                state["picture"],
-                note("Now write what should change." if state["picture"] else ""),
-                turns_of(state),
-            )
-        except InputError as error:
-            return same, same, note(str(error), bad=True), same
+    def hit(self, state, event: gr.SelectData):
+        """Go on from a picture that was found."""
+        return taken(lambda: self.page.start_from(state["hits"][event.index], state["turns"]))
 
-    def take_hit(state, event: gr.SelectData):
-        return take(lambda: page.start_from(state["hits"][event.index], state["turns"]))
+    def starter(self, names, event: gr.SelectData):
+        """Begin with one of the pictures that are offered."""
+        return taken(lambda: self.page.start_from(names[event.index], []))
 
-    def take_starter(names, event: gr.SelectData):
-        return take(lambda: page.start_from(names[event.index], []))
+    def named(self, name):
+        """Begin with a picture of the gallery, by its id."""
+        return taken(lambda: self.page.start_from((name or "").strip(), []))
 
-    return {
-        "search": search,
-        "again": again,
-        "hit": take_hit,
-        "starter": take_starter,
-        "upload": lambda data: take(lambda: page.upload(data)),
-        "named": lambda name: take(lambda: page.start_from((name or "").strip(), [])),
-        "shuffle": page.starters,
-    }
+    def upload(self, data):
+        """Begin with a visitor's own picture."""
+        return taken(lambda: self.page.upload(data))
+
+
+def taken(make: Callable[[], dict]) -> tuple:
+    """Return state, reference picture, status and dialogue of a new reference that `make` makes."""
+    try:
+        state = make()
+        words = "Now write what should change." if state["picture"] else ""
+        return state, state["picture"], note(words), turns_of(state)
+    except InputError as error:
+        return gr.skip(), gr.skip(), note(str(error), bad=True), gr.skip()
 
 
 def parts_of(explanation: str) -> list[str]:
@@ -117,15 +134,20 @@ def parts_of(explanation: str) -> list[str]:
 
 def layout(page: Dialogue) -> gr.Blocks:
     """Return the page."""
-    do, ways = handlers(page), list(page.ways)
+    do, ways = Buttons(page), list(page.ways)
     with gr.Blocks(title="Composed image retrieval", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         state, names = gr.State(empty_state()), gr.State([])
         gr.HTML("<h1>Find a picture from a picture and a sentence</h1>")
         with gr.Row():
             with gr.Column(min_width=280):
-                reference = gr.Image(label="Reference", interactive=False, height=240, alt_text="The reference picture")
-                file = gr.File(label="Upload a picture", type="binary", file_types=["image"], height=110)
-                named = gr.Textbox(label="Or an image id of the gallery", max_length=500)
+                reference = gr.Image(
+                    label="Reference", interactive=False, height=240, alt_text="The reference picture", buttons=[]
+                )
+                with gr.Accordion("Choose a reference", open=True):
+                    starters = gr.Gallery(label="Pictures of the gallery", columns=4, **GRID)
+                    shuffle = gr.Button("Show others", size="sm")
+                    named = gr.Textbox(label="Or an image id of the gallery", max_length=500)
+                    file = gr.File(label="Or upload a picture", type="binary", file_types=["image"], height=140)
             with gr.Column(min_width=280):
                 text = gr.Textbox(label="What should be different?", lines=2, max_length=MAX_WORDS)
                 with gr.Row():
@@ -133,30 +155,29 @@ def layout(page: Dialogue) -> gr.Blocks:
                     other = gr.Dropdown([NOTHING, *ways], value=NOTHING, label="Compare with", min_width=130)
                 go = gr.Button("Search", variant="primary")
                 status = gr.HTML(note("Choose a reference, then write what should change."))
-        with gr.Accordion("Or start from one of these", open=True):
-            starters = gr.Gallery(label="Pictures of the gallery", **GRID, height="auto")
-            shuffle = gr.Button("Show others", size="sm")
-        with gr.Group(visible=any(map(page.chains, ways))):
-            boxes = [
-                gr.Textbox(label=f"{part.capitalize()} (edit it)", lines=2, max_length=MAX_WORDS) for part in PARTS
-            ]
-            again = gr.Button("Search again with this chain")
+                with gr.Group(visible=any(map(page.chains, ways))):
+                    boxes = [
+                        gr.Textbox(label=f"{part.capitalize()} (edit it)", lines=2, max_length=MAX_WORDS)
+                        for part in PARTS
+                    ]
+                    again = gr.Button("Search again with this chain")
         with gr.Row():
-            found = gr.Gallery(label="Found: choose one as the next reference", **GRID, height="auto", min_width=280)
-            second = gr.Gallery(label="Found by the other", **GRID, height="auto", min_width=280)
+            found = gr.Gallery(label="Found: choose one as the next reference", columns=6, **GRID, min_width=280)
+            second = gr.Gallery(label="Found by the other", columns=6, **GRID, min_width=280, visible=False)
         history = gr.HTML()
         queued = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         open_ = {"api_visibility": "private"}
         answers = [state, *boxes, found, second, status, history]
-        taken = [state, reference, status, history]
-        gr.on([go.click, text.submit], do["search"], [state, text, way, other], answers, **queued)
-        again.click(do["again"], [state, text, way, *boxes], [state, found, second, status, history], **queued)
-        found.select(do["hit"], [state], taken, **open_)
-        starters.select(do["starter"], [names], taken, **open_)
-        file.change(do["upload"], [file], taken, **open_)
-        named.submit(do["named"], [named], taken, **open_)
-        shuffle.click(do["shuffle"], None, [starters, names], **open_)
-        blocks.load(do["shuffle"], None, [starters, names], **open_)
+        chosen = [state, reference, status, history]
+        gr.on([go.click, text.submit], do.search, [state, text, way, other], answers, **queued)
+        again.click(do.again, [state, text, way, *boxes], [state, found, second, status, history], **queued)
+        other.change(lambda name: gr.update(visible=name != NOTHING), [other], [second], **open_)
+        found.select(do.hit, [state], chosen, **open_)
+        starters.select(do.starter, [names], chosen, **open_)
+        file.change(do.upload, [file], chosen, **open_)
+        named.submit(do.named, [named], chosen, **open_)
+        shuffle.click(page.starters, None, [starters, names], **open_)
+        blocks.load(page.starters, None, [starters, names], **open_)
     return blocks.queue(max_size=WAITING, api_open=False)
 
 

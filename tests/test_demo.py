@@ -166,6 +166,12 @@ def browser():
 SLOW = 60_000  # milliseconds that a busy machine may take
 
 
+def in_browser(test):
+    """Mark a test as slow; gradio's server leaves sockets and event loops to the garbage collector."""
+    leftovers = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+    return pytest.mark.slow(pytest.mark.filterwarnings(*leftovers)(test))
+
+
 def visit(browser, address, **screen):
     page = browser.new_context(**({"viewport": {"width": 1280, "height": 1400}} | screen)).new_page()
     page.set_default_timeout(SLOW)
@@ -191,7 +197,7 @@ def first_found(page, score="1.000"):
     return re.search(r"s\d{3}", caption.first.inner_text())[0]
 
 
-@pytest.mark.slow
+@in_browser
 def test_search_edit_and_dialogue_in_a_browser(served, browser):
     page = visit(browser, served)
     choose(page, "s020")
@@ -211,7 +217,7 @@ def test_search_edit_and_dialogue_in_a_browser(served, browser):
     page.context.close()
 
 
-@pytest.mark.slow
+@in_browser
 def test_hostile_text_and_files_in_a_browser(served, browser):
     page = visit(browser, served)
     problems = []
@@ -236,7 +242,7 @@ def test_hostile_text_and_files_in_a_browser(served, browser):
     page.context.close()
 
 
-@pytest.mark.slow
+@in_browser
 def test_two_visitors_do_not_mix_and_a_phone_needs_no_sideways_scrolling(served, browser):
     first = visit(browser, served)
     second = visit(browser, served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
