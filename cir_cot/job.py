@@ -11,15 +11,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .images import ImageStore
-from .records import InputError, Record, read_json, read_jsonl, record_from_dict, record_to_dict, write_text_atomic
+from .records import InputError, Record, parse_json, read_json, record_from_dict, record_to_dict, write_text_atomic
 from .spending import Budget
 
 COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")  # carried on from run to run
+LONGEST = 2**22  # bytes: more than any line
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class Journal:
 
     def mend(self) -> None:
         """Cut off a torn last line; one that lacks its line end alone gets it."""
-        whole, _, tail = self.path.read_bytes().rpartition(b"\n")
+        size = self.size()
+        tail = os.pread(self.file, LONGEST, max(0, size - LONGEST)).rpartition(b"\n")[2]
         try:
             if tail:
                 json.loads(tail)
                 os.write(self.file, b"\n")
         except ValueError:
-            os.ftruncate(self.file, len(whole) + 1 if whole else 0)
+            os.ftruncate(self.file, size - len(tail))
 
     def size(self) -> int:
         """Bytes in the file."""
@@ -101,7 +103,7 @@ class Job:
         self.accepted = self.quarantined = self.repaired = self.total = 0
         self.seconds, self.closed = 0.0, False
         self.journal, self.poison = Journal(out), Journal(self.quarantine_path)
-        if self.summary_path.exists():
+        if self.summary_path.exists() and (self.journal.size() or self.poison.size()):
             self.carry(self.summary_path)
 
     def carry(self, path: Path) -> None:
@@ -167,19 +169,19 @@ class Job:
 
     def absorb(self) -> None:
         """Take over the rows that other processes of this job wrote to files of their own, then remove those."""
-        known = {record.get("teacher", {}).get("key") for _, record in read_jsonl(self.out)}
-        names = {line.get("id") for _, line in read_jsonl(self.quarantine_path)}
-        for path in share_paths(self.out):
+        shares = share_paths(self.out)
+        known = {line["teacher"]["key"] for _, line in stream(self.out)} if shares else set()
+        names = {line["id"] for _, line in stream(self.quarantine_path)} if shares else set()
+        for path in shares:
+            poison, summary, held = (path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock"))
             Journal(path).close()  # cuts off a torn line
-            for _, line in read_jsonl(path):
+            Journal(poison).close()
+            for _, line in stream(path):
                 if line["teacher"]["key"] not in known:
                     self.journal.append(line)
-            poison, summary, held = (path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock"))
-            if poison.exists():
-                Journal(poison).close()
-                for _, line in read_jsonl(poison):
-                    if line["id"] not in names:
-                        self.poison.append(line)
+            for _, line in stream(poison):
+                if line["id"] not in names:
+                    self.poison.append(line)
             if summary.exists():
                 self.carry(summary)
             self.sync()
@@ -201,6 +203,14 @@ def share_paths(out: Path) -> list[Path]:
     return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
 
 
+def stream(path: Path) -> Iterator[tuple[int, object]]:
+    """(line number, value) of each line of a JSONL file, one at a time; none where there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield number, parse_json(line, f"{path}:{number}")
+
+
 def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
     """(keys of the tasks that have a chain in the file, names of those in the quarantine).
 
@@ -209,7 +219,7 @@ def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
     keys = {task.key for task in tasks}
     rows = {(task.record.source, task.record.id) for task in tasks}
     done = set()
-    for number, obj in read_jsonl(out) if out.exists() else []:
+    for number, obj in stream(out):
         record = record_from_dict(obj, f"{out}:{number}")
         key = (record.teacher or {}).get("key")
         if key in keys:
@@ -221,8 +231,7 @@ def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
             )
     names = {task.name for task in tasks if task.key not in done}
     poison = out.with_name(f"{out.name}.{FILES[0]}")
-    lines = read_jsonl(poison) if poison.exists() else []
-    return done, {line.get("id") for _, line in lines if isinstance(line, dict)} & names
+    return done, {line.get("id") for _, line in stream(poison) if isinstance(line, dict)} & names
 
 
 def left(out: Path, tasks: Sequence[Task]) -> list[Task]:

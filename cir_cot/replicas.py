@@ -24,6 +24,7 @@ from .wire import (
     checked,
     connection_trouble,
     content,
+    drop_platform,
     limit_answer,
     message,
     retry_after,
@@ -33,6 +34,7 @@ from .wire import (
 MAX_REST = 300.0  # seconds: the longest Retry-After that is believed, and the longest back-off is a fifth of it
 SICK = 3  # failures in a row after which a replica rests while others work
 BUSY = 40  # times one call is sent away with 429 or 503 before its row is given up
+HOOKS = {"request": [drop_platform], "response": [limit_answer]}
 
 
 @dataclass
@@ -77,9 +79,10 @@ class OpenAITeacher:
     def _replica(self, url: str, limits: httpx2.Limits) -> Replica:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise InputError(f"base-url {self.redact(url)!r} is no http(s) address without a key in it")
+            shown = self.redact(url.rpartition("@")[2])
+            raise InputError(f"base-url {shown!r} is no http(s) address without a password in it")
         http = openai.DefaultAsyncHttpxClient(
-            limits=limits, timeout=self.timeout, follow_redirects=False, event_hooks={"response": [limit_answer]}
+            limits=limits, timeout=self.timeout, follow_redirects=False, event_hooks=HOOKS
         )
         headers = {"Accept-Encoding": "identity"}
         key = self.key or "none"

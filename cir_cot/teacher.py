@@ -22,6 +22,7 @@ from .prompts import PARTS
 from .records import Cot, InputError, Record, cot_from_dict, parse_json
 
 MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024, "score": 16}  # ours, of one answer
+LETTERS = 16  # of a token, at most, before an answer counts as too long
 QUALITY = 90  # of the JPEG that is sent
 RAW = 2000  # characters of a refused answer that the quarantine keeps
 THINKING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)  # reasoning models without a server-side parser
@@ -146,7 +147,8 @@ class Draft:
             turns = [*turns, ("assistant", [self.complaint[0] or "-"]), ("user", [again(self.complaint[1])])]
         answer = await teacher.ask(turns, MAX_TOKENS[kind], SCHEMA if kind == "joint" else None)
         self.tries, self.raw, self.complaint = self.tries + answer.tries, answer.text, None
-        return answer
+        too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]  # from a server that knows no limit
+        return replace(answer, whole=False) if too_long else answer
 
     async def ask_in_stages(self, teacher: Teacher) -> None:
         """Ask for the parts that are missing, one call each, then filter the whole chain."""
@@ -155,7 +157,7 @@ class Draft:
             answer = await self.ask(teacher, turns, part)
             self.parts[part] = own_words(answer.text, part)
             if not answer.whole:
-                self.problem = f"truncated: the {part} was cut at {MAX_TOKENS[part]} tokens"
+                self.problem = f"truncated: the {part} goes beyond {MAX_TOKENS[part]} tokens"
                 return
         self.filter()
 
@@ -165,7 +167,7 @@ class Draft:
         try:
             cot = cot_from_dict(parse_json(FENCE.sub(r"\1", THINKING.sub("", answer.text)), "the answer"), "the answer")
         except InputError as error:
-            cut = "" if answer.whole else f", cut at {MAX_TOKENS['joint']} tokens"
+            cut = "" if answer.whole else f", beyond {MAX_TOKENS['joint']} tokens"
             self.problem = f"json: {error}{cut}"
             return
         self.parts = {part: own_words(getattr(cot, part), part) for part in PARTS}

@@ -96,6 +96,12 @@ def connection_trouble(error: openai.APIConnectionError | TooLargeError, timeout
     return Trouble("again", f"connection lost: {type(cause or error).__name__}")
 
 
+async def drop_platform(request: httpx2.Request) -> None:
+    """Hook of the client: say nothing of this machine's system, which the client's own headers tell."""
+    for name in [name for name in request.headers if name.startswith("x-stainless")]:
+        del request.headers[name]
+
+
 async def limit_answer(response: httpx2.Response) -> None:
     """Hook of the client: let no answer be read beyond MAX_BYTES, nor one whose unpacked size is unknown."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":

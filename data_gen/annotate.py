@@ -96,8 +96,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError("--stages joint needs a server that writes JSON by a schema; use --stages separate")
         if args.verifier:
             raise InputError("--verifier is for --teacher openai; a local teacher verifies its own conclusions")
-    if args.timeout <= 0 or args.temperature < 0:
-        raise InputError(f"--timeout {args.timeout} and --temperature {args.temperature} must be above and from zero")
+    if not args.timeout > 0 or not args.temperature >= 0:
+        raise InputError(f"--timeout {args.timeout} must be above 0, --temperature {args.temperature} not below")
+    if not (args.max_cost is None or args.max_cost > 0) or not min(args.price or [0.0]) >= 0:
+        raise InputError(f"--max-cost {args.max_cost} must be above 0, prices not below")
     if not args.out.resolve().parent.is_dir():
         raise InputError(f"{args.out}: its folder does not exist")
 
@@ -221,7 +223,7 @@ def run_job(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[Job, str]:
         if ranks.rank:
             job.close()
         ranks.wait()  # until all have written
-        if ranks.rank == 0:
+        if ranks.count > 1 and ranks.rank == 0:
             job.absorb()
             job.count(tasks)
     finally:
