@@ -431,7 +431,7 @@ def test_a_reading_that_the_retriever_lacks_is_refused(folder):
     benchmark, images = load(folder)
     with pytest.raises(InputError, match="'fast' needs a retriever that writes chains"):
         evaluate(Plain(), benchmark, images, reading="fast")
-    with pytest.raises(InputError, match="unknown reading 'slow'; choose from full, fast, oracle"):
+    with pytest.raises(InputError, match="unknown reading 'slow'; choose from full, short, adaptive, fast, oracle"):
         evaluate(Toy(), benchmark, images, reading="slow")
 
 
