@@ -23,7 +23,6 @@ WAITING = 16  # requests that may wait for the model
 TICK = 0.1  # seconds between two pictures of a chain that grows
 NOTHING = "nothing"
 GRID = {
-    "columns": 4,
     "allow_preview": False,
     "interactive": False,
     "object_fit": "contain",

@@ -138,6 +138,20 @@ def test_what_people_and_models_write_is_escaped():
         assert "&lt;script&gt;" in html
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_control_has_a_label_and_every_event_is_private(page):
+    pytest.importorskip("gradio")
+    from cir_cot.eval.demo import layout
+
+    config = layout(page).get_config_file()
+    kinds = {"textbox", "dropdown", "gallery", "image", "file"}
+    labels = [part["props"].get("label") for part in config["components"] if part["type"] in kinds]
+    assert len(labels) == 11
+    assert all(labels)
+    assert len(config["dependencies"]) == 9
+    assert all(event["api_visibility"] == "private" for event in config["dependencies"])
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The page over the toy retriever, in this process, at a free port."""
