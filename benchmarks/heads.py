@@ -171,13 +171,13 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
     folder = train(out, name, seed, args.minutes)
     retriever = load_retriever(folder)
     found = {"row": row, "seed": seed, "minutes": round(minutes_of(out, name, seed), 2)}
+    found["parameters"] = sum(parameter.numel() for parameter in retriever.parameters())
     for split in SPLITS:
         (benchmark,) = load_benchmark("folder", out / "scenes", split)
         options = {"reading": reading, "model": name, "limit": args.queries, "batch_size": 128, "seed": 0}
         result = evaluate(retriever, benchmark, benchmark.images(), **options)
         found[split] = result.metrics
         found["protocol"] = result.protocol
-    found["parameters"] = sum(parameter.numel() for parameter in retriever.parameters())
     return found | query_cost(retriever, benchmark, reading)
 
 
@@ -216,9 +216,7 @@ def spread(values: Sequence[float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run what is not done yet, writing each result as it ends, then print the table."""
     parser = argparse.ArgumentParser(prog="heads.py", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="everything goes here; run again: goes on"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on")
     parser.add_argument("--minutes", type=float, default=10, help="training time of a row (default 10)")
     parser.add_argument("--references", type=int, default=1000, help="scenes a split, 16 edits each (default 1000)")
     parser.add_argument("--queries", type=int, default=2000, help="queries a split; the gallery stays whole")
@@ -250,10 +248,9 @@ def prepare(args: argparse.Namespace) -> dict:
     file = args.out / "settings.json"
     if file.is_file():
         begun = json.loads(file.read_text())
-        if odd := sorted(name for name in settings if begun.get(name) != settings[name]):
-            raise InputError(
-                f"{args.out}: begun with {odd[0]} {begun.get(odd[0])}, not {settings[odd[0]]}; use another --out"
-            )
+        for name, value in settings.items():
+            if begun.get(name) != value:
+                raise InputError(f"{args.out}: begun with {name} {begun.get(name)}, not {value}; use another --out")
         return begun
     write_scenes(args.out / "scenes", seed=0, references=args.references)
     (benchmark,) = load_benchmark("folder", args.out / "scenes", "train")
