@@ -1,5 +1,6 @@
 """The demo: the dialogue behind the page, and the page itself in a real browser."""
 
+import asyncio
 import io
 import re
 
@@ -138,15 +139,22 @@ def test_what_people_and_models_write_is_escaped():
         assert "&lt;script&gt;" in html
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_control_has_a_label_and_every_event_is_private(page):
+def make_layout(dialogue):
+    """Build the page inside an event loop: outside of one gradio makes loops that nobody closes."""
     pytest.importorskip("gradio")
     from cir_cot.eval.demo import layout
 
-    config = layout(page).get_config_file()
+    async def make():
+        return layout(dialogue)
+
+    return asyncio.run(make())
+
+
+def test_every_control_has_a_label_and_every_event_is_private(page):
+    config = make_layout(page).get_config_file()
     kinds = {"textbox", "dropdown", "gallery", "image", "file"}
     labels = [part["props"].get("label") for part in config["components"] if part["type"] in kinds]
-    assert len(labels) == 11
+    assert len(labels) == 12
     assert all(labels)
     assert len(config["dependencies"]) == 9
     assert all(event["api_visibility"] == "private" for event in config["dependencies"])
@@ -155,10 +163,9 @@ def test_every_control_has_a_label_and_every_event_is_private(page):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The page over the toy retriever, in this process, at a free port."""
-    pytest.importorskip("gradio")
-    from cir_cot.eval.demo import layout, serve
+    blocks = make_layout(make_dialogue(tmp_path_factory.mktemp("served")))
+    from cir_cot.eval.demo import serve
 
-    blocks = layout(make_dialogue(tmp_path_factory.mktemp("served")))
     yield serve(blocks, None, wait=False)
     blocks.close()
 

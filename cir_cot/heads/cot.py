@@ -129,7 +129,7 @@ class CotRetriever(QwenHead):
                 parts.append(self._read(*asked, [""] * len(asked[0])))
             else:
                 *_, last = self.write(*asked, reading)
-                parts.append(self._said(last, reading))
+                parts.append(self._said(last))
         return concatenate(parts, self.dim)
 
     def stream(
@@ -140,7 +140,7 @@ class CotRetriever(QwenHead):
         if reading == "fast":
             yield self.encode_query(images, texts, "fast")
         else:
-            yield from (self._said(writing, reading) for writing in self.write(images, texts, reading))
+            yield from (self._said(writing) for writing in self.write(images, texts, reading))
 
     def _known(self, reading: str | None) -> str:
         reading = reading or self.reading
@@ -179,7 +179,7 @@ class CotRetriever(QwenHead):
                 row.forced = list(grammar.start)
         return write(self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip)
 
-    def _said(self, writing: Writing, reading: str) -> QueryOutput:
+    def _said(self, writing: Writing) -> QueryOutput:
         words = self.backbone.processor.tokenizer.batch_decode([row.ids for row in writing.rows])
         return QueryOutput(writing.vectors, words, [row.flag for row in writing.rows])
 
