@@ -55,6 +55,8 @@ class PromptPoolRetriever(QwenHead):
         self.pool, self.length, self.top, self.connector = pool, length, top, connector
         if not backbone.config.tie_word_embeddings:  # nothing is written here: the output layer has nothing to learn
             backbone.plain.get_output_embeddings().requires_grad_(False)
+        if backbone.adapted and self.readout == "before_ret":  # nothing is read at the token, or after it
+            backbone.plain.get_input_embeddings().requires_grad_(False)
         width, scale = backbone.hidden_size, _scale(backbone)
         if pool:
             self.prompts = nn.Parameter(torch.randn(pool, length, width) * scale)
