@@ -1,9 +1,12 @@
 """The job: every row ends once, whatever is killed, full, locked, changed; its files; the whole command."""
 
+import asyncio
 import json
+import math
 import os
 import random
 import re
+import selectors
 import signal
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from cir_cot.data_gen import annotate, check
 from cir_cot.job import Job, Journal
 from cir_cot.records import InputError, Record, read_records, record_from_dict, write_records
 from cir_cot.spending import Budget
+from cir_cot.teacher import Answer
 from cir_cot.tiny import write_tiny
 from cir_cot.train import sft
 
@@ -216,6 +220,61 @@ def test_verification_and_the_target_are_part_of_the_record(data, tmp_path):
     asked = [(request["model"], stage(request), len(pictures(request))) for request in server.seen]
     assert sorted(asked)[:3] == [("judge", "score", 2)] * 3
     assert asked.count(("m", "conclusion", 2)) == 3
+
+
+class SkippedTime(asyncio.SelectorEventLoop):
+    """A loop on which sleeping takes no time: its clock jumps to whatever comes next. Threads run at once."""
+
+    def __init__(self):
+        super().__init__(waiting := selectors.SelectSelector())
+        self.skipped, look = 0.0, waiting.select
+        waiting.select = lambda timeout=None: look(0) or self.skip(timeout or 0.0)
+
+    def skip(self, seconds: float) -> list:
+        self.skipped += seconds
+        return []
+
+    def time(self) -> float:
+        return self.skipped
+
+    def run_in_executor(self, executor, work, *arguments):
+        done = self.create_future()
+        done.set_result(work(*arguments))
+        return done
+
+
+class Sleeper:
+    """A teacher whose answers are good and take log-normal times."""
+
+    model = "sleeper"
+
+    def __init__(self):
+        self.rng, self.slept = random.Random(0), 0.0
+        self.chain = list(servers.good_chain("is made of wool number 1", b"").values())
+
+    async def ask(self, turns, max_tokens, schema=None) -> Answer:
+        seconds = self.rng.lognormvariate(math.log(0.2), 0.67)
+        self.slept += seconds
+        await asyncio.sleep(seconds)
+        return Answer(self.chain[len(turns) // 2 - 1])
+
+    async def close(self) -> None:
+        pass
+
+
+def test_no_worker_waits_for_another(tmp_path):
+    """With 16 in flight the job takes the sum of all latencies over 16, and what the last rows take."""
+    root, out = write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl"
+    args = annotate.parse_arguments(command(root, out, "http://localhost:1/v1", "--concurrency", "16"))
+    teacher, job = Sleeper(), Job(out, {}, Budget())
+    with asyncio.Runner(loop_factory=SkippedTime) as runner:
+        plan = annotate.plan_of(args, None)
+        work = annotate.annotate(job, annotate.load_tasks(args), teacher, plan, args.concurrency, lambda: None)
+        runner.run(work)
+        ideal, makespan = teacher.slept / 16, runner.get_loop().time()
+    job.close()
+    assert len(lines(out)) == 500
+    assert ideal <= makespan <= 1.1 * ideal
 
 
 # What survives.
