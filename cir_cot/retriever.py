@@ -128,6 +128,7 @@ def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -
     if odd := sorted(stored.keys() ^ own.keys()):
         raise InputError(f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint")
     for name, value in stored.items():
+        value = value.reshape(1) if value.dim() == 0 else value  # a temperature of before it had a dimension
         if value.shape != own[name].shape:
             raise InputError(f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}")
         with torch.no_grad():

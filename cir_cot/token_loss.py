@@ -2,28 +2,30 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from .losses import gather_counts
+
 TILE = 2**24  # logits at a time: 64 MiB in float32, 110 rows at Qwen's 151,936 words
 
 
-def token_loss(logits: Callable[[Tensor], Tensor], hidden: Tensor, wanted: Tensor, tile: int = TILE) -> Tensor:
-    """Mean cross-entropy of hidden states (S, H) against words (S,), at least one -> scalar.
+def token_loss(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, wanted: Tensor, vocabulary: int, tile: int = TILE
+) -> Tensor:
+    """Mean cross-entropy of hidden states (S, H) against words (S,) -> scalar, 0 for none.
 
     `logits` maps (S, H) to (S, V). Beyond `tile` numbers they are computed a tile of rows at a time, and once more in
-    the backward pass, so that never more than one tile is in memory.
+    the backward pass, so that never more than one tile is in memory. Every process computes equally many tiles, an
+    empty one if need be: where weights are sharded, all must read the output matrix at the same moments (ZeRO-3).
     """
 
     def part(states: Tensor, words: Tensor) -> Tensor:
         return functional.cross_entropy(logits(states).float(), words, reduction="sum")
 
-    with torch.no_grad():
-        words = logits(hidden[:1]).shape[-1]
-    rows = max(1, tile // words)
-    if len(wanted) <= rows:
-        return part(hidden, wanted) / len(wanted)
-    tiles = zip(hidden.split(rows), wanted.split(rows), strict=True)
-    return sum(checkpoint(part, *one, use_reentrant=False) for one in tiles) / len(wanted)
+    count = max(gather_counts(max(1, -(-len(wanted) * vocabulary // tile)), hidden.device))
+    if count == 1:
+        return part(hidden, wanted) / max(len(wanted), 1)
+    tiles = zip(hidden.tensor_split(count), wanted.tensor_split(count), strict=True)
+    return sum(checkpoint(part, *one, use_reentrant=False) for one in tiles) / max(len(wanted), 1)

@@ -15,7 +15,9 @@ def loss_and_gradients(tile: int | None) -> list[torch.Tensor]:
     layer, hidden = torch.nn.Linear(WIDTH, WORDS), torch.randn(ROWS, WIDTH, requires_grad=True)
     wanted = torch.randint(WORDS, (ROWS,))
     at_once = tile is None
-    loss = functional.cross_entropy(layer(hidden), wanted) if at_once else token_loss(layer, hidden, wanted, tile)
+    loss = (
+        functional.cross_entropy(layer(hidden), wanted) if at_once else token_loss(layer, hidden, wanted, WORDS, tile)
+    )
     loss.backward()
     return [loss.detach(), hidden.grad, layer.weight.grad, layer.bias.grad]
 
@@ -24,6 +26,14 @@ def loss_and_gradients(tile: int | None) -> list[torch.Tensor]:
 def test_tiles_change_neither_loss_nor_gradients(tile):
     for ours, theirs in zip(loss_and_gradients(tile), loss_and_gradients(None), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_no_word_is_no_loss_and_still_has_gradients():
+    layer, hidden = torch.nn.Linear(WIDTH, WORDS), torch.randn(0, WIDTH, requires_grad=True)
+    loss = token_loss(layer, hidden, torch.zeros(0, dtype=torch.long), WORDS)
+    loss.backward()
+    assert loss.item() == 0
+    assert not layer.weight.grad.any()
 
 
 def test_tiles_bound_memory():

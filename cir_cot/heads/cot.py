@@ -104,9 +104,8 @@ class CotRetriever(QwenHead):
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         wanted = labels[:, 1:]
         at = wanted != IGNORE  # (B, T - 1)
-        if not at.any():
-            return hidden.sum() * 0.0
-        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at])
+        words = self.backbone.config.get_text_config().vocab_size
+        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at], words)
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:

@@ -41,7 +41,8 @@ class QwenHead(nn.Module):
         self.backbone, self.base, self.readout, self.projection = backbone, base, readout, projection
         self.learn_temperature, self.batch_size = learn_temperature, 64
         self.project = nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+        # (1,): DeepSpeed cannot broadcast a parameter without dimensions
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]), requires_grad=learn_temperature)
         self.dim = projection or backbone.hidden_size
 
     def settings(self) -> dict:
@@ -51,7 +52,7 @@ class QwenHead(nn.Module):
 
     def temperature(self) -> Tensor:
         """Return InfoNCE's temperature, clamped to its bounds; a scalar."""
-        return self.log_temperature.exp().clamp(COLDEST, WARMEST)
+        return self.log_temperature.squeeze().exp().clamp(COLDEST, WARMEST)
 
     def read(self, inputs: dict[str, Tensor], edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Read model inputs in one forward pass -> (B, D) unit; `edit` as in `Backbone.forward`."""
