@@ -15,7 +15,7 @@ from cir_cot.clip import load_clip
 from cir_cot.collate import Row
 from cir_cot.heads import load_retriever
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.records import InputError, write_records
+from cir_cot.records import InputError
 from cir_cot.tiny import write_tiny
 from cir_cot.tiny_clip import write_tiny_clip
 from cir_cot.train import sft
@@ -36,13 +36,7 @@ def clip(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
-    records = training.records(22)
-    images = sorted({image for record in records for image in (record.reference, *record.targets)})
-    for image in images:
-        training.Pictures().load(image).save(root / "images" / f"{image}.png")
-    (root / "gallery.train.txt").write_text("\n".join(images) + "\n")
-    write_records(root / "records.train.jsonl", records)
+    training.write_dataset(root, training.records(22))
     return root
 
 

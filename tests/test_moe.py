@@ -26,7 +26,7 @@ from cir_cot.heads.moe import (
 )
 from cir_cot.losses import load_balance
 from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError, write_records
+from cir_cot.records import InputError
 from cir_cot.tiny_clip import write_tiny_clip
 from cir_cot.train import moe
 
@@ -306,13 +306,7 @@ def test_balance_brings_idle_experts_back_and_without_it_they_stay_idle(tiny):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
-    records = training.records(22)
-    images = sorted({image for record in records for image in (record.reference, *record.targets)})
-    for image in images:
-        training.Pictures().load(image).save(root / "images" / f"{image}.png")
-    (root / "gallery.train.txt").write_text("\n".join(images) + "\n")
-    write_records(root / "records.train.jsonl", records)
+    training.write_dataset(root, training.records(22))
     return root
 
 

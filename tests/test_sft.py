@@ -25,17 +25,8 @@ QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no
 def data(tmp_path_factory) -> Path:
     """A folder dataset of 22 queries with real files."""
     root = tmp_path_factory.mktemp("data")
-    write_dataset(root, training.records(22))
+    training.write_dataset(root, training.records(22))
     return root
-
-
-def write_dataset(root: Path, records: list[Record]) -> None:
-    (root / "images").mkdir()
-    images = sorted({image for record in records for image in (record.reference, *record.targets)})
-    for image in images:
-        training.Pictures().load(image).save(root / "images" / f"{image}.png")
-    (root / "gallery.train.txt").write_text("\n".join(images) + "\n")
-    write_records(root / "records.train.jsonl", records)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +140,7 @@ def test_rows_with_a_missing_picture_are_refused_or_counted(base, tmp_path, caps
     root = tmp_path / "data"
     root.mkdir()
     records = training.records(22)
-    write_dataset(root, records)
+    training.write_dataset(root, records)
     gone = records[0].reference
     (root / "images" / f"{gone}.png").unlink()
     with pytest.raises(InputError, match=f"image '{gone}' is missing"):
@@ -165,7 +156,7 @@ def test_a_corrupt_picture_ends_training_with_its_name_in_one_line(base, tmp_pat
     root = tmp_path / "data"
     root.mkdir()
     rows = training.records(8)
-    write_dataset(root, rows)
+    training.write_dataset(root, rows)
     file = root / "images" / f"{rows[0].reference}.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(InputError, match=file.name) as error:
@@ -178,7 +169,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_the_model_is_loaded(da
     root = tmp_path / "data"
     root.mkdir()
     rows = training.records(6)
-    write_dataset(root, [Record(r.id, r.reference, r.text, r.targets) for r in rows])
+    training.write_dataset(root, [Record(r.id, r.reference, r.text, r.targets) for r in rows])
     with pytest.raises(InputError, match="no record has a chain; give --chains FILE"):
         train("nowhere", root, tmp_path / "run")
     write_records(root / "records.train.jsonl", [Record(r.id, r.reference, r.text, ()) for r in rows])

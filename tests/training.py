@@ -1,5 +1,7 @@
 """A tiny training set-up that the trainer's tests and the processes of the distributed test share."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image, ImageDraw
 
@@ -7,7 +9,7 @@ from cir_cot.backbone import load_backbone
 from cir_cot.collate import CirDataset
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.recipe import CirArguments
-from cir_cot.records import Cot, Record
+from cir_cot.records import Cot, Record, write_records
 from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.trainer import CirTrainer
 
@@ -38,6 +40,16 @@ def records(count: int) -> list[Record]:
     return [
         record(i, f"{COLOURS[i % 6]}-{COLOURS[(i + 1) % 6]}", COLOURS[(i // 6 % 3 + 2 + i) % 6]) for i in range(count)
     ]
+
+
+def write_dataset(root: Path, records: list[Record]) -> None:
+    """A folder dataset's train split of these queries, with real files."""
+    (root / "images").mkdir()
+    images = sorted({image for record in records for image in (record.reference, *record.targets)})
+    for image in images:
+        Pictures().load(image).save(root / "images" / f"{image}.png")
+    (root / "gallery.train.txt").write_text("\n".join(images) + "\n")
+    write_records(root / "records.train.jsonl", records)
 
 
 def tiny_head(lora: bool = True, dropout: float = 0.0, **settings) -> CotRetriever:
