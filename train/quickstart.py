@@ -59,7 +59,7 @@ def train_both(out: Path, extra: Sequence[str]) -> float:
     running = [no_chain := sft("quickstart_no_chain", "no_chain", log=log)]
     try:
         running.append(sft("quickstart_stage1", "stage1"))
-        finish(running[-1], "stage 1, retrieval alone")
+        finish(running[-1], "stage 1, chains alone")
         running.append(sft("quickstart", "model", "--model", str(out / "stage1")))
         finish(running[-1], "stage 2, chains and retrieval")
         finish(no_chain, "training without chains", log)
