@@ -24,13 +24,15 @@ quickstart: $(STAMP)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot quickstart --out runs/quickstart
 
 # Trains the quickstart's model first where there is none; MODEL and IMAGES take a checkpoint and pictures of your own.
+# An index belongs to one checkpoint: name another INDEX for another MODEL.
 MODEL ?= runs/quickstart/model
+INDEX ?= runs/demo
 SCENES := runs/quickstart/scenes
 demo: $(STAMP)
 	test -f $(MODEL)/retriever.json || $(MAKE) quickstart
-	$(BIN)/cir-cot index --model $(MODEL) --out runs/demo \
+	$(BIN)/cir-cot index --model $(MODEL) --out $(INDEX) \
 	  $(if $(IMAGES),--images $(IMAGES),--images $(SCENES)/images --gallery $(SCENES)/gallery.iid.txt)
-	$(BIN)/cir-cot demo --model $(MODEL) --index runs/demo
+	$(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest

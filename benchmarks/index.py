@@ -22,7 +22,7 @@ from cir_cot.index import Index, assemble
 from cir_cot.indexing import gather
 from cir_cot.records import write_text_atomic
 
-CENTRES, SPREAD = 2000, 0.7  # of the drawn vectors: centres, and noise relative to them
+CENTRES, SPREAD, LOOSE = 2000, 0.7, 2.0  # centres of the drawn vectors, and noise relative to them; LOOSE with --many
 
 
 class Drawn:
@@ -36,12 +36,12 @@ class Drawn:
         return self.vectors[[int(digest) for digest in hashes]]
 
 
-def draw(count: int, dim: int, seed: int) -> np.ndarray:
+def draw(count: int, dim: int, seed: int, spread: float = SPREAD) -> np.ndarray:
     """Return unit vectors (count, dim) around centres."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32)
     vectors = random.standard_normal((count, dim), dtype=np.float32)
-    vectors *= SPREAD
+    vectors *= spread
     vectors += centres[random.integers(0, CENTRES, count)]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
         ours["stored"][f"{dtype}, {width or args.dim} numbers"] = row
     if args.many:
         del vectors
-        vectors, queries = draw(args.many, args.many_dim, 3), draw(args.queries, args.many_dim, 4)
+        vectors, queries = (draw(n, args.many_dim, s, LOOSE) for n, s in ((args.many, 3), (args.queries, 4)))
         wanted = names(make(vectors).search(queries, 10))
         started = time.perf_counter()
         index = make(vectors, args.kind)
