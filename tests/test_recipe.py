@@ -115,7 +115,13 @@ def test_the_cpu_is_taken_where_there_is_nothing_else():
 
 
 def test_several_gpus_in_one_process_are_not_used_by_data_parallel(monkeypatch, caplog):
-    monkeypatch.setattr(recipe.TrainingArguments, "__post_init__", lambda self: setattr(self, "_n_gpu", 8))
+    real = recipe.TrainingArguments.__post_init__
+
+    def with_eight(self):
+        real(self)
+        self._n_gpu = 8
+
+    monkeypatch.setattr(recipe.TrainingArguments, "__post_init__", with_eight)
     with caplog.at_level(logging.WARNING):
         args = CirArguments(output_dir="x")
     assert args.n_gpu == 1
