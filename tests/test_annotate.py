@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -327,7 +328,8 @@ def test_ctrl_c_ends_in_one_line_and_keeps_what_is_done(data, tmp_path):
     out = tmp_path / "chains.jsonl"
     with Server(servers.slow(0.1, 0.1, 0)) as server:
         argv = [sys.executable, "-m", "cir_cot.cli", "annotate", *command(data, out, server.url, "--concurrency", "2")]
-        job = subprocess.Popen(argv, env=ENV, stderr=subprocess.PIPE, text=True)
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+        job = subprocess.Popen(argv, env=ENV, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
         while not out.exists() or not out.read_bytes():
             time.sleep(0.01)
         job.send_signal(signal.SIGINT)

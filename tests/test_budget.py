@@ -67,6 +67,7 @@ def test_standing_bytes_of_a_head(tmp_path):
 def test_the_plan_of_a_recipe_is_kept_and_draws_no_random_number(tmp_path):
     run = training.trainer(tmp_path, training.tiny_head(dropout=0.5), rows=4)
     state = torch.get_rng_state()
+    run.model.eval()
     words = plan(run)
     assert torch.equal(torch.get_rng_state(), state)
     assert words == describe(json.loads((tmp_path / "estimate.json").read_text()))

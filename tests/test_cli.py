@@ -154,7 +154,7 @@ OPTIONS = {
     "check": BENCHMARK | {"--chains", "--report", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
     "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains"},
-    "scenes": {"--out", "--seed", "--references", "--edits", "--size", "--page"},
+    "scenes": {"--out", "--seed", "--references", "--test-references", "--edits", "--size", "--page"},
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
 }
