@@ -26,13 +26,27 @@ ROW_TOKENS = 128  # fewer than a row of any dataset here has: a part of a batch 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows of a batch that go through the model together; without weight they only keep processes in step."""
+    """Rows (default: all) of a batch that go through the model together; without weight they keep processes in step.
 
-    batch: dict
+    `batch` is cut out anew whenever it is asked for, so that no copy of all pictures is kept.
+    """
+
+    part: dict
+    rows: Tensor | None = None
     weighs: bool = True
 
     def __len__(self) -> int:
-        return len(self.batch["ids"])
+        return len(self.ids)
+
+    @property
+    def ids(self) -> Tensor:
+        """The rows' image numbers (K,)."""
+        return self.part["ids"] if self.rows is None else self.part["ids"][self.rows]
+
+    @property
+    def batch(self) -> dict:
+        """The rows as a batch of their own."""
+        return self.part if self.rows is None else select(self.part, self.rows)
 
 
 class PartCollator:
@@ -93,7 +107,7 @@ def cut(batch: dict, budget: int) -> list[Chunk]:
             groups.append([row])
     if len(groups) == 1:
         return [Chunk(batch)]  # untouched: the plain step sees the rows in their order
-    return [Chunk(select(batch, torch.tensor(group))) for group in groups]
+    return [Chunk(batch, torch.tensor(group)) for group in groups]
 
 
 def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
@@ -101,8 +115,8 @@ def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
     chunks = list(chunks)
     while len(chunks) < count and (largest := max(chunks, key=len)) and len(largest) > 1:
         at, half = chunks.index(largest), len(largest) // 2
-        rows = torch.arange(len(largest))
-        chunks[at : at + 1] = [Chunk(select(largest.batch, part)) for part in (rows[:half], rows[half:])]
+        rows = torch.arange(len(largest)) if largest.rows is None else largest.rows
+        chunks[at : at + 1] = [Chunk(largest.part, rows[:half]), Chunk(largest.part, rows[half:])]
     return chunks + [replace(chunks[-1], weighs=False)] * (count - len(chunks))
 
 
@@ -157,7 +171,7 @@ def cached_step(
     leaves, total = {}, torch.zeros((), device=device)
     if contrast is not None:
         states, leaves = _embed(chunks, encode, device)
-        total = contrast(leaves, torch.cat([chunk.batch["ids"] for chunk in chunks if chunk.weighs]).to(device))
+        total = contrast(leaves, torch.cat([chunk.ids for chunk in chunks if chunk.weighs]).to(device))
         total.backward()
         total = total.detach().clone()
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):

@@ -184,7 +184,8 @@ class CirTrainer(Trainer):
     def _add(self, outputs: dict, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
         """A chunk's share of the auxiliary losses: means over tokens (`lm`) or rows of the step -> scalar."""
         weights, world = self.args.aux_weights(), self.accelerator.num_processes
-        rows, tokens = len(chunk), supervised_tokens(chunk.batch)
+        batch = chunk.batch
+        rows, tokens = len(chunk), supervised_tokens(batch)
         if unknown := sorted(outputs["aux"].keys() - weights.keys()):
             raise ValueError(
                 f"the head returns aux {unknown[0]!r}, which {type(self.args).__name__}.aux_weights does not weigh"
@@ -198,7 +199,7 @@ class CirTrainer(Trainer):
         if chunk.weighs:
             for name, value in outputs.get("stats", {}).items():
                 self.meter.add(name, value, rows)
-            self.meter.count(chunk.batch["query"], chunk.batch["target"] if self.args.contrastive_weight else None)
+            self.meter.count(batch["query"], batch["target"] if self.args.contrastive_weight else None)
         return loss
 
     def _share(self, outputs: dict, ids: Tensor, totals: tuple[int, int]) -> Tensor:
