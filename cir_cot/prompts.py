@@ -12,7 +12,6 @@ from .records import Cot, InputError
 PROMPTS_VERSION = "1"
 RET = "<ret>"
 PARTS = ("caption", "reasoning", "conclusion")
-CHAIN_START = "<caption>"
 
 QUERY = "Modify this picture: {text}\nGive the caption, the reasoning and the conclusion."
 TARGET = "Represent this picture."
