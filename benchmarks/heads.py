@@ -1,8 +1,8 @@
 """Every head on scenes under the same conditions: one train split, one gallery, one time budget, one table, one plot.
 
-A sweep: each row is one configuration of a shipped recipe. A row that is done is not done again; table and plot are written
-after each row. The budget is wall-clock time in the training loop, of all stages of a row together: each run is timed for
-a few steps first and given the number of steps that fill its part, so that its schedule ends with its budget.
+A sweep: each row is one configuration of a shipped recipe. A row that is done is not done again; table and plot are
+written after each row. The budget is wall-clock time in the training loop, of all stages of a row together: each run
+is timed for a few steps first and given the steps that fill its part, so that its schedule ends with its budget.
 
 Qwen rows start from the shipped tiny base, which was taught to describe scenes; CLIP rows from random weights, for no
 CLIP so small exists. That difference is in every comparison between the two groups.
