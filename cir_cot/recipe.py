@@ -49,6 +49,10 @@ class CirArguments(TrainingArguments):
         default=4,  # ours: half of the default batch, so that one batch still holds several groups
         metadata={"help": "Rows of a block; divides the rows of a micro-batch over all processes. 0: all of them."},
     )
+    train_sampling_strategy: Literal["random", "group_by_length"] = field(
+        default="random",
+        metadata={"help": "group_by_length: rows of like length share a batch, so that little of it is padding."},
+    )
     chunk_tokens: int = field(
         default=0,
         metadata={"help": "Gradient caching: tokens, padding included, that go through the model at once; 0: all of a "
@@ -104,6 +108,11 @@ class CirArguments(TrainingArguments):
             self._n_gpu = 1
         refuse_impossible(self, vision_cache=self.vision_cache is not None)
         load_whole_weights(self)
+
+    @property
+    def groups_by_length(self) -> bool:
+        """Whether rows of like length share a batch."""
+        return self.train_sampling_strategy == "group_by_length"
 
     @property
     def shards_parameters(self) -> bool:

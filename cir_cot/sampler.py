@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, Sampler
 from .records import InputError, Record
 
 GROUP_BY = ("none", "reference", "category")
+WINDOW = 50  # batches among which rows of like length are sought, as transformers does
 
 
 class RowSampler(Sampler):
@@ -21,13 +22,18 @@ class RowSampler(Sampler):
     With `group_by` reference or category (`Record.source`) the order consists of blocks of `group_size` records of one
     group with no target in common, so that the rows of a block are hard negatives of each other. Records that fill no
     block of their own are packed into blocks with leftovers of other groups.
+
+    With `alike`, the rows of a micro-batch over all processes, rows of like length (of text and chain) share one, so
+    that little of it is padding; which rows those are and when their batch comes stays random.
     """
 
-    def __init__(self, records: Sequence[Record], seed: int, group_by: str = "none", group_size: int = 1):
+    def __init__(
+        self, records: Sequence[Record], seed: int, group_by: str = "none", group_size: int = 1, alike: int = 0
+    ):
         if group_by not in GROUP_BY:
             raise InputError(f"group_by must be one of {', '.join(GROUP_BY)}, got {group_by!r}")
         self.records, self.seed, self.group_by, self.group_size = records, seed, group_by, group_size
-        self.epoch = 0
+        self.alike, self.epoch = alike, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; accelerate calls this."""
@@ -43,8 +49,25 @@ class RowSampler(Sampler):
         if self.group_by != "none":
             blocks = self._blocks(order)
             short = blocks.pop() if blocks and len(blocks[-1]) < self.group_size else []
-            order = [index for place in random.permutation(len(blocks)) for index in blocks[place]] + short
-        yield from ((index, draws[index]) for index in order)
+            blocks = [blocks[place] for place in random.permutation(len(blocks))] + [short]
+        else:
+            blocks = [[index] for index in order]
+        if self.alike:
+            blocks = self._sort(blocks, random)
+        yield from ((index, draws[index]) for block in blocks for index in block)
+
+    def _sort(self, blocks: list[list[int]], random: np.random.Generator) -> list[list[int]]:
+        """Put whole blocks of like length side by side, in windows of many batches, and shuffle the batches."""
+        *blocks, short = blocks  # the last may not be whole: it stays where it is
+        batch = max(1, self.alike // len(blocks[0])) if blocks else 1
+        length = [max(_length(self.records[index]) for index in block) for block in blocks]
+        places = []
+        for start in range(0, len(blocks), WINDOW * batch):
+            places += sorted(range(start, min(start + WINDOW * batch, len(blocks))), key=length.__getitem__)
+        batches = [places[at : at + batch] for at in range(0, len(places), batch)]
+        rest = batches.pop() if batches and len(batches[-1]) < batch else []
+        mixed = [place for at in random.permutation(len(batches)) for place in batches[at]] + rest
+        return [blocks[place] for place in mixed] + [short]
 
     def _blocks(self, order: list[int]) -> list[list[int]]:
         """Cut shuffled indices into blocks of `group_size`; only the last may be shorter."""
@@ -63,6 +86,12 @@ class RowSampler(Sampler):
                 full.append(mine.pop(at)[0])
         rest = [index for blocks in open_blocks.values() for block, _ in blocks for index in block]
         return full + [rest[i : i + self.group_size] for i in range(0, len(rest), self.group_size)]
+
+
+def _length(record: Record) -> int:
+    """How long a row is beside others, in characters of its text and chain."""
+    cot = record.cot
+    return len(record.text) + (len(cot.caption) + len(cot.reasoning) + len(cot.conclusion) if cot else 0)
 
 
 class ShardedBatches(BatchSampler):

@@ -44,7 +44,8 @@ from .resume import PREFIX, SAVING, check_resumable, latest_checkpoint, publish,
 from .sampler import RowSampler, ShardedBatches
 from .vision_cache import VisionCache, tower_identity
 
-ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by", "group_size")
+ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+ORDER += ("group_by", "group_size", "train_sampling_strategy")
 
 
 class CirTrainer(Trainer):
@@ -84,7 +85,8 @@ class CirTrainer(Trainer):
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         group_size = args.group_size or self._train_batch_size * args.world_size
-        sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size)
+        alike = self._train_batch_size * args.world_size if args.groups_by_length else 0
+        sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size, alike)
         dataset, collate = self.train_dataset, self.data_collator
         if args.chunk_tokens:
             dataset, collate = Items(dataset), PartCollator(dataset, collate, part_size(args.chunk_tokens))

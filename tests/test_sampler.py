@@ -1,6 +1,7 @@
 """What an epoch is: every row once, on one process, in an order that only the seed and the epoch decide."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -48,6 +49,34 @@ def test_the_order_of_an_epoch_is_a_promise_to_those_who_resume():
     assert [index for index, _ in epoch(RowSampler(catalogue(4, 2), 3), 1)] == [5, 3, 2, 6, 0, 1, 7, 4]
     grouped = RowSampler(catalogue(4, 2), 3, "reference", 2)
     assert [index for index, _ in epoch(grouped, 1)] == [0, 1, 3, 2, 6, 7, 5, 4]
+
+
+@pytest.mark.parametrize(("group_by", "group_size"), [("none", 1), ("reference", 2)])
+def test_rows_of_like_length_share_a_batch_and_nothing_else_changes(group_by, group_size):
+    rows = [replace(row, text="x" * (1 + 7 * int(row.reference[1:]) % 31)) for row in catalogue(100, 4)]
+    plain, alike = (RowSampler(rows, 3, group_by, group_size, batch) for batch in (0, 8))
+    assert sorted(epoch(alike, 0)) == sorted(epoch(plain, 0))  # the same rows with the same draws
+    assert epoch(alike, 0) == epoch(RowSampler(rows, 3, group_by, group_size, 8), 0)
+    assert epoch(alike, 1) != epoch(alike, 0)
+
+    def batches(sampler):
+        return [[len(rows[index].text) for index, _ in batch] for batch in ShardedBatches(sampler, 8)]
+
+    waste = [sum(8 * max(batch) - sum(batch) for batch in batches(sampler)) for sampler in (plain, alike)]
+    assert waste[1] < 0.1 * waste[0]
+    longest = [max(batch) for batch in batches(alike)]
+    assert longest not in (sorted(longest), sorted(longest, reverse=True))  # batches come in no order of length
+    for batch in ShardedBatches(alike, 8):
+        blocks = [batch[at : at + group_size] for at in range(0, 8, group_size)]
+        if group_by == "reference":
+            assert all(len({rows[index].reference for index, _ in block}) == 1 for block in blocks)
+
+
+def test_rows_left_over_stay_at_the_end_of_an_epoch_of_like_lengths():
+    rows = [*catalogue(5, 4), *catalogue(1, 3)]
+    order = [index for index, _ in epoch(RowSampler(rows, 0, "reference", 4, 8), 0)]
+    assert sorted(order) == list(range(23))
+    assert {rows[index].reference for index in order[20:]} == {"r0"}
 
 
 @pytest.mark.parametrize(("group_by", "group_size"), [("reference", 2), ("reference", 4), ("category", 8)])
