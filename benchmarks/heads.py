@@ -217,7 +217,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="heads.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on")
     parser.add_argument("--minutes", type=float, default=10, help="training time of a row (default 10)")
-    parser.add_argument("--references", type=int, default=1000, help="scenes a split, 16 edits each (default 1000)")
+    parser.add_argument("--references", type=int, default=1000, help="scenes to train on, 16 edits each (default 1000)")
+    parser.add_argument("--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)")
     parser.add_argument("--queries", type=int, default=2000, help="queries a split; the gallery stays whole")
     parser.add_argument("--seeds", type=int, help=f"default: 3 where --minutes is below {SHORT}, else 1")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="default: all")
@@ -242,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
 def prepare(args: argparse.Namespace) -> dict:
     """Write scenes and the tiny CLIP once -> what all rows share; InputError if a folder was begun otherwise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asked = {name: getattr(args, name) for name in ("minutes", "references", "queries")}
+    asked = {name: getattr(args, name) for name in ("minutes", "references", "test_references", "queries")}
     settings = asked | {"device": device_name(device), "threads": torch.get_num_threads()}
     file = args.out / "settings.json"
     if file.is_file():
@@ -251,7 +252,8 @@ def prepare(args: argparse.Namespace) -> dict:
             if begun.get(name) != value:
                 raise InputError(f"{args.out}: begun with {name} {begun.get(name)}, not {value}; use another --out")
         return begun
-    write_scenes(args.out / "scenes", seed=0, references=args.references)
+    scenes = {"references": args.references, "test_references": args.test_references}
+    write_scenes(args.out / "scenes", seed=0, **scenes)
     (benchmark,) = load_benchmark("folder", args.out / "scenes", "train")
     write_tiny_clip(args.out / "tiny_clip", corpus=[record.text for record in benchmark.records], **CLIP)
     settings |= {"clip": CLIP, "git": git_state(), "versions": package_versions()}
@@ -273,8 +275,8 @@ def write_out(out: Path, settings: dict) -> Table:
     """Write the table as Markdown and the plot -> the table."""
     results = read_results(out)
     words = (
-        f"In percent, {settings['queries']} queries a split, 17 pictures a reference in the gallery "
-        f"({settings['references']} references), the reference removed, ties pessimistic. "
+        f"In percent, {settings['queries']} queries a split, {17 * settings['test_references']} pictures in the "
+        f"gallery, the reference removed, ties pessimistic. {16 * settings['references']} queries to train on, "
         f"{settings['minutes']:g} minutes of training a row on {settings['device']}, {settings['threads']} threads."
     )
     made = table(results, words)

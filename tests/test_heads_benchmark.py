@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "heads.py"
 spec = importlib.util.spec_from_file_location("heads_benchmark", SCRIPT)
 heads = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(heads)
-TINY = ["--references", "2", "--queries", "8", "--minutes", "0.01"]
+TINY = ["--references", "2", "--test-references", "2", "--queries", "8", "--minutes", "0.01"]
 
 
 def result(row: str, seed: int, recall: float, **more) -> dict:
@@ -85,7 +85,7 @@ def test_what_is_done_is_not_done_again_and_the_table_grows(tmp_path, capsys):
     drawn = ET.parse(tmp_path / "heads.svg")
     assert len(drawn.findall("{*}circle")) == 2
     with pytest.raises(InputError, match="begun with references 2, not 3"):
-        heads.main(["--out", str(tmp_path), "--queries", "8", "--minutes", "0.01", "--references", "3"])
+        heads.main(["--out", str(tmp_path), *TINY, "--references", "3"])
 
 
 def test_no_time_is_refused(tmp_path):
