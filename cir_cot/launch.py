@@ -1,7 +1,7 @@
 """Which ways of starting a run on several processes can work: the others are refused before any model is loaded."""
 
 from . import _torchvision  # noqa: F401  # isort: skip
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers import TrainingArguments
 
 from .records import InputError
@@ -13,8 +13,8 @@ def zero_stage(args: TrainingArguments) -> int:
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:
-    """Whether FSDP shards the model, asked for by --fsdp or by accelerate's configuration."""
-    return bool(args.fsdp) or args.distributed_state.distributed_type == DistributedType.FSDP
+    """Whether FSDP shards the model, asked for by --fsdp or by accelerate launch, which says so before any model is."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def shards_parameters(args: TrainingArguments) -> bool:
@@ -39,18 +39,23 @@ def refuse_impossible(
     if quantization and uses_fsdp(args):
         raise InputError(f"quantization {quantization} with FSDP: packed 4- and 8-bit weights cannot be sharded; use "
                          "DDP (train/configs/accelerate/gpus8.yaml) or ZeRO-2")  # fmt: skip
-    if stage and args.use_cpu and args.world_size > 1:
-        raise InputError("DeepSpeed on CPUs runs one process here (its batch size comes out wrong under accelerate "
-                         "with several); use torchrun without DeepSpeed")  # fmt: skip
+    if uses_fsdp(args) and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError("FSDP needs several accelerators: accelerate leaves it out on CPUs and in a single process, "
+                         "and every process would hold the whole model; start without it")  # fmt: skip
     if quantization and args.fp16:
         raise InputError(f"quantization {quantization} with fp16: the dequantised products overflow; use --bf16")
 
 
-def load_whole_weights(args: TrainingArguments) -> None:
-    """Let each process load whole weights under ZeRO-3, which DeepSpeed partitions later.
+def prepare_deepspeed(args: TrainingArguments) -> None:
+    """Let each process load whole weights under ZeRO-3, which DeepSpeed partitions later; tell it of CPU processes.
 
-    transformers would partition them while loading, and the retrieval token's row could not be written.
+    transformers would partition weights while loading, and the retrieval token's row could not be written. On CPUs
+    accelerate starts the processes' group without DeepSpeed, which then counts one process.
     """
+    if zero_stage(args) and args.use_cpu and args.world_size > 1:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     if zero_stage(args) == 3:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -20,7 +20,7 @@ import yaml
 from . import _torchvision  # noqa: F401  # isort: skip
 from transformers import HfArgumentParser, TrainingArguments
 
-from .launch import load_whole_weights, refuse_impossible, shards_parameters
+from .launch import prepare_deepspeed, refuse_impossible, shards_parameters
 from .provenance import git_state, package_versions
 from .records import InputError, write_text_atomic
 
@@ -107,7 +107,7 @@ class CirArguments(TrainingArguments):
             logger.warning("one process uses one of %d GPUs; start with accelerate launch to use all", self.n_gpu)
             self._n_gpu = 1
         refuse_impossible(self, vision_cache=self.vision_cache is not None)
-        load_whole_weights(self)
+        prepare_deepspeed(self)
 
     @property
     def groups_by_length(self) -> bool:
@@ -116,7 +116,7 @@ class CirArguments(TrainingArguments):
 
     @property
     def shards_parameters(self) -> bool:
-        """Whether a process holds a part of each weight only (ZeRO-3)."""
+        """Whether a process holds a part of each weight only (ZeRO-3, FSDP)."""
         return shards_parameters(self)
 
     def aux_weights(self) -> dict[str, float]:

@@ -6,22 +6,13 @@ import pytest
 import torch
 import training
 from torch import nn
+from training import awake_head as head
 
 from cir_cot.gradcache import PartCollator, cut, parts_of, row_tokens, select, stretch
-from cir_cot.heads.cot import CotRetriever
 from cir_cot.meter import supervised_tokens
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # row 2 has no chain; 18 and 19 have the targets of 0 and 1
 CHUNKS = {1: 8, 400: 4, 600: 3, 10_000: 1}  # chunk_tokens -> chunks of these rows
-
-
-def head(**options) -> CotRetriever:
-    """A head whose adapters do something: LoRA's B starts at zero, where A has no gradient and dropout no effect."""
-    model = training.tiny_head(projection=16, learn_temperature=True, **options)
-    for name, value in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(1))
-    return model
 
 
 def gradients(run) -> dict[str, torch.Tensor]:

@@ -14,9 +14,8 @@ from cir_cot.records import InputError
 CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
 
 
-def asked(stage: int = 0, fsdp: bool = False, **options):
+def asked(stage: int = 0, kind: DistributedType = DistributedType.MULTI_GPU, **options):
     """What transformers and accelerate know of a launch; the real objects need DeepSpeed or several processes."""
-    kind = DistributedType.FSDP if fsdp else DistributedType.DEEPSPEED if stage else DistributedType.NO
     known = {"fsdp": None, "use_cpu": False, "world_size": 8, "fp16": False}
     plugin = SimpleNamespace(zero_stage=stage) if stage else None
     return SimpleNamespace(
@@ -31,7 +30,8 @@ REFUSED = {
     "features under ZeRO-3": ({"stage": 3}, {"vision_cache": True}, "wait forever"),
     "features under FSDP": ({"fsdp": True}, {"vision_cache": True}, "wait forever"),
     "features of a tower that trains": ({}, {"vision_cache": True, "trains_vision": True}, "out of date"),
-    "DeepSpeed on CPUs": ({"stage": 2, "use_cpu": True, "world_size": 2}, {}, "one process"),
+    "FSDP on CPUs": ({"fsdp": True, "kind": DistributedType.MULTI_CPU}, {}, "several accelerators"),
+    "FSDP in one process": ({"fsdp": True, "kind": DistributedType.NO}, {}, "several accelerators"),
 }
 
 
@@ -59,6 +59,13 @@ def test_who_shards_parameters():
     assert [shards_parameters(asked(stage)) for stage in (0, 2, 3)] == [False, False, True]
     assert shards_parameters(asked(fsdp=True))
     assert zero_stage(asked()) == 0
+
+
+def test_accelerate_launch_asks_for_fsdp_before_any_model_is_there(monkeypatch):
+    """Its own state says "several GPUs" until an Accelerator exists: too late to refuse anything."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="FSDP: packed"):
+        refuse_impossible(asked(), quantization="nf4")
 
 
 def test_a_recipe_refuses_on_its_own(tmp_path):

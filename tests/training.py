@@ -63,6 +63,18 @@ def tiny_head(lora: bool = True, dropout: float = 0.0, **settings) -> CotRetriev
     return CotRetriever(load_backbone(base, lora=adapter), "tiny", temperature=0.1, **settings)
 
 
+def awake_head(**options) -> CotRetriever:
+    """A head whose adapters do something: LoRA's B starts at zero, where A has no gradient and dropout no effect."""
+    return awaken(tiny_head(projection=16, learn_temperature=True, **options))
+
+
+def awaken(head: CotRetriever) -> CotRetriever:
+    for name, value in head.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(1))
+    return head
+
+
 def trainer(folder, head=None, rows: int = 22, callbacks=None, **arguments) -> CirTrainer:
     """A trainer of `head` on `rows` queries; four rows a batch unless said otherwise, logging every step."""
     options = {
