@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from cir_cot.cli import run
 from cir_cot.prompts import PARTS, PROMPTS_VERSION, QUERY, RET, TARGET
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Cot, InputError, read_json, write_text_atomic
+from cir_cot.sentence_form import write_sentence_form
 
 TOLERANCE = 1e-3  # largest difference of a number of a unit vector: what merging in bfloat16 leaves; float32 is at 1e-6
 SHADES, TEXTS = 6, ("make it red", "the same without sleeves", "a second one, to the left", "<|im_end|>", "日本", "x")
@@ -68,7 +70,7 @@ def embeddings(retriever, pictures: Sequence[Image.Image]) -> dict[str, torch.Te
 
 
 def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
-    """Write the merged checkpoint, what an engine needs to use it, and probes with the exact tokens of each case."""
+    """Write the merged checkpoint, what engines need to use it, and probes with the exact tokens of each case."""
     retriever.backbone.merge()
     retriever.save(out)
     encoder = retriever.encoder()
@@ -97,6 +99,25 @@ def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
         "dim": retriever.dim,
     }
     write_text_atomic(out / "serving.json", json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
+    write_sentence_form(retriever, out)
+
+
+def sentence_embeddings(
+    out: Path, pictures: Sequence[Image.Image], device: str | None
+) -> dict[str, torch.Tensor] | str:
+    """Return {case: vector} as sentence-transformers reads the export, or a line that says why it cannot be asked."""
+    if not (out / "modules.json").is_file():
+        return "not checked: the export has no modules.json; export again"
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(out), device=device, local_files_only=True)
+    except ImportError as error:  # also what it raises for a version that the export refuses
+        return f"not checked: {error}"
+    queries = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=False)]
+    rows = {"target": model.encode(list(pictures), convert_to_tensor=True)}
+    rows["fast"] = model.encode(queries, convert_to_tensor=True)
+    return {f"{case} {row}": vector.cpu() for case, part in rows.items() for row, vector in enumerate(part)}
 
 
 def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> dict:
@@ -129,6 +150,31 @@ def read_embeddings(path: str) -> dict[str, torch.Tensor]:
     return {case: torch.tensor(row, dtype=torch.float64) for case, row in found.items()}
 
 
+def parity(args: argparse.Namespace, out: Path, pictures: Sequence[Image.Image], ours: dict[str, torch.Tensor]) -> dict:
+    """Compare `ours` with the export, and with what sentence-transformers reads in it, or with given embeddings."""
+    from cir_cot.heads import load_retriever
+
+    if args.embeddings:
+        return compare(ours, read_embeddings(args.embeddings), args.tolerance)
+    theirs = embeddings(load_retriever(out, device=args.device, dtype=args.dtype), pictures)
+    report, found = compare(ours, theirs, args.tolerance), sentence_embeddings(out, pictures, args.device)
+    if isinstance(found, str):
+        return report | {"sentence_transformers": found}
+    form = compare(ours, found, args.tolerance)
+    return report | {"passed": report["passed"] and form["passed"], "sentence_transformers": form["cases"]}
+
+
+def show(report: dict, stream: TextIO) -> None:
+    """Print a line for each case."""
+    form = report.get("sentence_transformers", {})
+    if isinstance(form, str):
+        print(f"sentence-transformers {form}", file=stream)
+    cases = {} if isinstance(form, str) else {f"sentence-transformers {case}": row for case, row in form.items()}
+    for case, row in (report["cases"] | cases).items():
+        words = f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}" if row["passed"] else "NOT THE SAME"
+        print(f"{case:>10}  {words}", file=stream)
+
+
 def main(argv: Sequence[str]) -> int:
     """Export, compare, report; exit code 1 when embeddings differ by more than the tolerance."""
     args = parse(argv)
@@ -151,19 +197,12 @@ def main(argv: Sequence[str]) -> int:
         if args.dtype != "float32":
             retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
         write_export(retriever, out, pictures)
-    if args.embeddings:
-        theirs = read_embeddings(args.embeddings)
-    else:
-        theirs = embeddings(load_retriever(out, device=args.device, dtype=args.dtype), pictures)
-    report = compare(ours, theirs, args.tolerance)
+    del retriever  # one model in memory at a time
+    report = parity(args, out, pictures, ours)
     report |= {"model": args.model, "dtype": args.dtype, "git": git_state(), "versions": package_versions()}
     if not args.embeddings:
         write_text_atomic(out / "parity.json", json.dumps(report, indent=1) + "\n")
-    for case, row in report["cases"].items():
-        words = (
-            "NOT THE SAME" if not row["passed"] else f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}"
-        )
-        print(f"{case:>10}  {words}", file=sys.stderr if args.json else sys.stdout)
+    show(report, sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report))
     if not report["passed"]:

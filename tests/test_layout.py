@@ -30,7 +30,7 @@ ORDER = (
     {"benchmarks", "ranking", "replicas", "annotation"},
     {"submission", "tiny", "adapter", "checkpoint", "recipe"},
     {"tiny_clip", "backbone", "collate", "retriever", "local_teacher"},
-    {"decoding"},
+    {"decoding", "sentence_form"},
     {"clip"},
     {"heads", "readings", "rows", "noise"},
     {"evaluation"},
