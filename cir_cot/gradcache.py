@@ -7,9 +7,12 @@ InfoNCE needs all embeddings of a batch at once, but not all activations (Gao et
 3. Encode chunk by chunk once more, from the same random state, now with gradients; the backward pass of a chunk starts
    from the gradients of step 2 and from the losses that need no other row (the chain's cross-entropy, aux terms).
 
-What is guaranteed: loss and gradients are those of the plain step, whatever the chunks, but for rounding and for losses
-of a head that are no mean over rows or tokens, which are taken chunk by chunk. Both passes draw the same dropout; a
-head that is not repeatable is reported. Pictures reach the device chunk by chunk, and every process runs equally many.
+Losses of a head that need all rows, too (a router's balance), are computed in step 2 from what the head says of each
+row, and step 3 starts from their gradients as well.
+
+What is guaranteed: loss and gradients are those of the plain step, whatever the chunks, but for rounding. Both passes
+draw the same dropout; a head that is not repeatable is reported. Pictures reach the device chunk by chunk, and every
+process runs equally many.
 """
 
 from collections.abc import Callable, Sequence
@@ -151,6 +154,11 @@ def _needed(mask: Tensor) -> slice:
     return slice(int(used[0]), int(used[-1]) + 1)
 
 
+def per_row(outputs: dict) -> dict[str, Tensor]:
+    """What a head returns for each row (B, ...): the embeddings of both sides, and `rows`, of which losses are made."""
+    return {side: outputs[side] for side in SIDES} | outputs.get("rows", {})
+
+
 def cached_step(
     chunks: Sequence[Chunk],
     encode: Callable[[Chunk, bool], dict],
@@ -163,9 +171,9 @@ def cached_step(
     """One step over all chunks, gradients accumulated in the parameters -> loss, a scalar without a graph.
 
     `encode(chunk, again)` runs the head; `again` asks for the labels, too. `contrast(outputs, ids)` is InfoNCE of all
-    rows; without it one pass is enough. `add(outputs, chunk)` is the sum of a chunk's other losses, `backward(loss,
-    last)` its backward pass. Under `no_sync()` gradients stay in their process: they are exchanged once, with the last
-    chunk.
+    rows and whatever else needs all of them; without it one pass is enough. `add(outputs, chunk)` is the sum of a
+    chunk's other losses, `backward(loss, last)` its backward pass. Under `no_sync()` gradients stay in their process:
+    they are exchanged once, with the last chunk.
     """
     states, start, drift = [random_state(device)] * len(chunks), 0, torch.zeros((), device=device)
     leaves, total = {}, torch.zeros((), device=device)
@@ -182,10 +190,14 @@ def cached_step(
             out = encode(chunk, True)
             part = add(out, chunk)
             total += torch.as_tensor(part).detach()
-            for side in SIDES if leaves else ():
-                mine, gradient = (value[start : start + count] for value in (leaves[side].detach(), leaves[side].grad))
-                part = part + (out[side][:count] * gradient).sum() + out[side][count:].sum() * 0.0
-                drift = torch.maximum(drift, (out[side].detach()[:count] - mine).abs().sum() / max(count, 1))
+            for name, value in per_row(out).items() if leaves else ():
+                mine = per_row(leaves)[name]
+                if mine.grad is not None:
+                    gradient = mine.grad[start : start + count]
+                    part = part + (value[:count] * gradient).sum() + value[count:].sum() * 0.0
+                if name in SIDES:
+                    moved = (value.detach()[:count] - mine.detach()[start : start + count]).abs().sum()
+                    drift = torch.maximum(drift, moved / max(count, 1))
             if leaves and last and torch.is_tensor(out["temperature"]) and out["temperature"].requires_grad:
                 part = part + out["temperature"] * leaves["temperature"].grad
             backward(part, last)
@@ -195,16 +207,17 @@ def cached_step(
 
 
 @torch.no_grad()
-def _embed(chunks: Sequence[Chunk], encode: Callable, device: torch.device) -> tuple[list, dict[str, Tensor]]:
-    """First pass -> the random state before each chunk; embeddings (B, D) of both sides and the temperature, leaves."""
+def _embed(chunks: Sequence[Chunk], encode: Callable, device: torch.device) -> tuple[list, dict]:
+    """First pass -> the random state before each chunk; the head's outputs for all rows and the temperature, leaves."""
     states, outputs = [], []
     for chunk in chunks:
         states.append(random_state(device))
         outputs.append(encode(chunk, False))
     kept = [out for out, chunk in zip(outputs, chunks, strict=True) if chunk.weighs]
-    leaves = {side: torch.cat([out[side] for out in kept]) for side in SIDES}
+    leaves = {name: torch.cat([per_row(out)[name] for out in kept]) for name in per_row(kept[0])}
     leaves["temperature"] = torch.as_tensor(kept[0]["temperature"], device=device)
-    return states, {name: value.detach().clone().requires_grad_() for name, value in leaves.items()}
+    leaves = {name: value.detach().clone().requires_grad_(value.is_floating_point()) for name, value in leaves.items()}
+    return states, leaves | {"rows": {name: leaves[name] for name in kept[0].get("rows", {})}}
 
 
 def _check_repeatable(drift: float) -> None:

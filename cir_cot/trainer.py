@@ -1,4 +1,7 @@
-"""One Trainer for every head: InfoNCE over the targets of all processes, plus the head's weighted auxiliary losses.
+"""One Trainer for every head: InfoNCE over the targets of all processes, plus the head's own weighted losses.
+
+A head's `aux` are means over rows or tokens; losses that need all rows of a batch, such as a router's balance, it
+computes in `batch_losses` from the `rows` (B, ...) that its forward pass returns, gathered from all processes.
 
 What is guaranteed, and how:
 
@@ -185,18 +188,15 @@ class CirTrainer(Trainer):
 
     def _add(self, outputs: dict, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
         """A chunk's share of the auxiliary losses: means over tokens (`lm`) or rows of the step -> scalar."""
-        weights, world = self.args.aux_weights(), self.accelerator.num_processes
-        batch = chunk.batch
+        batch, world = chunk.batch, self.accelerator.num_processes
         rows, tokens = len(chunk), supervised_tokens(batch)
-        if unknown := sorted(outputs["aux"].keys() - weights.keys()):
-            raise ValueError(
-                f"the head returns aux {unknown[0]!r}, which {type(self.args).__name__}.aux_weights does not weigh"
-            )
+        if outputs.get("rows") and not self.args.contrastive_weight:
+            raise ValueError("the head has losses of the whole batch: they need a contrastive_weight above 0")
         loss = 0.0
         for name, value in outputs["aux"].items():
             count, total = (tokens, totals[1]) if name == "lm" else (rows, totals[0])
             count = count if chunk.weighs else 0
-            loss = loss + weights[name] * value * (world * count / max(total, 1))
+            loss = loss + self._weight(name) * value * (world * count / max(total, 1))
             self.meter.add(f"{name}_loss", value, count)
         if chunk.weighs:
             for name, value in outputs.get("stats", {}).items():
@@ -204,16 +204,31 @@ class CirTrainer(Trainer):
             self.meter.count(batch["query"], batch["target"] if self.args.contrastive_weight else None)
         return loss
 
+    def _weight(self, name: str) -> float:
+        weights = self.args.aux_weights()
+        if name not in weights:
+            raise ValueError(f"the head returns a loss {name!r}, which {type(self.args).__name__}.aux_weights lacks")
+        return weights[name]
+
     def _share(self, outputs: dict, ids: Tensor, totals: tuple[int, int]) -> Tensor:
-        """This process's share of the step's contrastive loss -> scalar."""
-        contrastive = self._contrastive(outputs, ids)
+        """This process's share of the losses that need all rows of this micro-batch: InfoNCE and the head's -> scalar.
+
+        The head's come out alike on every process, which counts its own rows' share of them.
+        """
+        counts = gather_counts(len(ids), ids.device)
+        contrastive = self._contrastive(outputs, ids, counts)
         self.meter.add("contrastive_loss", contrastive, len(ids))
         self.meter.add("temperature", outputs["temperature"], len(ids))
-        return self.args.contrastive_weight * contrastive * (self.accelerator.num_processes * len(ids) / totals[0])
+        loss = self.args.contrastive_weight * contrastive
+        if outputs.get("rows"):
+            rows = {name: gather_with_grad(value, counts) for name, value in outputs["rows"].items()}
+            for name, value in self.accelerator.unwrap_model(self.model).batch_losses(rows).items():
+                self.meter.add(f"{name}_loss", value, len(ids))
+                loss = loss + self._weight(name) * value
+        return loss * (self.accelerator.num_processes * len(ids) / totals[0])
 
-    def _contrastive(self, outputs: dict, ids: Tensor) -> Tensor:
+    def _contrastive(self, outputs: dict, ids: Tensor, counts: list[int]) -> Tensor:
         """InfoNCE of this process's queries against every process's targets of this micro-batch -> scalar."""
-        counts = gather_counts(len(ids), ids.device)
         target, all_ids = gather_with_grad(outputs["target"], counts), gather_with_grad(ids, counts)  # (N, D), (N,)
         positives = sum(counts[: self.args.process_index]) + torch.arange(len(ids), device=ids.device)
         for name, value in batch_statistics(outputs["query"], target, positives, ids, all_ids).items():
@@ -250,7 +265,9 @@ class CirTrainer(Trainer):
                 head.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
+        if self.is_fsdp_enabled:  # which shares out the whole weights that it saved beside the head's
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 
     def _get_output_dir(self, trial) -> str:
         return str(Path(self.args.output_dir) / SAVING)  # where _save_checkpoint writes

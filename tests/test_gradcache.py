@@ -234,3 +234,45 @@ def test_a_whole_training_in_chunks_is_the_plain_one(tmp_path):
         assert [e[name] for e in chunked.state.log_history if name in e] == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     for (name, ours), theirs in zip(chunked.model.named_parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Routed(nn.Module):
+    """A head with a loss that is no mean over rows: the squared mean of what it says of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 4)
+
+    def collator(self):
+        return None
+
+    def forward(self, query, target=None, labels=None):
+        score = self.line(query["features"])
+        rows = {"score": score, "chosen": score.argmax(dim=1)}
+        sides = {"query": query} if target is None else {"query": query, "target": target}
+        unit = {side: nn.functional.normalize(self.line(inputs["features"]), dim=-1) for side, inputs in sides.items()}
+        return unit | {"aux": {}, "rows": rows, "temperature": 0.1}
+
+    def batch_losses(self, rows):
+        share = nn.functional.one_hot(rows["chosen"], 4).float().mean(dim=0)
+        return {"lm": (share * rows["score"].mean(dim=0).square()).sum()}
+
+
+def routed_step(folder, chunk_tokens: int, **options) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    run = training.trainer(folder, Routed(), chunk_tokens=chunk_tokens, **options)
+    sides = {side: {"features": torch.randn(7, 3)} for side in ("query", "target")}
+    loss = run.training_step(run.model, sides | {"ids": torch.arange(7)}, (7, 0)).item()
+    return loss, gradients(run) | {"logged": run.meter.sums["lm_loss"]}
+
+
+def test_a_loss_that_needs_all_rows_is_that_of_the_plain_step(tmp_path):
+    """A mean of the chunks' values would be another number."""
+    for weight in (0.0, 3.0):
+        plain = routed_step(tmp_path, 0, lm_weight=weight)
+        for budget in (2, 4, 10):
+            assert_same(routed_step(tmp_path, budget, lm_weight=weight), plain)
+    parts = [routed_step(tmp_path, 0, lm_weight=weight)[0] for weight in (0.0, 3.0)]
+    assert parts[1] > parts[0] + 0.1
+    with pytest.raises(ValueError, match="contrastive_weight above 0"):
+        routed_step(tmp_path, 4, contrastive_weight=0.0)

@@ -253,7 +253,8 @@ def test_the_losses_of_the_router_are_those_of_the_batch(tiny):
     torch.manual_seed(3)
     route = head.combiner(image, text)[2]
     probabilities = route.logits.softmax(dim=1)
-    assert report["aux"]["balance"].item() == pytest.approx(load_balance(probabilities, route.chosen).item())
+    balance = head.batch_losses(report["rows"])["balance"]
+    assert balance.item() == pytest.approx(load_balance(probabilities, route.chosen).item())
     z = route.logits.exp().sum(dim=1).log().square().mean()
     assert report["aux"]["router_z"].item() == pytest.approx(z.item(), rel=1e-5)
     assert report["stats"]["expert_1"].item() == pytest.approx(route.shares(4)[:, 1].mean().item())
@@ -294,7 +295,7 @@ def test_balance_brings_idle_experts_back_and_without_it_they_stay_idle(tiny):
             query, report = head.train().combine(image, text)
             loss = functional.cross_entropy(functional.normalize(query, dim=-1) @ target.T / 0.1, torch.arange(256))
             optimizer.zero_grad()
-            (loss + balance * report["aux"]["balance"]).backward()
+            (loss + balance * head.batch_losses(report["rows"])["balance"]).backward()
             optimizer.step()
         least[balance] = min(loads(head, image, text))
     assert least[0.0] < 0.05 < least[0.1]

@@ -174,12 +174,13 @@ def test_losses_have_their_closed_form():
     pulls = [-p.gather(1, side["chosen"]).log().mean() / 10 for p, side in zip(chances, sides, strict=True)]
     balances = [load_balance(p, s["chosen"]) + even_use(p) for p, s in zip(chances, sides, strict=True)]
     assert difference(out["aux"]["pull"], sum(pulls) / 2) < 1e-5
-    assert difference(out["aux"]["balance"], sum(balances) / 2) < 1e-5
+    assert difference(head.batch_losses(out["rows"])["balance"], sum(balances) / 2) < 1e-5
     loads = torch.stack(list(out["stats"].values()))
     assert difference(loads, torch.bincount(sides[0]["chosen"].flatten(), minlength=6) / 12) < 1e-6
     alone = head(batch["query"])
     assert "target" not in alone
     assert difference(alone["aux"]["pull"], pulls[0]) < 1e-5
+    assert difference(head.batch_losses(alone["rows"])["balance"], balances[0]) < 1e-5
 
 
 def usage_after(balance: float, steps: int = 300) -> torch.Tensor:
@@ -194,8 +195,9 @@ def usage_after(balance: float, steps: int = 300) -> torch.Tensor:
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     for step in range(steps):
         part = slice(step % 8 * 32, step % 8 * 32 + 32)
-        losses = head._losses(head.choose(rows[part], at[part], ~at[part]))
-        (losses["pull"] + balance * losses["balance"]).backward()
+        choice = head.choose(rows[part], at[part], ~at[part])
+        choices = {f"query_{name}": choice[name] for name in ("scores", "chosen")}
+        (head._pull(choice) + balance * head.batch_losses(choices)["balance"]).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():

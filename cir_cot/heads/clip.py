@@ -67,7 +67,7 @@ class ClipRetriever(nn.Module):
         text = query["text"] if "text" in query else self.backbone.texts(query)  # (B, D)
         combined, report = self.combine(self._image(query), text)
         out = {"query": _unit(combined), "temperature": self.temperature}
-        out |= {name: report.get(name, {}) for name in ("aux", "stats")}
+        out |= {name: report.get(name, {}) for name in ("aux", "stats", "rows")}
         if target is not None:
             out["target"] = _unit(self._image(target))
         return out

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cir_cot.clip import ClipEncoder
-from cir_cot.losses import gather_with_grad, load_balance, router_z
+from cir_cot.losses import load_balance, router_z
 from cir_cot.records import InputError
 
 from .clip import ClipRetriever
@@ -188,10 +188,13 @@ class MoeRetriever(ClipRetriever):
         report["shares"] = shares = route.shares(self.experts)  # (B, E)
         report["stats"] |= {f"expert_{number}": share.mean() for number, share in enumerate(shares.unbind(dim=1))}
         if self.training and route.logits is not None:
-            # over the batch of all processes; a mean of each process's balance would be another number
-            everyone = gather_with_grad(route.logits.float()).softmax(dim=1), gather_with_grad(route.chosen)
-            report["aux"] = {"balance": load_balance(*everyone), "router_z": router_z(route.logits)}
+            report["aux"] = {"router_z": router_z(route.logits)}
+            report["rows"] = {"logits": route.logits.float(), "chosen": route.chosen}
         return combined, report
+
+    def batch_losses(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Balance of the loads over a whole batch; a mean of its parts' balances would be another number."""
+        return {"balance": load_balance(rows["logits"].softmax(dim=1), rows["chosen"])}
 
     def explain(self, report: dict, rows: int) -> tuple[list[str], list[dict[str, float]]]:
         """Name each row's experts with their weights, the heaviest first, and how much its words weigh."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cir_cot.backbone import Backbone
 from cir_cot.collate import ChatEncoder, image_number
-from cir_cot.losses import choice_share, even_use, gather_with_grad, load_balance, pool_pull
+from cir_cot.losses import choice_share, even_use, load_balance, pool_pull
 from cir_cot.prompts import COMPOSE
 from cir_cot.records import InputError
 from cir_cot.retriever import QueryOutput, concatenate
@@ -85,34 +85,40 @@ class PromptPoolRetriever(QwenHead):
         return PoolCollator(self.encoder())
 
     def forward(self, query: dict, target: dict | None = None, labels: Tensor | None = None) -> dict:
-        """Return query (B, D), target (B, D) unless no target is given; aux `pull` and `balance`, means of both sides.
+        """Return query (B, D), target (B, D) unless no target is given; aux `pull`, the mean of both sides.
 
-        `stats` are the loads of the pool by the queries. `labels` are for heads that write.
+        `rows` are what `batch_losses` needs, `stats` the loads of the pool by the queries. `labels` are for heads that
+        write.
         """
         sides = {"query": query} if target is None else {"query": query, "target": target}
         read = {side: self.choose_and_read(inputs, side) for side, inputs in sides.items()}
         out = {side: vectors for side, (vectors, _) in read.items()}
         out |= {"aux": {}, "temperature": self.temperature()}
         if self.pool:
-            losses = [self._losses(choice) for _, choice in read.values()]
-            out["aux"] = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+            out["aux"]["pull"] = torch.stack([self._pull(choice) for _, choice in read.values()]).mean()
+            for side, (_, choice) in read.items():
+                rows = {f"{side}_{name}": choice[name] for name in ("scores", "chosen")}
+                out["rows"] = out.get("rows", {}) | rows
             share = choice_share(read["query"][1]["chosen"], self.pool)
             out["stats"] = {name.replace(" ", "_"): share[i] for i, name in enumerate(self.names())}
         return out
 
-    def _losses(self, choice: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Pull over this process's rows, balance over those of every process.
+    def _pull(self, choice: dict[str, Tensor]) -> Tensor:
+        """Learning to Prompt's key loss and, ours, a push away from all keys: their sum is a cross-entropy -> scalar.
 
-        Pull is Learning to Prompt's key loss and, ours, a push away from all keys: their sum is a cross-entropy. Alone,
-        the pull is least where the features of all rows are one and the same, and then the choice says nothing.
+        Alone, the pull is least where the features of all rows are one and the same, and then the choice says nothing.
         """
-        sharp = SHARPNESS * choice["scores"]  # (B, M)
-        push = torch.logsumexp(sharp, dim=1).mean() / SHARPNESS
-        probabilities = gather_with_grad(sharp.softmax(dim=1))
-        return {
-            "pull": pool_pull(choice["feature"], self.keys, choice["chosen"]) + push,
-            "balance": load_balance(probabilities, gather_with_grad(choice["chosen"])) + even_use(probabilities),
-        }
+        push = torch.logsumexp(SHARPNESS * choice["scores"], dim=1).mean() / SHARPNESS
+        return pool_pull(choice["feature"], self.keys, choice["chosen"]) + push
+
+    def batch_losses(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Balance of the choices of a whole batch, the mean of its sides."""
+        balances = []
+        for side in ("query", "target"):
+            if f"{side}_scores" in rows:
+                probabilities = (SHARPNESS * rows[f"{side}_scores"]).softmax(dim=1)  # (B, M)
+                balances.append(load_balance(probabilities, rows[f"{side}_chosen"]) + even_use(probabilities))
+        return {"balance": torch.stack(balances).mean()}
 
     def choose_and_read(self, inputs: dict[str, Tensor], side: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Read the model inputs of a side -> (B, D) unit; of a pool: feature (B, H), scores (B, M), chosen (B, K)."""
