@@ -419,37 +419,70 @@ def test_saving_again_leaves_one_state_and_a_missing_file_is_named(images, tmp_p
 
 
 KILLED = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {tests!r})
 from test_index import Counting, list_pictures, names
 from cir_cot.indexing import build
 
-class Slow(Counting):
+tally = os.open({tally!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+class Tallied(Counting):
     def encode_target(self, images):
-        time.sleep(0.05)
-        return super().encode_target(images)
+        before = self.encoded
+        vectors = super().encode_target(images)
+        os.write(tally, b"." * (self.encoded - before))
+        time.sleep(0.02)
+        return vectors
 
 images = list_pictures({images!r})
 print("ready", flush=True)
-build(Slow(), images, names(images), {index!r}, batch_size=2)
+build(Tallied(), images, names(images), {index!r}, batch_size=4)
 """
 
 
-def test_kill_9_costs_at_most_one_batch(images, tmp_path):
-    index = tmp_path / "index"
-    code = KILLED.format(tests=str(Path(__file__).parent), images=str(images.root), index=str(index))
+def kill_9(images, index, wait) -> int:
+    """Kill -9 a process that builds the index once `wait` returns -> pictures that all such processes have encoded."""
+    tally = index.parent / "tally"
+    code = KILLED.format(tests=str(Path(__file__).parent), images=str(images.root), index=str(index), tally=str(tally))
     root = str(Path(__file__).parent.parent)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
     assert process.stdout.readline() == b"ready\n"
-    rows = index / "encoding/0.rows"
-    while not (rows.exists() and rows.stat().st_size >= 6 * (HASH + 1)):
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait(process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    done = rows.stat().st_size // (HASH + 1)
-    assert 6 <= done < len(SHADES)
+    return tally.stat().st_size
+
+
+def test_kill_9_costs_at_most_one_batch(images, tmp_path):
+    rows = tmp_path / "index/encoding/0.rows"
+
+    def two_batches(process):
+        while not (rows.exists() and rows.stat().st_size >= 8 * (HASH + 1)):
+            assert process.poll() is None
+            time.sleep(0.005)
+
+    encoded, retriever = kill_9(images, tmp_path / "index", two_batches), Counting()
+    assert 8 <= encoded < len(SHADES)
+    made(images, tmp_path / "index", retriever)
+    assert 0 <= encoded + retriever.encoded - len(SHADES) <= 4
+
+
+@pytest.mark.slow
+def test_kill_9_ten_times_costs_at_most_a_batch_each_and_a_hundredth_changed_is_a_hundredth_encoded(tmp_path):
+    write_shades(tmp_path / "images", range(200))
+    store, index, chance = list_pictures(tmp_path / "images"), tmp_path / "index", random.Random(0)
+    for _ in range(10):
+        encoded = kill_9(store, index, lambda process: time.sleep(chance.uniform(0, 0.3)))
     retriever = Counting()
-    made(images, index, retriever, batch_size=2)
-    assert retriever.encoded == len(SHADES) - done
+    resumed = made(store, index, retriever)
+    twice = encoded + retriever.encoded - 200
+    print(f"{encoded} pictures encoded by ten processes that were killed, {retriever.encoded} after; {twice} twice")
+    assert 0 <= twice <= 10 * 4
+    whole = made(store, tmp_path / "whole")
+    assert np.array_equal(resumed.vectors(np.arange(200)), whole.vectors(np.arange(200)))
+    for name in ("s007", "s150"):
+        Image.new("RGB", (8, 6), (0, 0, int(name[1:]))).save(store.root / f"{name}.png")
+    retriever = Counting()
+    assert len(made(store, index, retriever)) == 200
+    assert retriever.encoded == 2

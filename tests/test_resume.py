@@ -103,13 +103,15 @@ def test_killed_while_saving(uninterrupted, tmp_path, moment):
 def test_killed_ten_times_at_random_moments(uninterrupted, tmp_path):
     started = time.monotonic()
     assert in_child(lambda: train(tmp_path / "measured")) == 0
-    duration, chance = time.monotonic() - started, random.Random(0)
+    duration, chance, saving = time.monotonic() - started, random.Random(0), 0
     for killed in range(10):
         folder = tmp_path / str(killed)
         while in_child(lambda folder=folder: train(folder), kill_after=chance.uniform(0, duration)) == 0:
             pass  # it was done before the kill: nothing was interrupted, once more from its last checkpoint
+        saving += (folder / "run" / SAVING).exists()
         assert in_child(lambda folder=folder: train(folder)) == 0
         assert_same(folder, uninterrupted[0])
+    print(f"{saving} of 10 kills fell in a save")
 
 
 @pytest.mark.slow
