@@ -35,7 +35,7 @@ ORDER = (
     {"heads", "readings", "rows", "noise"},
     {"evaluation"},
     {"encoding"},
-    {"index"},
+    {"index", "mteb_tasks"},
     {"qdrant"},
     {"indexing"},
     {"search"},
