@@ -86,6 +86,28 @@ def test_a_reading_is_asked_for(reading, tmp_path):
     assert encoder.mteb_model_meta.experiment_kwargs == {"reading": reading}
 
 
+def test_a_real_model_and_its_export_through_sentence_transformers_score_alike(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+    from test_export import base_head
+
+    from cir_cot.sentence_form import write_sentence_form
+
+    circo(tmp_path / "data")
+    head = base_head(tmp_path / "base", projection=16)
+    expected = ours(head, "circo", tmp_path / "data", reading="fast")["default"]
+    found, _ = run(CirEncoder(head, reading="fast"), CircoVal(tmp_path / "data"))
+    same(found["default"], expected)
+    head.save(tmp_path / "out")
+    write_sentence_form(head, tmp_path / "out")
+    exported = SentenceTransformerEncoderWrapper(
+        sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    )
+    exported.mteb_model_meta = exported.mteb_model_meta.model_copy(update={"modalities": ["image", "text"]})
+    found, _ = run(exported, CircoVal(tmp_path / "data"))
+    same(found["default"], expected)
+
+
 def test_results_of_another_checkpoint_are_not_taken_from_the_cache(tmp_path):
     first, again, other = CirEncoder(Numbers(), "a/b"), CirEncoder(Numbers(), "a/b"), CirEncoder(Constant(), "a/b")
     assert first.mteb_model_meta.revision == again.mteb_model_meta.revision != other.mteb_model_meta.revision
