@@ -198,8 +198,9 @@ def cached_step(
                 if name in SIDES:
                     moved = (value.detach()[:count] - mine.detach()[start : start + count]).abs().sum()
                     drift = torch.maximum(drift, moved / max(count, 1))
-            if leaves and last and torch.is_tensor(out["temperature"]) and out["temperature"].requires_grad:
-                part = part + out["temperature"] * leaves["temperature"].grad
+            if leaves and torch.is_tensor(out["temperature"]) and out["temperature"].requires_grad:
+                # with every chunk: to a weight without gradient in the first one, ZeRO-3 adds that of the step before
+                part = part + out["temperature"] * (leaves["temperature"].grad if last else 0.0)
             backward(part, last)
         start += count
     _check_repeatable(drift.item())

@@ -1,7 +1,7 @@
 """Two processes compute what one computes on the whole batch: loss, gradients, whole trainings; really two processes.
 
 The processes run this very file under torchrun over gloo and leave what they found in a folder; the tests, in one
-process, compute the same on all rows and compare.
+process, compute the same on all rows and compare. DDP in the fast tests; ZeRO-2, ZeRO-3 and FSDP in the slow ones.
 """
 
 import importlib.util
@@ -9,21 +9,20 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import training
+import yaml
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
+from training import awake_head as head
 
 from cir_cot.backbone import load_backbone
-from cir_cot.gradcache import cached_step, cut, stretch
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.losses import gather_counts, gather_with_grad, info_nce
-from cir_cot.meter import supervised_tokens
-from cir_cot.resume import whole
 from cir_cot.tiny import write_tiny
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # 18 and 19 have the targets of 0 and 1, on the other process
@@ -35,19 +34,19 @@ DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 # Two micro-batches a step, so the last step of an epoch has as many rows as the others but for one.
 RUN = {"rows": 23, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-3, "warmup_steps": 0}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
+CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
+# Accumulated and at once, in chunks and not, adapters and all weights: each is another way through the trainer.
+SHARDED_WAYS = {"plain": {}, "cached": CHUNK["cached"], "at once": CHUNK["cached"] | {"gradient_accumulation_steps": 1},
+                "all weights": CHUNK["cached"] | {"lora": False}}  # fmt: skip
 LOGGED = ("loss", "lm_loss", "contrastive_loss", "in_batch_r1", "positive_similarity", "negative_similarity",
           "supervised_tokens", "grad_norm")  # fmt: skip
-
-
-def head():
-    return training.tiny_head(projection=16, learn_temperature=True)
 
 
 def nf4_head(folder: Path) -> CotRetriever:
     """A head on a 4-bit base with LoRA and the added token, as QLoRA trains it."""
     torch.manual_seed(0)
     backbone = load_backbone(folder, lora={"r": 4, "dropout": 0.0}, quantization="nf4")
-    return CotRetriever(backbone, str(folder), temperature=0.1)
+    return training.awaken(CotRetriever(backbone, str(folder), temperature=0.1))
 
 
 def batch(trainer, rows: tuple[int, ...]) -> dict:
@@ -91,71 +90,70 @@ def worker(out: Path) -> None:
         save_file(trained(resumed), out / "resumed.safetensors")
         (out / "facts.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()
-    os._exit(
-        0
-    )  # taking gloo's group apart at the interpreter's end can deadlock (torch 2.13: a join that holds the GIL)
+    os._exit(0)  # taking gloo's group apart at the interpreter's end can deadlock (torch 2.13: a join holds the GIL)
 
 
-def zero_worker(out: Path) -> None:
-    """ZeRO-2 and ZeRO-3 by their own engine: one cached step on unequal rows, then the head is saved."""
-    import deepspeed
+def sharding(kind: str) -> dict:
+    """Arguments that ask for ZeRO or FSDP as the shipped configurations do."""
+    if kind == "fsdp":
+        config = yaml.safe_load((CONFIGS / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
+        return {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+    config = json.loads((CONFIGS / "deepspeed" / f"{kind}.json").read_text())
+    if kind == "zero3":
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or weights so small stay whole
+    return {"deepspeed": config}
 
+
+def sharded_trainer(folder: Path, way: str, **options):
+    options = SHARDED_WAYS[way] | options
+    return training.trainer(folder, head(lora=options.pop("lora", True)), **RUN | SAVING | options)
+
+
+def held(kind: str, run) -> float:
+    """Share of what is sharded that this process holds: of the optimizer's weights (ZeRO-2), of all weights."""
+    weights = list(run.model.parameters())
+    if kind == "zero2":
+        mine = sum(value.numel() for group in run.optimizer.param_groups for value in group["params"])
+        return mine / sum(value.numel() for value in weights if value.requires_grad)
+    if kind == "zero3":
+        return sum(value.ds_tensor.numel() for value in weights) / sum(value.ds_numel for value in weights)
+    return sum(value.to_local().numel() for value in weights) / sum(value.numel() for value in weights)
+
+
+def sharded_worker(out: Path, kind: str) -> None:
+    """Whole trainings under ZeRO or FSDP, each resumed once; the first process writes the gathered weights."""
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", verbose=False)
-    rank = int(os.environ["RANK"])
-    for stage in (2, 3):
-        model = head()
-        weights = [value for value in model.parameters() if value.requires_grad]
-        config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage},
-                  "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-                  "gradient_clipping": 0.0}  # fmt: skip
-        engine = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(weights, lr=0.1), config=config)[0]
-        rows = training.CirDataset(training.records(23), training.Pictures())
-        share = model.collator()([rows[index, 0] for index in (ROWS[:3] if rank == 0 else ROWS[3:])])
-        with engine.coalesce_grad_reduction():
-            zero_step(engine, share)
-        engine.step()
-        full = engine._zero3_consolidated_16bit_state_dict() if stage == 3 else model.state_dict()
-        if rank == 0:
-            with whole(model, full if stage == 3 else None):
-                model.save(out / f"zero{stage}")
-            names = [name for name, value in model.named_parameters() if value.requires_grad]
-            save_file({name: full[name].clone() for name in names}, out / f"zero{stage}.safetensors")
+    if kind == "fsdp":
+        # accelerate wires FSDP to accelerators only. torch shards CPU tensors as well: so say that these are some.
+        PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+    else:
+        import deepspeed
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
+    facts = {}
+    for way in SHARDED_WAYS:
+        for name, start in ((way, None), (f"{way} resumed", str(out / way / "checkpoint-2"))):
+            if kind == "zero3":
+                unset_hf_deepspeed_config()  # of the run before: the next head would be built in parts
+            run = sharded_trainer(out / way, way, per_device_train_batch_size=2, **sharding(kind))
+            run.train(resume_from_checkpoint=start)
+            full = run.accelerator.get_state_dict(run.model_wrapped)
+            if run.args.process_index == 0:
+                save_file({key: full[key].clone() for key in trained(run)}, out / f"{name}.safetensors")
+            facts[name] = {"log": run.state.log_history, "world": run.args.world_size, "held": held(kind, run),
+                           "type": run.accelerator.distributed_type}  # fmt: skip
+    if int(os.environ["RANK"]) == 0:
+        (out / "facts.json").write_text(json.dumps(facts))
     torch.distributed.barrier()
     os._exit(0)
-
-
-def zero_step(engine, share: dict) -> None:
-    """Chain and retrieval of this process's rows, one row a chunk, weighed as CirTrainer does."""
-    device = torch.device("cpu")
-    tokens, counts = sum(gather_counts(supervised_tokens(share), device)), gather_counts(len(share["ids"]), device)
-    chunks = cut(share, 1)
-    chunks = stretch(chunks, max(gather_counts(len(chunks), device)))
-
-    def contrast(outputs: dict, ids: torch.Tensor) -> torch.Tensor:
-        start = sum(counts[: torch.distributed.get_rank()])
-        loss = info_nce(outputs["query"], gather_with_grad(outputs["target"]), start + torch.arange(len(ids)),
-                        outputs["temperature"], ids, gather_with_grad(ids))  # fmt: skip
-        return loss * 2 * len(ids) / 8
-
-    cached_step(
-        chunks,
-        lambda c, again: engine(query=c.batch["query"], target=c.batch["target"],
-                                labels=c.batch["labels"] if again else None),
-        contrast,
-        lambda out, c: out["aux"]["lm"] * (2 * supervised_tokens(c.batch) * c.weighs / tokens),
-        lambda loss, last: engine.backward(loss),
-        nullcontext,
-        device,
-    )  # fmt: skip
 
 
 def launch(out: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, __file__, str(out), *arguments], capture_output=True, text=True, env=environment, timeout=600
+        [*command, __file__, str(out), *arguments], capture_output=True, text=True, env=environment, timeout=1800
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -204,25 +202,43 @@ def test_a_4_bit_base_too(two, facts, way, tmp_path):
     assert_one_process_agrees(two, facts, f"nf4 unequal {way}", one)
 
 
+SHARDED = [
+    pytest.param(kind, marks=pytest.mark.skipif(kind != "fsdp" and not DEEPSPEED, reason="needs cir-cot[deepspeed]"))
+    for kind in ("zero2", "zero3", "fsdp")
+]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not DEEPSPEED, reason="needs DeepSpeed: pip install 'cir-cot[deepspeed]'")
-def test_zero_trains_as_one_process_and_saves_exactly(tmp_path):
-    launch(tmp_path, "zero")
-    one = training.trainer(tmp_path / "one", head(), **RUN)
-    before = {name: value.clone() for name, value in trained(one).items()}
-    optimizer = torch.optim.SGD([value for value in one.model.parameters() if value.requires_grad], lr=0.1)
-    one.model.train()
-    one.compute_loss(one.model, batch(one, ROWS)).backward()
-    optimizer.step()
-    for stage in (2, 3):
-        found, again = load_file(tmp_path / f"zero{stage}.safetensors"), head()
-        again.load_weights(tmp_path / f"zero{stage}")
+@pytest.mark.parametrize("kind", SHARDED)
+def test_sharded_trainings_are_those_of_one_process_and_save_exactly(kind, tmp_path):
+    launch(tmp_path, kind)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    for way in SHARDED_WAYS:
+        found, log = load_file(tmp_path / f"{way}.safetensors"), facts[way]["log"]
+        assert (facts[way]["world"], facts[way]["type"]) == (2, "FSDP" if kind == "fsdp" else "DEEPSPEED")
+        assert 0.4 < facts[way]["held"] < 0.6
+        one = sharded_trainer(tmp_path / "one" / way, way, per_device_train_batch_size=4, save_strategy="no")
+        before = {name: value.clone() for name, value in trained(one).items()}
+        one.train()
+        assert_same_log(log, one.state)
         assert found.keys() == before.keys()
+        again = sharded_trainer(tmp_path, way).model
+        again.load_weights(tmp_path / way / f"checkpoint-{one.state.max_steps}")
         for name, value in again.named_parameters():
             if value.requires_grad:
                 assert torch.equal(value, found[name]), name
                 assert not torch.equal(value, before[name]), name
-                torch.testing.assert_close(value, trained(one)[name], atol=2e-5, rtol=1e-3)
+                torch.testing.assert_close(value, trained(one)[name], atol=1e-5, rtol=1e-4)
+        assert any("trainable_tokens" in name for name in found) or way == "all weights"
+        resumed = load_file(tmp_path / f"{way} resumed.safetensors")
+        assert [name for name, value in found.items() if not torch.equal(value, resumed[name])] == []
+
+
+def assert_same_log(theirs: list[dict], state) -> None:
+    for name in LOGGED:
+        ours = [entry[name] for entry in state.log_history if name in entry]
+        assert len(ours) == state.max_steps
+        assert [entry[name] for entry in theirs if name in entry] == pytest.approx(ours, abs=1e-5, rel=1e-4), name
 
 
 def test_the_batch_is_one_that_could_go_wrong(tmp_path):
@@ -238,11 +254,8 @@ def test_the_batch_is_one_that_could_go_wrong(tmp_path):
 def test_a_whole_training_is_that_of_one_process_with_twice_the_batch(two, facts, tmp_path):
     one = training.trainer(tmp_path, head(), per_device_train_batch_size=4, **RUN)
     one.train()
-    for name in LOGGED:
-        ours = [entry[name] for entry in one.state.log_history if name in entry]
-        theirs = [entry[name] for entry in facts["log"] if name in entry]
-        assert len(ours) == 6
-        assert theirs == pytest.approx(ours, abs=1e-5, rel=1e-4)
+    assert_same_log(facts["log"], one.state)
+    assert one.state.max_steps == 6
     for name, value in load_file(two / "run.safetensors").items():
         torch.testing.assert_close(value, trained(one)[name], atol=1e-5, rtol=1e-4)
 
@@ -255,4 +268,5 @@ def test_two_processes_resume_to_the_very_same_bits(two, facts):
 
 
 if __name__ == "__main__":
-    (zero_worker if sys.argv[2:] == ["zero"] else worker)(Path(sys.argv[1]))
+    place, kinds = Path(sys.argv[1]), sys.argv[2:]
+    sharded_worker(place, *kinds) if kinds else worker(place)
