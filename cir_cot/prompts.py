@@ -20,7 +20,9 @@ COMPOSE = "Represent this picture after the modification: {text}"  # a query of 
 # What the tiny base is taught before it ever sees a chain (train/tiny_base.py).
 DESCRIBE = "Describe this picture."
 SELECT = "Which objects of this picture are meant by: {text}"
+DESCRIBE_SELECT = "Describe this picture, then say which objects are meant by: {text}"
 APPLY = "Describe this picture after the modification: {text}"
+REVISE = "Describe this picture after these notes: {text}"
 
 # What a teacher is asked (data_gen/annotate.py): {text} is the modification.
 ANNOTATOR = (

@@ -138,16 +138,20 @@ def random_edit(
 
 def chain(scene: Scene, edit: Edit) -> Cot:
     """Write the true chain: the scene, which of its objects the selector means and what becomes of them, the target."""
-    steps = [edit.action]
-    if edit.selector:
-        steps = [f"meant by: {edit.selector}", *verdicts(scene, edit.meant), edit.action]
-    return Cot(caption=scene_text(scene), reasoning="; ".join(steps), conclusion=scene_text(edit.result))
+    return Cot(caption=scene_text(scene), reasoning=notes(scene, edit), conclusion=scene_text(edit.result))
 
 
-def verdicts(scene: Scene, meant: Sequence[bool]) -> list[str]:
-    """Say of each object of a scene, in reading order, whether it is meant."""
+def notes(scene: Scene, edit: Edit) -> str:
+    """Say which objects of a scene an edit's selector means, and what becomes of them."""
+    meant = verdicts(scene, edit.selector, edit.meant) if edit.selector else []
+    return "; ".join([*meant, edit.action])
+
+
+def verdicts(scene: Scene, selector: str, meant: Sequence[bool]) -> list[str]:
+    """Restate a selector, then say of each object of a scene, in reading order, whether it is meant."""
     names = [object_text(slot, thing) for slot, thing in enumerate(scene) if thing]
-    return [f"{name}: {'yes' if yes else 'no'}" for name, yes in zip(names, meant, strict=True)]
+    answers = [f"{name}: {'yes' if yes else 'no'}" for name, yes in zip(names, meant, strict=True)]
+    return [f"meant by: {selector}", *answers]
 
 
 def _random_object(rng: random.Random, palette: dict) -> Object:

@@ -34,7 +34,7 @@ SIZES = {"hidden": 192, "layers": 6, "heads": 6, "kv_heads": 3, "intermediate": 
 WORDS, KNOWN = (3, 6, 9), 0.85  # most objects of a scene; share of scenes with every verdict right
 BETAS, WARM_UP, FLOOR = (0.9, 0.98), 100, 0.03
 
-YES, NO = " yes", " no"
+BY, END, YES, NO = " by", ";", " yes", " no"
 ATTRIBUTES = ("slot", "size", "colour", "shape")
 EVEN = (1.0, 1.0, 1.0, 1.0)  # how often a selector names nothing but its slot, size, colour, shape
 LEAST, EVERY = 0.05, 25  # what is learned still comes now and then; selectors are looked at every 25 steps
@@ -75,25 +75,41 @@ def select(
     subsets: float = 0.4,
     most: int = 9,
 ) -> tuple[scenes.Scene, str, str]:
-    """Return (scene, prompt, answer): for every object of a scene, whether a selector means it."""
+    """Return (scene, prompt, answer): for every object of a scene, whether a selector means it.
+
+    Half of the answers describe the scene first, as many an instruction asks: what was said before must not distract.
+    """
     scene = draw_scene(rng, test, most // 2, most)
     pick = draw_pick(rng, scene, alone, subsets)
     meant = [scenes.matches(pick, slot, thing) for slot, thing in enumerate(scene) if thing]
-    answer = "; ".join(scenes.verdicts(scene, meant))
-    return scene, prompts.SELECT.replace("{text}", scenes.selector_text(pick)), answer
+    selector, first = scenes.selector_text(pick), rng.random() < 0.5
+    answer = "; ".join([scenes.scene_text(scene)] * first + scenes.verdicts(scene, selector, meant))
+    return scene, (prompts.DESCRIBE_SELECT if first else prompts.SELECT).replace("{text}", selector), answer
 
 
-def apply(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, str, str]:
-    """Return (scene, prompt, answer): the scene after a random edit, in words."""
+def draw_edit(rng: random.Random, test: bool, alone: Sequence[float]) -> tuple[scenes.Scene, scenes.Edit]:
+    """Return a scene and an edit of it, both scenes of one side of the train/test hash."""
     while True:
         scene = draw_scene(rng, test)
         pick = draw_pick(rng, scene, alone)
         edit = scenes.random_edit(rng, scene, scenes.PALETTES["all"], rng.choice(scenes.KINDS), pick)
         if edit and scenes.is_test_scene(edit.result) == test:
-            return scene, prompts.APPLY.replace("{text}", edit.text), scenes.scene_text(edit.result)
+            return scene, edit
 
 
-TASKS = {"describe": describe, "select": select, "apply": apply}
+def apply(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, str, str]:
+    """Return (scene, prompt, answer): the scene after a random edit, in words."""
+    scene, edit = draw_edit(rng, test, alone)
+    return scene, prompts.APPLY.replace("{text}", edit.text), scenes.scene_text(edit.result)
+
+
+def revise(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, str, str]:
+    """Return (scene, prompt, answer): the scene after an edit whose objects are named one by one, in words."""
+    scene, edit = draw_edit(rng, test, alone)
+    return scene, prompts.REVISE.replace("{text}", scenes.notes(scene, edit)), scenes.scene_text(edit.result)
+
+
+TASKS = {"describe": describe, "select": select, "apply": apply, "revise": revise}
 
 
 def corpus() -> list[str]:
@@ -110,13 +126,17 @@ def corpus() -> list[str]:
 
 
 def encode(encoder: ChatEncoder, drawn: Sequence, rng: random.Random, verdicts: bool, pictures: bool = True):
-    """Return model inputs and labels (B, T) of (scene, prompt, answer); supervised is the answer or its verdicts."""
+    """Return model inputs and labels (B, T) of (scene, prompt, answer); supervised is the answer, or its verdicts and
+    the selector they are about.
+    """
     images = [scenes.render(scene, rng) for scene, _, _ in drawn]
     answers = [[*ids, encoder.tokenizer.eos_token_id] for ids in encoder.plain_ids([answer for *_, answer in drawn])]
     inputs, labels = encoder(images, [prompt for _, prompt, _ in drawn], answers)
     if verdicts:
-        words = torch.tensor([ids[0] for ids in encoder.plain_ids([YES, NO])])
-        labels[~torch.isin(labels, words)] = IGNORE
+        by, end, yes, no = (torch.tensor(ids) for ids in encoder.plain_ids([BY, END, YES, NO]))
+        begun = (labels == by[0]).cumsum(dim=1) > 0
+        selector = begun & (begun & (labels == end[0])).cumsum(dim=1).eq(0)
+        labels[~(selector | torch.isin(labels, torch.stack([yes[0], no[0]])))] = IGNORE
     return (inputs, labels) if pictures else without_pictures(inputs, labels, encoder)
 
 
