@@ -169,7 +169,7 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
     name, reading = ROWS[row]
     folder = train(out, name, seed, args.minutes)
     retriever = load_retriever(folder)
-    found = {"row": row, "seed": seed, "minutes": round(minutes_of(out, name, seed), 2)}
+    found = {"row": row, "seed": seed, "git": git_state(), "minutes": round(minutes_of(out, name, seed), 2)}
     found["parameters"] = sum(parameter.numel() for parameter in retriever.parameters())
     for split in SPLITS:
         (benchmark,) = load_benchmark("folder", out / "scenes", split)
@@ -252,8 +252,7 @@ def prepare(args: argparse.Namespace) -> dict:
             if begun.get(name) != value:
                 raise InputError(f"{args.out}: begun with {name} {begun.get(name)}, not {value}; use another --out")
         return begun
-    scenes = {"references": args.references, "test_references": args.test_references}
-    write_scenes(args.out / "scenes", seed=0, **scenes)
+    write_scenes(args.out / "scenes", 0, args.references, test_references=args.test_references)
     (benchmark,) = load_benchmark("folder", args.out / "scenes", "train")
     write_tiny_clip(args.out / "tiny_clip", corpus=[record.text for record in benchmark.records], **CLIP)
     settings |= {"clip": CLIP, "git": git_state(), "versions": package_versions()}
