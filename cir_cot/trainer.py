@@ -247,6 +247,8 @@ class CirTrainer(Trainer):
             resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             check_resumable(Path(resume_from_checkpoint), self._order())
+            if self.is_fsdp_enabled:
+                self.model.load_weights(resume_from_checkpoint)
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / SAVING, ignore_errors=True)  # of a run that died while saving
         self.meter = Meter(self.args.device)
@@ -265,9 +267,8 @@ class CirTrainer(Trainer):
                 head.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:  # which shares out the whole weights that it saved beside the head's
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        return self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
+        if not self.is_fsdp_enabled:  # there `train` has loaded them, before they are shared out
+            self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 
     def _get_output_dir(self, trial) -> str:
         return str(Path(self.args.output_dir) / SAVING)  # where _save_checkpoint writes
