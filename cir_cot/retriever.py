@@ -9,7 +9,7 @@ from typing import Protocol
 import safetensors.torch
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .prompts import PROMPTS_VERSION
@@ -55,7 +55,26 @@ class Retriever(Protocol):
         ...
 
 
-def save_retriever(head, folder: str | Path) -> None:
+class Head(nn.Module):
+    """What every head has in common: it works in batches, and is saved and filled again like a checkpoint."""
+
+    batch_size = 64
+
+    def batches(self, count: int) -> list[slice]:
+        """Cut `count` rows into slices of `batch_size`."""
+        return [slice(at, at + self.batch_size) for at in range(0, count, self.batch_size)]
+
+    def save(self, folder: str | Path) -> None:
+        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
+        save_retriever(self, folder)
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Take the weights of a saved folder of the same settings, e.g. to resume."""
+        self.backbone.load_weights(folder)
+        load_head_weights(self, folder)
+
+
+def save_retriever(head: Head, folder: str | Path) -> None:
     """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, card, retriever.json last.
 
     Of a frozen backbone nothing is written but its name.

@@ -10,12 +10,12 @@ from typing import Self
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cir_cot.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.collate import Row, image_number
-from cir_cot.retriever import QueryOutput, concatenate, load_head_weights, save_retriever
+from cir_cot.retriever import Head, QueryOutput, concatenate, load_head_weights
 
 
 class ClipCollator:
@@ -43,7 +43,7 @@ class ClipCollator:
         }
 
 
-class ClipRetriever(nn.Module):
+class ClipRetriever(Head):
     """Sum of CLIP features; embeddings are (B, D), float32 and unit. `base` names the encoder's checkpoint."""
 
     kind = "clip"
@@ -82,14 +82,14 @@ class ClipRetriever(nn.Module):
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N pictures -> (N, D)."""
-        parts = [self.backbone.encode_images(images[rows]) for rows in self._batches(len(images))]
+        parts = [self.backbone.encode_images(images[rows]) for rows in self.batches(len(images))]
         return _unit(torch.cat([torch.zeros(0, self.dim), *parts]))
 
     @torch.no_grad()
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
         """Encode B composed queries; `explain` says what each was made of."""
         parts = []
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             image = self.backbone.images(self.backbone.inputs.pictures(images[rows]))
             combined, report = self.combine(image, self.backbone.texts(self.backbone.inputs.texts(texts[rows])))
             explanations, choices = self.explain(report, len(combined))
@@ -99,18 +99,6 @@ class ClipRetriever(nn.Module):
     def explain(self, report: dict, rows: int) -> tuple[list[str], list[dict[str, float]]]:
         """Put in words what `combine` did for each of B rows -> (explanations, choices)."""
         return [""] * rows, []
-
-    def _batches(self, count: int) -> list[slice]:
-        return [slice(at, at + self.batch_size) for at in range(0, count, self.batch_size)]
-
-    def save(self, folder: str | Path) -> None:
-        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
-        save_retriever(self, folder)
-
-    def load_weights(self, folder: str | Path) -> None:
-        """Take the weights of a saved folder of the same settings, e.g. to resume."""
-        self.backbone.load_weights(folder)
-        load_head_weights(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, facts: dict, device: str | None = None, dtype: str = "float32") -> Self:

@@ -111,7 +111,7 @@ class CotRetriever(QwenHead):
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N pictures -> (N, D)."""
         inputs, parts = self._target_inputs(), [torch.zeros(0, self.dim)]
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             parts.append(self._target(self._to_device(inputs(images[rows]))).cpu())
         return torch.cat(parts)
 
@@ -122,7 +122,7 @@ class CotRetriever(QwenHead):
         """
         reading = self._known(reading)
         parts = []
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             asked = images[rows], texts[rows]
             if reading == "fast":
                 parts.append(self._read(*asked, [""] * len(asked[0])))
@@ -152,7 +152,7 @@ class CotRetriever(QwenHead):
     def embed_with(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]) -> QueryOutput:
         """Encode B composed queries with given chains: an oracle's, or ones that a person has corrected."""
         written, parts = [cot_to_text(chain) for chain in chains], []
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             parts.append(self._read(images[rows], texts[rows], written[rows]))
         return concatenate(parts, self.dim)
 
@@ -194,7 +194,7 @@ class CotRetriever(QwenHead):
         """
         encoder, parts = self.encoder("left"), [torch.zeros(0)]
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             inputs = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))[0]
             parts.append(self._sureness(self.backbone(self._to_device(inputs))[:, -1], start).cpu())
         return torch.cat(parts)

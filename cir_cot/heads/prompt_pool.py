@@ -167,7 +167,7 @@ class PromptPoolRetriever(QwenHead):
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N pictures -> (N, D)."""
         encoder, parts = self.encoder(), [torch.zeros(0, self.dim)]
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             parts.append(self.choose_and_read(self._to_device(encoder.target(images[rows])), "target")[0].cpu())
         return torch.cat(parts)
 
@@ -175,7 +175,7 @@ class PromptPoolRetriever(QwenHead):
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
         """Encode B composed queries; explanations name the chosen prompts with their scores, best first."""
         encoder, parts = self.encoder(), []
-        for rows in self._batches(len(images)):
+        for rows in self.batches(len(images)):
             inputs = compose(encoder, images[rows], texts[rows])
             vectors, choice = self.choose_and_read(self._to_device(inputs), "query")
             words, shares = self._say(choice) if self.pool else ([""] * len(vectors), [])

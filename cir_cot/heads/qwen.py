@@ -1,7 +1,7 @@
 """What the heads on a Qwen-VL share: a vector read from its hidden states, and how a head is saved and loaded."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from cir_cot.backbone import Backbone, load_backbone
 from cir_cot.records import InputError
-from cir_cot.retriever import load_head_weights, save_retriever
+from cir_cot.retriever import Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
 COLDEST, WARMEST = 0.01, 1.0  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
 
 
-class QwenHead(nn.Module):
+class QwenHead(Head):
     """A backbone and a readout: the hidden state at the retrieval token -> embeddings (B, D), float32 and unit.
 
     `base` names the checkpoint the backbone was loaded from. `projection` is D of a linear map, None = the hidden
@@ -39,7 +39,7 @@ class QwenHead(nn.Module):
         if not COLDEST <= temperature <= WARMEST:
             raise InputError(f"temperature {temperature} is outside {COLDEST} .. {WARMEST}")
         self.backbone, self.base, self.readout, self.projection = backbone, base, readout, projection
-        self.learn_temperature, self.batch_size = learn_temperature, 64
+        self.learn_temperature = learn_temperature
         self.project = nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
         # (1,): DeepSpeed cannot broadcast a parameter without dimensions
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]), requires_grad=learn_temperature)
@@ -71,21 +71,8 @@ class QwenHead(nn.Module):
             hidden = self.project(hidden.to(self.project.weight.dtype))
         return functional.normalize(hidden.float(), dim=-1)
 
-    def _batches(self, count: int) -> Iterator[slice]:
-        """Cut `count` rows into slices of `batch_size`."""
-        return (slice(at, at + self.batch_size) for at in range(0, count, self.batch_size))
-
     def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.backbone.device) for name, value in inputs.items()}
-
-    def save(self, folder: str | Path) -> None:
-        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
-        save_retriever(self, folder)
-
-    def load_weights(self, folder: str | Path) -> None:
-        """Take the weights of a saved folder of the same settings, e.g. to resume."""
-        self.backbone.load_weights(folder)
-        load_head_weights(self, folder)
 
     @classmethod
     def resume(cls, folder: str | Path, facts: dict, trainable: bool, settings: dict, **options) -> Self:
