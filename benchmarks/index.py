@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         started = time.perf_counter()
         index = make(vectors, args.kind)
         ours["approximate"] = {"kind": args.kind, "vectors": args.many, "built_seconds": time.perf_counter() - started}
-        for probes in (1, 4, 16, 64):
+        for probes in (1, 4, 16, 64, 256):
             index.tune(f"nprobe={probes}" if "IVF" in args.kind else f"efSearch={16 * probes}")
             started = time.perf_counter()
             found = names(index.search(queries, 10))
