@@ -126,9 +126,7 @@ def corpus() -> list[str]:
 
 
 def encode(encoder: ChatEncoder, drawn: Sequence, rng: random.Random, verdicts: bool, pictures: bool = True):
-    """Return model inputs and labels (B, T) of (scene, prompt, answer); supervised is the answer, or its verdicts and
-    the selector they are about.
-    """
+    """Return model inputs and labels (B, T) of (scene, prompt, answer): all of it, or its selector and verdicts."""
     images = [scenes.render(scene, rng) for scene, _, _ in drawn]
     answers = [[*ids, encoder.tokenizer.eos_token_id] for ids in encoder.plain_ids([answer for *_, answer in drawn])]
     inputs, labels = encoder(images, [prompt for _, prompt, _ in drawn], answers)
@@ -270,10 +268,8 @@ def main(argv: Sequence[str]) -> int:
         model, processor = load_model(args.init, dtype=torch.float32), load_processor(args.init)
     else:
         tokenizer = tiny_tokenizer(corpus(), 512)
-        model, processor = (
-            tiny_model("qwen2_5_vl", tokenizer, args.seed, **SIZES),
-            tiny_processor("qwen2_5_vl", tokenizer),
-        )
+        model = tiny_model("qwen2_5_vl", tokenizer, args.seed, **SIZES)
+        processor = tiny_processor("qwen2_5_vl", tokenizer)
     model = model.to(args.device).train()
     model.set_attn_implementation("eager")
     encoder = ChatEncoder(processor, ret_id=-1)  # no retrieval token: the base knows no retrieval
