@@ -30,9 +30,9 @@ INDEX ?= runs/demo
 SCENES := runs/quickstart/scenes
 demo: $(STAMP)
 	test -f $(MODEL)/retriever.json || $(MAKE) quickstart
-	$(BIN)/cir-cot index --model $(MODEL) --out $(INDEX) \
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot index --model $(MODEL) --out $(INDEX) \
 	  $(if $(IMAGES),--images $(IMAGES),--images $(SCENES)/images --gallery $(SCENES)/gallery.iid.txt)
-	$(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest
