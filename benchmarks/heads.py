@@ -128,16 +128,8 @@ def train(out: Path, name: str, seed: int, budget: float) -> Path:
     bases = {"qwen": "cir-cot/tiny-base", "clip": str(out / "tiny_clip")}
     start = bases.get(stage.start) or str(train(out, stage.start, seed, budget))
     shared = {"out": out, "sum": train(out, "sum", seed, budget) if "{sum}" in stage.options else ""}
-    words = [
-        stage.command,
-        *stage.options.format(**shared).split(),
-        "--model",
-        start,
-        "--root",
-        str(out / "scenes"),
-        "--seed",
-        str(seed),
-    ]
+    words = [stage.command, *stage.options.format(**shared).split(), "--model", start]
+    words += ["--root", str(out / "scenes"), "--seed", str(seed)]
     words += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
     timed = call(words, folder.with_suffix(".timed"), TIMED)
     rate = timed["train_runtime"] / TIMED

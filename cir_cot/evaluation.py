@@ -12,7 +12,6 @@ import gzip
 import json
 import os
 import random
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from .protocols import Benchmark, label, mean_of_categories, score_rankings
 from .provenance import git_state, package_versions
 from .ranking import rank
 from .readings import ChainReader, Encode, reader
-from .records import InputError, Record, write_text_atomic
+from .records import InputError, Record, write_bytes_atomic, write_text_atomic
 from .retriever import QueryOutput, Retriever, concatenate
 
 
@@ -287,13 +286,5 @@ def summary(results: Sequence[Result]) -> dict:
 
 
 def write_gzip(path: Path, content: dict) -> None:
-    """Write JSON, compressed, so that a reader sees the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(gzip.compress(json.dumps(content).encode(), mtime=0))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write JSON, compressed, the same bytes for the same content."""
+    write_bytes_atomic(path, gzip.compress(json.dumps(content).encode(), mtime=0))

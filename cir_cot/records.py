@@ -165,11 +165,16 @@ def parse_json(raw: bytes | str, where: str) -> object:
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write UTF-8 text so that a reader sees the old file or the whole new one, even after a crash."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write bytes so that a reader sees the old file or the whole new one, even after a crash."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -1,4 +1,4 @@
-"""From nothing to a measured retriever: scenes -> LoRA on the tiny base -> evaluation on iid and novel -> a report.
+"""From nothing to a measured retriever: scenes -> the tiny base trained -> evaluation on iid and novel -> a report.
 
 What a user does on Qwen2.5-VL-7B, small enough for two CPU cores: the same commands, recipe, head and protocol. Beside
 the chain retriever the same network is trained without chains for about the same time, so that the chain's worth shows.

@@ -69,11 +69,7 @@ def describe(rng: random.Random, test: bool = False, alone: Sequence[float] = EV
 
 
 def select(
-    rng: random.Random,
-    test: bool = False,
-    alone: Sequence[float] = EVEN,
-    subsets: float = 0.4,
-    most: int = 9,
+    rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN, subsets: float = 0.4, most: int = 9
 ) -> tuple[scenes.Scene, str, str]:
     """Return (scene, prompt, answer): for every object of a scene, whether a selector means it.
 
