@@ -8,6 +8,7 @@ embedding, and in the output head too, whether the two are tied (one row) or not
 Letters: B batch, T tokens, H hidden, V vocabulary.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         self.hidden_size = self.config.get_text_config().hidden_size
         self.image_token_id = self.config.image_token_id
         self.merge_size = self.config.vision_config.spatial_merge_size
+        self.cache_argument = cache_argument(self.plain.model.forward)
 
     @property
     def config(self) -> transformers.PretrainedConfig:
@@ -89,7 +91,11 @@ class Backbone(nn.Module):
             positions = self.positions(inputs)
         with self._edited(edit):
             outputs = self.plain.model(
-                **inputs, position_ids=positions, past_key_values=cache, use_cache=cache is not None, return_dict=True
+                **inputs,
+                **{self.cache_argument: cache},
+                position_ids=positions,
+                use_cache=cache is not None,
+                return_dict=True,
             )
         return outputs.last_hidden_state
 
@@ -250,6 +256,11 @@ def linear_layers(model_type: str) -> tuple[str, ...]:
             f"supported are {', '.join(known)}"
         )
     return LINEAR[model_type]
+
+
+def cache_argument(forward: Callable) -> str:
+    """Name the argument that takes the key-value cache: transformers renamed it in 5.24 and warns at the old name."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @torch.no_grad()

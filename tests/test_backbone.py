@@ -1,5 +1,7 @@
 """The backbone on tiny models: padding, cache, adapters, the retrieval token's row, and what is refused."""
 
+import functools
+import inspect
 import json
 import os
 import sys
@@ -15,7 +17,7 @@ import peft
 import transformers
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-from cir_cot.backbone import Backbone, linear_layers, load_backbone
+from cir_cot.backbone import Backbone, cache_argument, linear_layers, load_backbone
 from cir_cot.prompts import RET
 from cir_cot.records import InputError
 from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
@@ -154,6 +156,20 @@ def test_logits_are_those_of_transformers(model_type, tie):
     inputs = encode(backbone)
     expected = backbone.model(**inputs).logits
     torch.testing.assert_close(backbone.logits(backbone(inputs)), expected, rtol=0, atol=1e-5)
+
+
+def test_the_cache_is_passed_under_the_name_that_the_forward_has():
+    def old(input_ids, past_key_values=None, **kwargs):
+        """Forward up to transformers 5.23."""
+
+    def new(input_ids, cache=None, **kwargs):
+        """Forward since transformers 5.24."""
+
+    assert cache_argument(old) == "past_key_values"
+    assert cache_argument(new) == "cache"
+    assert cache_argument(functools.wraps(new)(lambda *args, **kwargs: None)) == "cache"  # decorated, as theirs is
+    backbone = build()
+    assert backbone.cache_argument in inspect.signature(type(backbone.plain.model).forward).parameters
 
 
 # The retrieval token
