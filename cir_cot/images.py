@@ -1,7 +1,8 @@
 """Pictures by image id, below one folder: hostile, broken and oddly coded files end in one clear InputError.
 
 What is guaranteed: no file outside the folder is opened (ids are checked, links are followed before the check),
-no file is decoded before its size in bytes and pixels is known, and a picture is either whole or refused.
+no file is decoded before its size in bytes and pixels is known, and a picture is either whole, of a shape that every
+model takes, or refused.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
 MAX_BYTES = 2**26
+MAX_RATIO = 200  # longer side to shorter one: the processors of Qwen-VL raise on more
 # what Pillow's decoders and EXIF reader raise on broken data
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError)
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -109,12 +111,17 @@ class ImageStore:
 
 
 def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Bytes of a JPEG, PNG, WebP or GIF -> upright RGB picture; truncated, corrupt or huge ones are refused."""
+    """Decode bytes of a JPEG, PNG, WebP or GIF -> upright RGB; truncated, corrupt, huge and thin ones are refused."""
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it")
+            if max(width, height) > MAX_RATIO * min(width, height) > 0:
+                raise InputError(
+                    f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the other, which no "
+                    "Qwen-VL model takes; crop or pad it"
+                )
             picture.load()
             return to_rgb(ImageOps.exif_transpose(picture))
     except BOMBS as error:

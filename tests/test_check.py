@@ -161,6 +161,14 @@ def test_faults_of_pictures_and_the_effective_gallery(own, capsys):
     assert examples["duplicate_image"] == "val0 = val3"
 
 
+def test_a_picture_too_long_for_its_width_is_a_fault(own, capsys):
+    Image.new("RGB", (4000, 3)).save(own / "images" / "val1.png")
+    code, errors, _, report = checked(capsys, own)
+    assert (code, errors) == (1, {"corrupt_image": 1})
+    assert "val1.png: 4000 x 3 pixels" in report["errors"][0]["examples"][0]
+    assert report["parts"]["folder val"]["effective_gallery"] == 3
+
+
 def test_pictures_that_lead_out_of_the_folder_are_faults(own, capsys, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "images").mkdir()

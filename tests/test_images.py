@@ -144,6 +144,33 @@ def test_too_many_pixels_are_refused_before_decoding(folder, width, height):
             ImageStore(folder).load("x")
 
 
+def test_the_exact_number_of_pixels_is_allowed(folder):
+    Image.new("RGB", (5, 4)).save(folder / "x.png")
+    assert ImageStore(folder, max_pixels=20).load("x").size == (5, 4)
+    with pytest.raises(InputError, match=r"x\.png: 5 x 4 pixels, more than the 19 allowed"):
+        ImageStore(folder, max_pixels=19).load("x")
+
+
+@pytest.mark.parametrize("size", [(4000, 3), (3000, 10), (10, 3000), (201, 1), (1, 201)])
+def test_a_picture_that_is_too_long_for_its_width_is_refused_by_name(folder, size):
+    Image.new("RGB", size).save(folder / "x.png")
+    with pytest.raises(InputError, match=rf"x\.png: {size[0]} x {size[1]} pixels, .* crop or pad it") as error:
+        ImageStore(folder).load("x")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(200, 1), (1, 200), (2000, 10)])
+def test_the_longest_pictures_that_the_models_take_are_let_pass(folder, size):
+    import cir_cot._torchvision  # noqa: F401  # isort: skip
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    Image.new("RGB", size).save(folder / "x.png")
+    assert ImageStore(folder).load("x").size == size
+    assert smart_resize(*size)
+    with pytest.raises(ValueError, match="aspect ratio must be smaller than 200"):
+        smart_resize(201, 1)
+
+
 def test_too_many_bytes_are_refused(folder):
     Image.effect_noise((64, 64), 90).save(folder / "x.png")
     size = (folder / "x.png").stat().st_size
@@ -229,7 +256,7 @@ def test_boxes_are_cut_as_genecis_cuts_them():
 
 
 @pytest.mark.parametrize(
-    ("size", "box"), [((8, 4), (20, 0, 5, 5)), ((8, 4), (3, 3, 0.1, 9)), ((9000, 1), (0, 0, 9000, 1))]
+    ("size", "box"), [((8, 4), (20, 0, 5, 5)), ((8, 4), (3, 3, 0.1, 9)), ((9000, 60), (0, 0, 9000, 60))]
 )
 def test_boxes_that_cannot_be_cut_are_refused(folder, size, box):
     Image.new("RGB", size).save(folder / "a.png")
