@@ -5,7 +5,6 @@ moment and started again loses only the rows it was working on, and writes none 
 leaves whole lines behind. Lines are written at once and forced to the disk in groups (`sync`).
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from .images import ImageStore
 from .records import InputError, Record, parse_json, read_json, record_from_dict, record_to_dict, write_text_atomic
 from .spending import Budget
+from .storage import acquire
 
 COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")  # carried on from run to run
 LONGEST = 2**22  # bytes: more than any line
@@ -242,12 +242,7 @@ def left(out: Path, tasks: Sequence[Task]) -> list[Task]:
 
 def lock(path: Path, out: Path, settings: Mapping) -> int:
     """The descriptor of the locked file, which holds the job's settings; InputError for another job's."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise InputError(f"{out}: another job is writing it; wait for its end or give another --out") from error
+    handle = acquire(path, out)
     wanted = json.dumps(settings, sort_keys=True)
     held = path.read_text(encoding="utf-8", errors="replace")
     poison = out.with_name(f"{out.name}.{FILES[0]}")

@@ -363,7 +363,7 @@ def test_a_whole_last_line_without_its_end_is_kept(data, tmp_path):
 def test_two_jobs_on_one_output_refuse_each_other(data, tmp_path, capsys):
     out = tmp_path / "chains.jsonl"
     job = Job(out, {}, Budget())
-    assert "another job is writing it" in refusal(capsys, command(data, out, "http://localhost:1/v1"))
+    assert "another process is writing it" in refusal(capsys, command(data, out, "http://localhost:1/v1"))
     job.close()
     Job(out, {}, Budget()).close()
 

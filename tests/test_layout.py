@@ -22,7 +22,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # lives beside HEADS and not in retriever.py, which would then import upward.
 ORDER = (
     {"records", "_torchvision"},
-    {"prompts", "metrics", "provenance"},
+    {"prompts", "metrics", "provenance", "storage"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
     {"meter", "published", "resume", "token_loss"},
     {"chain_report", "layouts", "protocols", "budget", "vision_cache", "teacher", "spending"},
