@@ -24,7 +24,8 @@ def token_loss(
     def part(states: Tensor, words: Tensor) -> Tensor:
         return functional.cross_entropy(logits(states).float(), words, reduction="sum")
 
-    count = max(gather_counts(max(1, -(-len(wanted) * vocabulary // tile)), hidden.device))
+    rows = max(1, tile // vocabulary)  # of a tile: at least one, however small the tile
+    count = max(gather_counts(max(1, -(-len(wanted) // rows)), hidden.device))
     if count == 1:
         return part(hidden, wanted) / max(len(wanted), 1)
     tiles = zip(hidden.tensor_split(count), wanted.tensor_split(count), strict=True)

@@ -28,6 +28,20 @@ def test_tiles_change_neither_loss_nor_gradients(tile):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("tile", "most", "calls"), [(1, 1, 64), (7 * WORDS, 7, 10), (8 * WORDS - 1, 7, 10)])
+def test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one(tile, most, calls):
+    sizes = []
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        return states @ torch.zeros(WIDTH, WORDS)
+
+    token_loss(logits, torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, dtype=torch.long), WORDS, tile)
+    assert sum(sizes) == ROWS
+    assert max(sizes) == most
+    assert len(sizes) == calls
+
+
 def test_no_word_is_no_loss_and_still_has_gradients():
     layer, hidden = torch.nn.Linear(WIDTH, WORDS), torch.randn(0, WIDTH, requires_grad=True)
     loss = token_loss(layer, hidden, torch.zeros(0, dtype=torch.long), WORDS)
