@@ -3,18 +3,17 @@
 Every dataset is turned into these records, every annotation is written as them, and errors name `file:line`.
 """
 
-import gzip
 import json
-import os
-import tempfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-
-class InputError(ValueError):
-    """Unusable input of the user: the message says what, where and the cure; the command line exits with 2."""
+from .errors import InputError, shown
+from .files import parse_json as parse_json
+from .files import read_bytes as read_bytes
+from .files import read_json as read_json
+from .files import read_jsonl, write_text_atomic
+from .files import write_bytes_atomic as write_bytes_atomic
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Record:
 
 
 COT_KEYS = tuple(field.name for field in fields(Cot))
-MAX_BYTES = 2**29  # of one annotation or rankings file once unpacked: CIRR's full rankings of val are 190 MB
+MAX_TEXT = 10_000  # characters of a text or a part of a chain; the longest of the public datasets has 302
 RECORD_KEYS = tuple(field.name for field in fields(Record))
 PAIR_KEYS = ("reference", "target", "captions", *COT_KEYS)
 REQUIRED_KEYS = ("id", "reference", "text", "targets")
@@ -80,7 +79,7 @@ def record_from_dict(obj: object, where: str) -> Record:
     check_keys(obj, where, required=REQUIRED_KEYS, allowed=RECORD_KEYS)
     cot, teacher = obj.get("cot"), obj.get("teacher")
     if teacher is not None and not isinstance(teacher, dict):
-        raise InputError(f"{where}: 'teacher' must be an object or null, got {teacher!r}")
+        raise InputError(f"{where}: 'teacher' must be an object or null, got {shown(teacher)}")
     return Record(
         id=_string(obj, "id", where, blank=False),
         reference=_string(obj, "reference", where, blank=False),
@@ -108,88 +107,24 @@ def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence
             raise InputError(f"{where}: key {key!r} is missing; expected {', '.join(required)}")
     for key in obj:
         if key not in allowed:
-            raise InputError(f"{where}: unknown key {key!r}; allowed are {', '.join(allowed)}")
+            raise InputError(f"{where}: unknown key {shown(key)}; allowed are {', '.join(allowed)}")
 
 
-def read_jsonl(path: str | Path) -> list[tuple[int, object]]:
-    """(line number, value) of each non-empty line of a JSONL file."""
-    rows = []
-    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
-        if line.strip():
-            rows.append((number, parse_json(line, f"{path}:{number}")))
-    return rows
-
-
-def read_json(path: str | Path) -> object:
-    """The value of a JSON file (`.gz` is unpacked), read strictly: see `parse_json`."""
-    return parse_json(read_bytes(path), str(path))
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Content of a file, unpacked where its name ends in `.gz`; at most MAX_BYTES, so no archive fills the memory."""
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: more than {MAX_BYTES} bytes once unpacked; split the file")
-    return raw
-
-
-def parse_json(raw: bytes | str, where: str) -> object:
-    """Strict JSON: duplicate keys, NaN, infinities, bad UTF-8 and bad syntax all raise InputError at `where`."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        obj = dict(pairs)
-        if len(obj) != len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(key for key in names if names.count(key) > 1)
-            raise InputError(f"{where}: key {twice!r} occurs twice in one object")
-        return obj
-
-    def refuse(constant: str) -> None:
-        raise InputError(f"{where}: {constant} is not JSON")
-
-    try:
-        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error})") from error
-
-
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the whole new one, even after a crash."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path: str | Path, content: bytes) -> None:
-    """Write bytes so that a reader sees the old file or the whole new one, even after a crash."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def check_text(text: object, where: str) -> str:
+    """Return `text`, if it is a string that can be encoded, of at most MAX_TEXT characters and without a NUL."""
+    if not isinstance(text, str):
+        raise InputError(f"{where} must be a string, got {shown(text)}")
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{where} has {len(text)} characters, more than the {MAX_TEXT} allowed; shorten it")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{where} holds half a surrogate pair, which is not text: {shown(text)}")
+    if "\0" in text:
+        raise InputError(f"{where} holds a NUL character, which is not text: {shown(text)}")
+    return text
 
 
 def _string(obj: dict, key: str, where: str, blank: bool = True) -> str:
-    value = obj.get(key, "")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {key!r} must be a string, got {value!r}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InputError(f"{where}: {key!r} holds half a surrogate pair, which is not text: {value!r}")
+    value = check_text(obj.get(key, ""), f"{where}: {key!r}")
     if not blank and not value.strip():
         raise InputError(f"{where}: {key!r} is blank")
     return value
@@ -198,10 +133,10 @@ def _string(obj: dict, key: str, where: str, blank: bool = True) -> str:
 def _strings(obj: dict, key: str, where: str) -> tuple[str, ...]:
     value = obj.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise InputError(f"{where}: {key!r} must be a list of image ids, got {value!r}")
+        raise InputError(f"{where}: {key!r} must be a list of image ids, got {shown(value)}")
     if len(set(value)) != len(value):
-        raise InputError(f"{where}: {key!r} holds an image twice: {value!r}")
-    return tuple(value)
+        raise InputError(f"{where}: {key!r} holds an image twice: {shown(value)}")
+    return tuple(check_text(item, f"{where}: {key!r}") for item in value)
 
 
 def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
@@ -224,7 +159,9 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
         chained, key = _chain_line(obj, where)
         found = (by_pair if chained.id == "" else by_id).get(key, [])
         if len(found) != 1:
-            raise InputError(f"{where}: {len(found) or 'no'} records have {key!r}; is it the chain file of this split?")
+            raise InputError(
+                f"{where}: {len(found) or 'no'} records have {shown(key)}; is it the chain file of this split?"
+            )
         index = found[0]
         if index in lines:
             raise InputError(f"{where}: record {records[index].id!r} already has the chain of line {lines[index]}")

@@ -6,18 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .records import InputError
+from .errors import InputError
+from .files import sync as sync
 
 LOCK = ".lock"
-
-
-def sync(path: Path) -> None:
-    """Force a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def acquire(path: Path, place: Path, wait: bool = False) -> int:

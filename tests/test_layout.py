@@ -21,7 +21,9 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # another. `heads` stands for the whole sub-package, `load_retriever` included: it maps a saved folder to a head, so it
 # lives beside HEADS and not in retriever.py, which would then import upward.
 ORDER = (
-    {"records", "_torchvision"},
+    {"errors", "_torchvision"},
+    {"files"},
+    {"records"},
     {"prompts", "metrics", "provenance", "storage"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
     {"meter", "published", "resume", "token_loss"},

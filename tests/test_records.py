@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from cir_cot import records
+from cir_cot import files
 from cir_cot.records import (
     Cot,
     InputError,
@@ -111,7 +111,7 @@ def test_a_byte_order_mark_is_no_error():
 
 
 def test_a_packed_file_is_read_up_to_a_cap(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_BYTES", 1000)
     path = tmp_path / "r.json.gz"
     path.write_bytes(gzip.compress(b"[" + b" " * 998 + b"]"))
     assert read_json(path) == []
