@@ -1,23 +1,26 @@
-# Every target makes its own .venv when there is none; PYTHON names the interpreter it is made with.
+# Every target makes its own .venv when there is none; PYTHON names the interpreter it is made with. Installed are the
+# versions of constraints.txt, only by test-newest the newest that setup.cfg admits, in a .venv-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NEWEST := .venv-newest/bin
 # Two OpenMP threads that spin on a busy machine make a step many times slower than one thread.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: quickstart demo test test-slow check help
+.PHONY: quickstart demo test test-slow test-newest check help
 
 help:
 	@echo "make quickstart   scenes -> train -> evaluate -> report, in runs/quickstart"
 	@echo "make demo         the web page over scenes; IMAGES=folder over your pictures, MODEL=folder with your model"
 	@echo "make test         the fast tests"
 	@echo "make test-slow    the tests that train for minutes"
+	@echo "make test-newest  the fast tests with the newest versions of all packages, in .venv-newest"
 	@echo "make check        ruff check and ruff format --check"
 
 # The stamp is written last, so an interrupted installation is done again.
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e ".[test]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
 	touch $(STAMP)
 
 quickstart: $(STAMP)
@@ -39,6 +42,13 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -m slow
+
+# What is the newest changes from day to day, so there is no stamp.
+test-newest:
+	test -x $(NEWEST)/python || $(PYTHON) -m venv .venv-newest
+	$(NEWEST)/python -m pip install --upgrade --upgrade-strategy eager -e ".[test]"
+	$(NEWEST)/python -m pip list
+	$(TEST_ENV) $(NEWEST)/pytest
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def python_files(*folders: str) -> list[Path]:
 
 def own_files(*suffixes: str) -> list[Path]:
     """Files of the checkout, without what is installed, built or run in it."""
-    foreign = {".venv", ".git", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
+    foreign = {".venv", ".venv-newest", ".git", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
     files = (path for path in ROOT.rglob("*") if path.is_file() and path.suffix in suffixes)
     return [p for p in files if not any(q in foreign or q.endswith(".egg-info") for q in p.relative_to(ROOT).parts)]
 
