@@ -15,7 +15,7 @@ LENGTHS = {"reasoning": (16, 256), "conclusion": (2, 64)}  # in tokens; here wor
 LONGEST_LOOP, LOOPS = 12, 3  # ours: up to 12 words said 3 times in a row
 NGRAM, OCCURRENCES = 6, 3  # ours: 6 words that stand at 3 places
 CONFIDENCE = 0.7  # the verifier's must be above it
-TAGS = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>")
+TAGS = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 TARGET = re.compile(r"\b(?:target|second|2nd)\s+(?:image|picture|photo(?:graph)?)\b", re.IGNORECASE)
 REFUSAL = re.compile(
     r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi (?:cannot|can't|can not|am not able)\b|\bi apologi[sz]e\b",
@@ -41,7 +41,7 @@ def blank(record: Record) -> str | None:
 
 
 def tags(record: Record) -> str | None:
-    """A part with a tag or a special token in it: the template writes them, each once and in order."""
+    """A part with a tag or a special token in it: the template writes them, each once and in order; or with a NUL."""
     for part in PARTS:
         if found := TAGS.search(getattr(record.cot, part)):
             return f"the {part} holds {found[0]!r}"

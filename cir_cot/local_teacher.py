@@ -15,7 +15,7 @@ import transformers
 from .checkpoint import DTYPES, load_model, load_processor, model_options
 from .records import InputError
 from .spending import Budget
-from .teacher import Answer, Picture, Turn, estimate
+from .teacher import Answer, Picture, Turn, Unanswered, estimate, shorten
 
 LINGER = 0.02  # seconds that a batch waits for rows that are still loading their pictures
 
@@ -48,6 +48,7 @@ class TransformersTeacher:
         self.network = load_model(model, **model_options(DTYPES[dtype], "sdpa", None)).to(device).eval()
         self.special = sorted({*self.processor.tokenizer.all_special_tokens, *self._added()}, key=len, reverse=True)
         self.waiting: list[Question] = []
+        self.asked: list[Question] = []  # of the batch under way
         self.worker: asyncio.Task | None = None
 
     def _added(self) -> list[str]:
@@ -67,25 +68,55 @@ class TransformersTeacher:
             self.waiting.append(question)
             if self.worker is None or self.worker.done():
                 self.worker = asyncio.create_task(self._work())
+                self.worker.add_done_callback(self._pass_on)
             text, whole, prompt, completion = await question.answer
             bill(prompt, completion)
         return Answer(text, whole)
 
     async def _work(self) -> None:
-        """Generate batch after batch until nothing waits; what goes wrong goes to the rows that asked."""
+        """Generate batch after batch until nothing waits."""
         while self.waiting:
             await asyncio.sleep(LINGER)
-            batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
-            try:
-                rows = await asyncio.to_thread(self.generate, [(one.turns, one.max_tokens) for one in batch])
-            except (InputError, RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
-                for one in batch:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
+            self.asked = self.waiting[: self.batch_size]
+            self.waiting = self.waiting[self.batch_size :]
+            if await self._answer(self.asked) or len(self.asked) == 1:
                 continue
-            for one, row in zip(batch, rows, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(row)
+            # One row may be at fault, and one row alone takes less memory.
+            for one in self.asked:
+                await self._answer([one])
+
+    async def _answer(self, batch: Sequence[Question]) -> bool:
+        """Generate the answers of a batch; where it fails, False, and a batch of one gets the error."""
+        try:
+            rows = await asyncio.to_thread(self.generate, [(one.turns, one.max_tokens) for one in batch])
+        except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+            if len(batch) == 1 and not batch[0].answer.done():
+                batch[0].answer.set_exception(self._failure(error))
+            return False
+        for one, row in zip(batch, rows, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(row)
+        return True
+
+    def _failure(self, error: RuntimeError | ValueError) -> Exception:
+        """What an error of the model means: a value that it refuses is the row's fault, all else ends the job."""
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, ValueError) and not isinstance(error, InputError):
+            return Unanswered(f"generation: {what}", 1)
+        cure = "where memory is short, lower --max-pixels or take a smaller --dtype; what is done is kept"
+        return InputError(f"{self.model}: no answer could be generated ({shorten(what)}); {cure}")
+
+    def _pass_on(self, worker: asyncio.Task) -> None:
+        """Give what ended the worker to the rows that still wait, which would wait for ever."""
+        error = None if worker.cancelled() else worker.exception()
+        for one in (*self.asked, *self.waiting):
+            if one.answer.done():
+                continue
+            if error is None:
+                one.answer.cancel()
+            else:
+                one.answer.set_exception(error)
+        self.waiting.clear()
 
     @torch.inference_mode()
     def generate(self, questions: Sequence[tuple[Sequence[Turn], int]]) -> list[tuple[str, bool, int, int]]:

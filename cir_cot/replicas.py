@@ -19,12 +19,13 @@ from .records import InputError
 from .spending import Budget
 from .teacher import Answer, Turn, Unanswered, estimate
 from .wire import (
+    QUOTED,
+    OwnHeaders,
     TooLargeError,
     Trouble,
     checked,
     connection_trouble,
     content,
-    drop_platform,
     limit_answer,
     message,
     retry_after,
@@ -34,7 +35,6 @@ from .wire import (
 MAX_REST = 300.0  # seconds: the longest Retry-After that is believed, and the longest back-off is a fifth of it
 SICK = 3  # failures in a row after which a replica rests while others work
 BUSY = 40  # times one call is sent away with 429 or 503 before its row is given up
-HOOKS = {"request": [drop_platform], "response": [limit_answer]}
 
 
 @dataclass
@@ -49,11 +49,20 @@ class Replica:
     rest_until: float = 0.0
 
 
+def usable_key(key: str) -> str:
+    """Return a key without the white space around it; InputError, which does not show it, where no header holds it."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("OPENAI_API_KEY holds a control character or a letter beyond ASCII; set it again, whole")
+    return key
+
+
 class OpenAITeacher:
     """Asks `model` on the servers at `urls`; the key comes from the environment and is the same for all of them.
 
     `retries` is how often a failed request is repeated, `timeout` the seconds it may take in all. Without any
-    connection the job waits `patience` seconds (`startup` until the first answer) and then stops.
+    connection the job waits `patience` seconds (`startup` until the first answer) and then stops. `proxy` is the only
+    proxy that is used: those that the environment names are not.
     """
 
     def __init__(
@@ -66,8 +75,14 @@ class OpenAITeacher:
         retries: int = 5,
         timeout: float = 120.0,
         temperature: float = 0.0,
+        proxy: str | None = None,
     ):
-        self.model, self.key, self.budget = model, key, budget or Budget()
+        self.model, self.budget = model, budget or Budget()
+        self.key = usable_key(key)
+        self.proxy = proxy
+        if proxy:
+            self._check_address("proxy", proxy, password=True)
+        self.certificates = httpx2.create_ssl_context()  # SSL_CERT_FILE counts: it sends nothing anywhere
         self.retries, self.timeout, self.temperature = retries, timeout, temperature
         self.backoff, self.patience, self.startup = 0.5, 900.0, 10.0
         self.answered, self.reached = False, time.monotonic()
@@ -77,19 +92,33 @@ class OpenAITeacher:
             raise InputError("no server to ask; give --base-url URL, one or several")
 
     def _replica(self, url: str, limits: httpx2.Limits) -> Replica:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            shown = self.redact(url.rpartition("@")[2])
-            raise InputError(f"base-url {shown!r} is no http(s) address without a password in it")
-        http = openai.DefaultAsyncHttpxClient(
-            limits=limits, timeout=self.timeout, follow_redirects=False, event_hooks=HOOKS
-        )
-        headers = {"Accept-Encoding": "identity"}
+        self._check_address("base-url", url)
         key = self.key or "none"
-        client = openai.AsyncOpenAI(
-            base_url=url, api_key=key, http_client=http, max_retries=0, default_headers=headers, timeout=self.timeout
+        # The environment names proxies, passwords (.netrc) and headers that the user gave for other servers.
+        http = httpx2.AsyncClient(
+            limits=limits,
+            timeout=self.timeout,
+            follow_redirects=False,
+            trust_env=False,
+            verify=self.certificates,
+            proxy=self.proxy,
+            event_hooks={"request": [OwnHeaders(key)], "response": [limit_answer]},
         )
+        client = openai.AsyncOpenAI(base_url=url, api_key=key, http_client=http, max_retries=0, timeout=self.timeout)
         return Replica(url, client)
+
+    def _check_address(self, what: str, url: str, password: bool = False) -> None:
+        """Refuse what is no http(s) address, or holds a password where none is allowed; it is not shown."""
+        try:
+            parts = urlsplit(url)
+            named = parts.scheme in ("http", "https") and parts.port != 0 and bool(httpx2.URL(url).host)
+            secret = bool(parts.username or parts.password)
+        except (ValueError, httpx2.InvalidURL):
+            named = secret = False
+        if not named or (secret and not password):
+            shown = self.redact(url.rpartition("@")[2])
+            without = "" if password else " without a password in it"
+            raise InputError(f"{what} {shown!r} is no http(s) address{without}")
 
     def redact(self, text: str) -> str:
         """Text without the key, should a server repeat it."""
@@ -131,7 +160,7 @@ class OpenAITeacher:
                 # Not chat.completions.create: walking through the pictures for its types takes longer than all else.
                 raw = await replica.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
             self.reached = time.monotonic()
-            return checked(raw.content)
+            return checked(raw.content, self.redact)
         except TimeoutError:
             return Trouble("again", f"timeout: no answer within {self.timeout:g} s")
         except openai.APIStatusError as error:
@@ -144,7 +173,8 @@ class OpenAITeacher:
 
     def _refusal(self, replica: Replica, error: openai.APIStatusError) -> Trouble:
         """What an error status means; before the first answer, one about key, model or address stops the job."""
-        status, said, url = error.status_code, " ".join(error.response.text.split())[:300], replica.url
+        status = error.status_code
+        said = self.redact(" ".join(error.response.text[:QUOTED].split()))[:300]  # redacted first: no half of a key
         after = retry_after(error.response.headers)
         reason = f"http {status}: {said}"
         if status == 429 or (status == 503 and after):
@@ -152,7 +182,9 @@ class OpenAITeacher:
         if status in (408, 409) or status >= 500:
             return Trouble("again", reason, after)
         if status in (401, 403, 404) and not self.answered:
-            raise InputError(self.redact(f"{url}: {reason}; check the key in OPENAI_API_KEY, the model, the URL"))
+            raise InputError(
+                self.redact(f"{replica.url}: {reason}; check the key in OPENAI_API_KEY, the model, the URL")
+            )
         return Trouble("never", reason)
 
     def _delay(self, failures: int) -> float:

@@ -8,7 +8,6 @@ a prefix cache reads the picture once. What a teacher says is data: it is filter
 import base64
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Protocol
 from PIL import Image
 
 from . import prompts
+from .answers import own_words, scores, without_fence, without_thinking
 from .filters import FILTERS
 from .prompts import PARTS
 from .records import Cot, InputError, Record, cot_from_dict, parse_json
@@ -25,9 +25,7 @@ MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024
 LETTERS = 16  # of a token, at most, before an answer counts as too long
 QUALITY = 90  # of the JPEG that is sent
 RAW = 2000  # characters of a refused answer that the quarantine keeps
-THINKING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)  # reasoning models without a server-side parser
-FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)  # servers that take no schema
-SCORE = re.compile(r"(?<![\d.])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?![\d.]*\d)")
+REASON = 400  # characters of a reason: it may quote an answer
 SCHEMA = {
     "type": "object",
     "properties": {part: {"type": "string"} for part in PARTS},
@@ -78,8 +76,10 @@ class Unanswered(Exception):  # noqa: N818 - a row without a chain is an outcome
     """A row ends without a chain: why, after how many requests, and the last answer."""
 
     def __init__(self, reason: str, tries: int, raw: str = ""):
-        super().__init__(reason)
-        self.reason, self.tries, self.raw = reason, tries, raw[:RAW]
+        super().__init__(shorten(reason))
+        self.reason = shorten(reason)
+        self.tries = tries
+        self.raw = raw[:RAW]
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ class Draft:
             turns = [*turns, ("assistant", [self.complaint[0] or "-"]), ("user", [again(self.complaint[1])])]
         answer = await teacher.ask(turns, MAX_TOKENS[kind], SCHEMA if kind == "joint" else None)
         self.tries, self.raw, self.complaint = self.tries + answer.tries, answer.text, None
-        too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]  # from a server that knows no limit
-        return replace(answer, whole=False) if too_long else answer
+        return bounded(answer, kind)
 
     async def ask_in_stages(self, teacher: Teacher) -> None:
         """Ask for the parts that are missing, one call each, then filter the whole chain."""
@@ -157,27 +156,35 @@ class Draft:
             answer = await self.ask(teacher, turns, part)
             self.parts[part] = own_words(answer.text, part)
             if not answer.whole:
-                self.problem = f"truncated: the {part} goes beyond {MAX_TOKENS[part]} tokens"
+                self.problem = truncated(part)
                 return
         self.filter()
 
     async def ask_jointly(self, teacher: Teacher) -> None:
         """Ask for all parts in one call, as JSON, then filter the chain."""
         answer = await self.ask(teacher, joint_turns(self.record.text, self.reference, self.seen), "joint")
+        # A truncated answer is refused even where it parses: a server may close the braces that it cut.
+        if not answer.whole:
+            self.problem = truncated("joint")
+            return
         try:
-            cot = cot_from_dict(parse_json(FENCE.sub(r"\1", THINKING.sub("", answer.text)), "the answer"), "the answer")
+            cot = cot_from_dict(parse_json(without_fence(without_thinking(answer.text)), "the answer"), "the answer")
         except InputError as error:
-            cut = "" if answer.whole else f", beyond {MAX_TOKENS['joint']} tokens"
-            self.problem = f"json: {error}{cut}"
+            self.problem = shorten(f"json: {error}")
             return
         self.parts = {part: own_words(getattr(cot, part), part) for part in PARTS}
+        # Each part has the limit that it has when it is asked for alone.
+        too_long = [part for part in PARTS if len(self.parts[part]) > LETTERS * MAX_TOKENS[part]]
+        if too_long:
+            self.problem = truncated(too_long[0])
+            return
         self.filter()
 
     def filter(self) -> None:
         """Name the first filter that the chain fails, and why."""
         self.record = replace(self.record, cot=Cot(**self.parts))
         found = ((name, check(self.record)) for name, check in FILTERS)
-        self.problem = next((f"{name}: {what}" for name, what in found if what), None)
+        self.problem = next((shorten(f"{name}: {what}") for name, what in found if what), None)
 
     async def verify(self, verifier: Teacher, target: Picture) -> None:
         """Have the conclusion scored; the score is part of the record, and a filter reads it there."""
@@ -190,7 +197,8 @@ class Draft:
         """Forget the part at fault and those after it, and keep what was wrong for the next question."""
         kept = [] if stages == "joint" else PARTS[: PARTS.index(part_at_fault(self.problem))]
         bad = self.raw if stages == "joint" else self.parts[PARTS[len(kept)]]
-        self.complaint, self.problem = (bad, self.problem), None
+        self.complaint = (bad[: LETTERS * MAX_TOKENS["joint"]], self.problem)
+        self.problem = None
         self.parts = {part: self.parts[part] for part in kept}
 
 
@@ -201,10 +209,21 @@ def part_at_fault(problem: str) -> str:
     return min(named, key=places.get, default="conclusion")
 
 
-def own_words(text: str, part: str) -> str:
-    """An answer without its thinking and without the part's own tag around it; all else stays for the filters."""
-    text = THINKING.sub("", text).strip()
-    return text.removeprefix(f"<{part}>").removesuffix(f"</{part}>").strip()
+def bounded(answer: Answer, kind: str) -> Answer:
+    """Mark an answer as truncated where it is longer than its limit of tokens allows: not every server has limits."""
+    too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]
+    return replace(answer, whole=False) if too_long else answer
+
+
+def truncated(kind: str) -> str:
+    """Name the part, or the whole answer, that goes beyond its limit."""
+    what = "answer" if kind == "joint" else kind
+    return f"truncated: the {what} goes beyond {MAX_TOKENS[kind]} tokens"
+
+
+def shorten(reason: str) -> str:
+    """Cut a reason to REASON characters."""
+    return reason if len(reason) <= REASON else reason[: REASON - 1] + "…"
 
 
 def stage_turns(text: str, parts: dict[str, str], reference: Picture, seen: Picture | None) -> list[Turn]:
@@ -244,8 +263,10 @@ def again(problem: str) -> str:
 async def verify(verifier: Teacher, record: Record, reference: Picture, target: Picture) -> float:
     """Confidence, 0 to 1, that the conclusion fits reference, text and target; Unanswered where none is given."""
     question = prompts.score_prompt(record.text, record.cot.conclusion)
-    answer = await verifier.ask([("user", [reference, target, question])], MAX_TOKENS["score"])
-    scores = SCORE.findall(THINKING.sub("", answer.text))
-    if len(scores) != 1:
+    answer = bounded(await verifier.ask([("user", [reference, target, question])], MAX_TOKENS["score"]), "score")
+    if not answer.whole:
+        raise Unanswered(truncated("score"), answer.tries, answer.text)
+    found = scores(without_thinking(answer.text))
+    if len(found) != 1:
         raise Unanswered(f"verifier: no score from 0 to 1 in {answer.text[:80]!r}", answer.tries, answer.text)
-    return float(scores[0])
+    return float(found[0])

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
@@ -14,6 +14,7 @@ import openai
 from .teacher import Picture
 
 MAX_BYTES = 2**20  # of an answer; a chain is a few kilobytes
+QUOTED = 2**12  # of an answer that is no answer, before the key is removed and it is cut to a line
 SPECIAL = re.compile(r"<(?=\|)")  # <|im_end|> and its like: a server would read them as tokens
 
 
@@ -24,6 +25,26 @@ class Trouble:
     kind: str
     reason: str
     after: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnHeaders:
+    """Replace the headers of a request with those that it needs, as a hook of the client.
+
+    openai's client adds this machine's system and Python, and what OPENAI_ORG_ID, OPENAI_PROJECT_ID and
+    OPENAI_CUSTOM_HEADERS hold: they were set for one server, and this request may go to another.
+    """
+
+    key: str
+
+    async def __call__(self, request: httpx2.Request) -> None:
+        kept = [(name, request.headers[name]) for name in HEADERS if name in request.headers]
+        own = [("Host", request.url.netloc.decode("ascii")), ("Authorization", f"Bearer {self.key}")]
+        request.headers = httpx2.Headers([*own, *ASKED, *kept])
+
+
+HEADERS = ("Content-Length", "Transfer-Encoding")  # of the body as it was encoded
+ASKED = [("Content-Type", "application/json"), ("Accept", "application/json"), ("Accept-Encoding", "identity")]
 
 
 class TooLargeError(OSError):
@@ -42,15 +63,15 @@ def content(parts: Sequence[str | Picture]) -> str | list[dict]:
     ]
 
 
-def checked(raw: bytes) -> dict | Trouble:
-    """A server's JSON if it has the form of an answer."""
+def checked(raw: bytes, redact: Callable[[str], str]) -> dict | Trouble:
+    """A server's JSON if it has the form of an answer; `redact` removes the key from what a trouble quotes."""
     try:
         obj = json.loads(raw)
         choice = obj["choices"][0]
         said = choice["message"]
         text = said.get("content") or said.get("refusal") or ""
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        start = " ".join(raw[:80].decode("utf-8", "replace").split())
+        start = redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[:80]  # no half of a key is left
         return Trouble("again", f"not an answer: {type(error).__name__} in {start!r}")
     return obj if isinstance(text, str) else Trouble("again", "not an answer: its content is no string")
 
@@ -94,12 +115,6 @@ def connection_trouble(error: openai.APIConnectionError | TooLargeError, timeout
     if isinstance(cause, TooLargeError):
         return Trouble("again", f"too large: {cause}")
     return Trouble("again", f"connection lost: {type(cause or error).__name__}")
-
-
-async def drop_platform(request: httpx2.Request) -> None:
-    """Hook of the client: say nothing of this machine's system, which the client's own headers tell."""
-    for name in [name for name in request.headers if name.startswith("x-stainless")]:
-        del request.headers[name]
 
 
 async def limit_answer(response: httpx2.Response) -> None:

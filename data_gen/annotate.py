@@ -43,6 +43,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--teacher", required=True, choices=("openai", "transformers"))
     who.add_argument("--model", required=True, metavar="NAME", help="as the server calls it, or a checkpoint")
     who.add_argument("--base-url", nargs="+", default=[], metavar="URL", help="servers, as http://host:8000/v1")
+    who.add_argument("--proxy", metavar="URL", help="send requests through it (HTTP_PROXY and its like are not used)")
     who.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0")
     who.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="transformers")
     who.add_argument("--batch-size", type=positive, default=16, metavar="N", help="transformers: rows a batch")
@@ -94,6 +95,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.teacher == "transformers":
         if args.stages == "joint":
             raise InputError("--stages joint needs a server that writes JSON by a schema; use --stages separate")
+        if args.proxy:
+            raise InputError("--proxy is for --teacher openai; a local teacher sends nothing")
         if args.verifier:
             raise InputError("--verifier is for --teacher openai; a local teacher verifies its own conclusions")
     if not args.timeout > 0 or not args.temperature >= 0:
@@ -169,7 +172,7 @@ def make_teachers(args: argparse.Namespace, budget: Budget, device: object = "cp
         return local, local if args.verify else None
     from cir_cot.replicas import OpenAITeacher
 
-    options = {name: getattr(args, name) for name in ("concurrency", "retries", "timeout", "temperature")}
+    options = {name: getattr(args, name) for name in ("concurrency", "retries", "timeout", "temperature", "proxy")}
     key = os.environ.get("OPENAI_API_KEY", "")
     teacher = OpenAITeacher(args.model, args.base_url, key, budget, **options)
     if args.verify and args.verifier not in (None, args.model):

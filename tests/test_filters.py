@@ -43,6 +43,8 @@ CAUGHT = {
         {"reasoning": "<conclusion>" + REASONING},
         {"conclusion": CONCLUSION + "<ret>"},
         {"conclusion": CONCLUSION + "<|im_end|>"},
+        {"caption": CAPTION + "\0"},
+        {"reasoning": REASONING + "\x1b[2J"},
     ],
     "target_image": [
         {"reasoning": REASONING + " The target image shows sleeves."},

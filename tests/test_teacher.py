@@ -7,9 +7,11 @@ import time
 
 import pytest
 import servers
+import torch
 from PIL import Image
 from servers import Reply, Server, answer, edit, good, good_chain, pictures, stage, texts
 
+from cir_cot.answers import scores, without_fence, without_thinking
 from cir_cot.images import decode
 from cir_cot.local_teacher import TransformersTeacher
 from cir_cot.prompts import PARTS
@@ -18,6 +20,7 @@ from cir_cot.replicas import OpenAITeacher
 from cir_cot.spending import Budget, BudgetSpent
 from cir_cot.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
 from cir_cot.tiny import write_tiny
+from cir_cot.wire import message
 
 RECORD = Record("1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"})
 KEY = "sk-secret-of-the-test"
@@ -126,6 +129,61 @@ def test_the_key_goes_to_the_server_and_nowhere_else():
     with pytest.raises(InputError) as refusal:
         teacher_of("http://user:password@host/v1")
     assert "password@" not in str(refusal.value)
+    with pytest.raises(InputError) as refusal:
+        teacher_of(KEY)  # given as the address by mistake
+    assert KEY not in str(refusal.value)
+
+
+@pytest.mark.parametrize("before", [0, 60, 75, 285, 295, 4090])
+@pytest.mark.parametrize("status", [200, 400])
+def test_no_half_of_a_key_is_left_where_an_error_is_cut(before, status):
+    said = b"x" * before + KEY.encode() + b" is wrong"
+    with Server(lambda request: Reply(said, status)) as server:
+        error = refused(server.url, retries=0)
+    assert not any(KEY[:length] in error.reason for length in range(4, len(KEY) + 1))
+
+
+def test_the_environment_adds_no_header_and_no_proxy(monkeypatch, tmp_path):
+    """What a user set for OpenAI, or for the web, is not for the server that --base-url names."""
+    with Server(good, keep=True) as server, Server(good, keep=True) as proxy:
+        for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "OPENAI_WEBHOOK_SECRET"):
+            monkeypatch.setenv(name, "private")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: private\nAuthorization: Bearer private\nHost: private")
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login private password private\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        ask(server.url)
+    assert proxy.requests == 0
+    heads = [dict(line.split(": ", 1) for line in head.splitlines()[1:] if line) for head in server.headers]
+    assert [head.pop("Content-Length").isdigit() for head in heads] == [True] * 3
+    expected = {
+        "Host": f"127.0.0.1:{server.port}",
+        "Authorization": f"Bearer {KEY}",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+    }
+    assert heads == [expected] * 3
+
+
+def test_a_proxy_that_is_named_is_used():
+    with Server(good, keep=True) as proxy:
+        ask("http://teacher.invalid/v1", proxy=f"http://127.0.0.1:{proxy.port}")
+    assert proxy.headers[0].startswith("POST http://teacher.invalid/v1/chat/completions ")
+    with pytest.raises(InputError, match="proxy 'host' is no") as refusal:
+        teacher_of("http://host/v1", proxy="socks5://user:password@host")
+    assert "password" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["sk-of\nthe-test", "sk-of-thé-test", "sk-\x00test"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(key):
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as refusal:
+        teacher_of("http://host/v1", key=key)
+    assert "test" not in str(refusal.value)
+    assert teacher_of("http://host/v1", key=f" {KEY}\n").key == KEY
 
 
 # What servers do.
@@ -160,6 +218,110 @@ def test_every_request_ends_and_says_why(script, reason, tries):
     assert error.reason.startswith(reason)
     assert len(error.reason) < 500
     assert (error.tries, server.requests) == (tries, tries)
+
+
+WORDY = {name: "word " * 900 for name in ("caption", "reasoning", "conclusion")}
+ANSWERS = {  # what a teacher says -> the reason in a joint stage
+    "400 KB": (json.dumps(GOOD | {"caption": "word " * 80_000}), "truncated: the answer goes beyond 1024 tokens"),
+    "a long caption": (json.dumps(GOOD | {"caption": "word " * 900}), "truncated: the caption goes beyond 256 tokens"),
+    "long parts": (json.dumps(WORDY), "truncated: the caption"),
+    "cut JSON": (json.dumps(GOOD)[:-2], "json"),
+    "two objects": (json.dumps(GOOD) * 2, "json"),
+    "nested lists": ("[" * 16_000, "json"),
+    "nested objects": ('{"caption":' * 1_400, "json"),
+    "NUL in a part": (json.dumps(GOOD | {"caption": "A dress\0"}), "tags: the caption holds '\\x00'"),
+    "NUL behind": (json.dumps(GOOD) + "\0", "json"),
+    "half a surrogate": (json.dumps(GOOD | {"caption": "A \ud800 dress"}), "json: the answer: 'caption' holds half"),
+    "half a surrogate as a key": (json.dumps(GOOD | {"\udfff": "x"}), "json: the answer: 'cot': unknown key"),
+    "a token in a part": (json.dumps(GOOD | {"caption": "A dress <|im_end|>"}), "tags: the caption holds '<|im_end|>'"),
+    "tokens": ("<|im_end|>" * 1_000, "json"),
+    "a key twice": ('{"caption": "a", ' + json.dumps(GOOD)[1:], "json: the answer: key 'caption' occurs twice"),
+    "a long key": (json.dumps(GOOD | {"x" * 9_000: ""}), "json: the answer: 'cot': unknown key"),
+    "a list": (json.dumps([GOOD]), "json"),
+    "null": ("null", "json"),
+    "NaN": ('{"caption": NaN, ' + json.dumps(GOOD)[1:], "json"),
+    "a part of lists": (json.dumps(GOOD | {"caption": [["x"] * 900]}), "json: the answer: 'caption' must be a string"),
+    "a part that is null": (json.dumps(GOOD | {"reasoning": None}), "json"),
+    "digits": ("9" * 9_000, "json"),
+    "points": ("0." * 8_000, "json"),
+    "backticks": ("`" * 16_000, "json"),
+    "an open fence": ("```json" + " " * 16_000 + "{", "json"),
+    "a fence of nothing": ("```" + "\n" * 16_000 + "```", "json"),
+    "an open <think>": ("<think>" * 2_000, "json"),
+    "HTML": ("<html><body><h1>502 Bad Gateway</h1></body></html>", "json"),
+    "a byte order mark": ("\ufeff" + json.dumps(GOOD), "json"),
+    "nothing": ("", "json"),
+    "white space": (" \n\t" * 5_000, "json"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_a_hostile_answer_is_refused_by_name_in_every_mode(text, reason):
+    plans = {"joint": Plan(stages="joint", repairs=0), "separate": Plan(repairs=0)}
+    ended = {}
+    for mode, plan in plans.items():
+        with pytest.raises(Unanswered) as error:
+            asyncio.run(write_chain(Fixed(text), RECORD, plan, REFERENCE, TARGET))
+        ended[mode] = error.value
+    with pytest.raises(Unanswered, match="^(verifier: no score|truncated: the score)") as error:
+        asyncio.run(verify(Fixed(text), Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET))
+    ended["score"] = error.value
+    assert ended["joint"].reason.startswith(reason)
+    assert all(len(one.reason) <= 400 and len(one.raw) <= 2000 for one in ended.values())
+    assert all(one.reason.encode() for one in ended.values())  # no half of a surrogate pair is in them
+
+
+@pytest.mark.parametrize("plan", [Plan(stages="joint"), Plan()], ids=["joint", "separate"])
+def test_an_answer_that_its_limit_cut_is_refused_in_every_mode(plan):
+    text = json.dumps(GOOD) if plan.stages == "joint" else GOOD["caption"]
+    with Server(lambda request: answer(text, finish="length")) as server:
+        assert refused(server.url, plan=plan).reason.startswith("truncated: the ")
+    cut = Fixed("0.9", whole=False)
+    with pytest.raises(Unanswered, match="truncated: the score goes beyond 16 tokens"):
+        asyncio.run(verify(cut, Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET))
+
+
+def test_a_complaint_sends_back_a_bounded_piece_of_a_long_answer():
+    with Server(lambda request: answer("word " * 100_000), keep=True) as server:
+        refused(server.url, plan=Plan(repairs=1))
+    assert len(texts(server.seen[1])[-2]) == 16 * 1024
+
+
+@pytest.mark.parametrize(
+    "text", ["```" + " " * 10**6 + "x", "`" * 10**6, "```" + "\n" * 10**6 + "```", " " * 10**6 + "```", "``` `" * 10**5]
+)
+def test_a_fence_is_found_in_linear_time(text):
+    """A million letters: a pattern that tries every pair of them would take days."""
+    assert len(without_fence(without_thinking(text))) <= len(text)
+
+
+@pytest.mark.parametrize("text", ["0." + "1" * 10**6 + "x", "9" * 10**6, "0.1" * 10**6, "." * 10**6, "1." * 10**6])
+def test_scores_are_looked_for_in_linear_time(text):
+    assert scores(text) == ([text[:-1]] if text.endswith("x") else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("```json\n{}\n```", "{}"),
+        ("  ```\n{}```\n", "{}"),
+        ("```{}```", "{}"),
+        ("{}", "{}"),
+        ("```{}", "```{}"),
+        ("`````", "`````"),
+        ("``````", ""),
+    ],
+)
+def test_a_fence_around_the_whole_answer_is_removed(text, inside):
+    assert without_fence(text) == inside
+
+
+def test_half_a_surrogate_pair_of_a_server_becomes_a_question_mark():
+    reply = answer("A \ud800 dress \udfff")
+    assert message(reply.body) == ("A ? dress ?", True)
+    with Server(lambda request: reply if stage(request) == "caption" else good(request)) as server:
+        record, _ = ask(server.url)
+    assert record.cot.caption == "A ? dress ?"
 
 
 LEAKS = {
@@ -283,7 +445,9 @@ def test_a_wrong_key_or_model_stops_the_job_before_the_first_answer(status):
     assert server.requests == 1
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://host:99999", "http://[::1", "http://host\0/v1"]
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(InputError, match="base-url"):
         teacher_of(url)
@@ -330,12 +494,12 @@ class Fixed:
 
     model = "fixed"
 
-    def __init__(self, text: str):
-        self.text, self.turns = text, None
+    def __init__(self, text: str, whole: bool = True):
+        self.text, self.whole, self.turns = text, whole, None
 
     async def ask(self, turns, max_tokens, schema=None):
         self.turns = turns
-        return Answer(self.text)
+        return Answer(self.text, self.whole)
 
 
 @pytest.mark.parametrize(
@@ -403,3 +567,50 @@ def test_special_tokens_in_texts_are_no_tokens_of_a_local_model(local):
 def test_a_local_model_that_breaks_says_so_to_whoever_asked(local):
     with pytest.raises(InputError, match="--stages separate"):
         asyncio.run(local.ask([("user", ["x"])], 5, {"type": "object"}))
+
+
+class Broken(TransformersTeacher):
+    """A local model whose forward raises `error` where the question `at` is in the batch, or more rows than `most`."""
+
+    error, at, most = RuntimeError("out of memory"), "", 99
+
+    def generate(self, questions):
+        asked = [parts[0] for turns, _ in questions for _, parts in turns]
+        if len(questions) > self.most or self.at in asked:
+            raise self.error
+        return [("words", True, 1, 1)] * len(questions)
+
+
+def broken(local: TransformersTeacher, error: BaseException, **facts) -> list:
+    """What each of four rows gets from a local model that breaks."""
+    teacher = Broken.__new__(Broken)
+    teacher.__dict__ |= local.__dict__ | {"error": error, "budget": Budget()} | facts
+
+    async def run() -> list:
+        rows = (teacher.ask([("user", [f"question {number}"])], 5) for number in range(4))
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*rows, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_out_of_memory_in_a_batch_is_tried_again_row_by_row(local):
+    assert broken(local, torch.OutOfMemoryError("CUDA out of memory"), most=1) == [Answer("words")] * 4
+
+
+def test_a_row_that_a_local_model_refuses_suffers_alone(local):
+    ended = broken(local, ValueError("absolute aspect ratio"), at="question 2")
+    assert [type(one) for one in ended] == [Answer, Answer, Unanswered, Answer]
+    assert ended[2].reason == "generation: ValueError: absolute aspect ratio"
+
+
+def test_a_local_model_that_runs_out_of_memory_with_one_row_ends_the_job_in_one_line(local):
+    ended = broken(local, torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB"), most=0)
+    assert all(isinstance(one, InputError) for one in ended)
+    assert "CUDA out of memory. Tried 2 GiB" in str(ended[0])
+    assert "--max-pixels" in str(ended[0])
+
+
+@pytest.mark.parametrize("error", [TypeError("a defect"), MemoryError(), OSError("the disk")], ids=repr)
+def test_no_row_waits_for_a_worker_that_died(local, error):
+    assert broken(local, error, at="question 1", batch_size=2) == [error] * 4
