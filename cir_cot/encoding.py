@@ -1,14 +1,17 @@
 """Encoding a gallery so that no picture is encoded twice, by any number of processes, through kill -9 and changes.
 
-A process appends to a part of its own: `<rank>.vectors`, rows of D float32, and `<rank>.rows`, the content hash of each
-on a line. A batch is written at a time, the vectors first, each file fsynced; a torn end is cut off when the part is
-opened again. So an interrupted run loses at most the batch in flight. Vectors are found by the hash of the file's
-bytes: a picture that is renamed, listed twice or unchanged since the last time is not encoded again.
+A process appends to a part of its own, `<rank>.encoded`: rows of a picture's content hash, its vector (D float32) and a
+checksum of both, so that they cannot part. A batch is appended at a time and fsynced; a torn end is cut off when the
+part is opened again, and a row whose checksum is wrong is encoded again. So an interrupted run loses at most the batch
+in flight. Vectors are found by the hash of the file's bytes: a picture that is renamed, listed twice or unchanged since
+the last time is not encoded again.
 """
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +26,17 @@ from .evaluation import check_embeddings, inference
 from .images import EXTENSIONS, ImageStore
 from .records import InputError, read_json, write_text_atomic
 from .retriever import Retriever
+from .storage import sync, written
 
 HASH = 32  # hexadecimal digits: 128 bits
 ALIKE = 0.999  # cosine of two encodings of one picture by one model; bfloat16 against float32 stays above
 SIDE = 224  # of the probe pictures, pixels
+CHECKSUM = 8  # bytes, of a stored row
+ENCODED = ".encoded"
+# what encoding writes: parts, what was seen, the fingerprint, temporary files; and parts of an earlier version
+OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.(\d+\.seen|probe\.json)\.\w+")
+
+logger = logging.getLogger(__name__)
 
 
 def list_pictures(root: str | Path) -> ImageStore:
@@ -54,6 +64,16 @@ def probe(retriever: Retriever) -> np.ndarray:
         return retriever.encode_target(pictures).float().cpu().numpy()
 
 
+def is_probe(value: object) -> bool:
+    """Tell whether a value is a list of equally long lists of numbers that can be parts of unit vectors."""
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        return False
+    numbers = [number for row in value for number in row]
+    return (
+        all(type(number) in (int, float) and -2 < number < 2 for number in numbers) and len(set(map(len, value))) <= 1
+    )
+
+
 def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
     """Refuse a retriever that encodes pictures otherwise than the one that the stored probe (3, D) is of."""
     theirs, ours = np.array(stored, dtype=np.float64), probe(retriever).astype(np.float64)
@@ -67,47 +87,88 @@ def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: 
 
 
 class Part:
-    """The append-only store of one process: `hashes` in order, vectors (n, D) on disk."""
+    """The append-only store of one process: a table of (hash, vector, checksum) on the disk; `rows`: hash -> row."""
 
     def __init__(self, folder: Path, rank: int, dim: int):
-        self.dim, self.files = dim, [folder / f"{rank}.vectors", folder / f"{rank}.rows"]
-        sizes = [path.stat().st_size if path.exists() else 0 for path in self.files]
-        count = min(size // width for size, width in zip(sizes, self._widths(), strict=True))
-        self.hashes = self.files[1].read_text(encoding="ascii").split()[:count] if count else []
-
-    def _widths(self) -> tuple[int, int]:
-        return 4 * self.dim, HASH + 1  # bytes of a row in either file
+        self.path = folder / f"{rank}{ENCODED}"
+        self.layout = np.dtype([("hash", f"V{HASH // 2}"), ("vector", "<f4", (dim,)), ("checksum", f"V{CHECKSUM}")])
+        self.count = self.path.stat().st_size // self.layout.itemsize if self.path.exists() else 0
+        self.table = np.zeros(0, dtype=self.layout)
+        if self.count:
+            self.table = np.memmap(self.path, dtype=self.layout, mode="r", shape=(self.count,))
+        whole = [_checksum(row) == row["checksum"].tobytes() for row in self.table]
+        self.rows = {self.table[n]["hash"].tobytes().hex(): n for n, good in enumerate(whole) if good}
+        if not all(whole):
+            logger.warning(
+                "%s: %d of %d rows are damaged; their pictures are encoded again",
+                self.path,
+                whole.count(False),
+                self.count,
+            )
 
     def repair(self) -> "Part":
         """Cut off what an interrupted run has written of a batch only in part; for the process that appends."""
-        for path, width in zip(self.files, self._widths(), strict=True):
-            path.touch()
-            os.truncate(path, len(self.hashes) * width)
+        self.path.touch()
+        os.truncate(self.path, self.count * self.layout.itemsize)
+        sync(self.path.parent)
         return self
 
     def append(self, hashes: Sequence[str], vectors: np.ndarray) -> None:
         """Append a batch, on the disk when this returns."""
-        for path, data in zip(self.files, (vectors.astype("<f4").tobytes(), _lines(hashes)), strict=True):
-            with path.open("ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        self.hashes.extend(hashes)
-
-    def vectors(self) -> np.ndarray:
-        """Return what is stored (n, D), read from the disk as needed."""
-        if not self.hashes:
-            return np.zeros((0, self.dim), dtype="<f4")
-        return np.memmap(self.files[0], dtype="<f4", mode="r", shape=(len(self.hashes), self.dim))
+        rows = np.zeros(len(hashes), dtype=self.layout)
+        rows["vector"] = vectors
+        for row, digest in zip(rows, hashes, strict=True):
+            row["hash"] = np.void(bytes.fromhex(digest))
+            row["checksum"] = np.void(_checksum(row))
+        with self.path.open("ab") as file:
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _lines(hashes: Sequence[str]) -> bytes:
-    return "".join(f"{value}\n" for value in hashes).encode("ascii")
+def _checksum(row: np.void) -> bytes:
+    content = row["hash"].tobytes() + row["vector"].tobytes()
+    return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
 
 
 def open_parts(folder: Path, dim: int) -> list[Part]:
     """Return the parts that are there, whichever processes wrote them."""
-    return [Part(folder, int(path.stem), dim) for path in sorted(folder.glob("*.rows"))]
+    names = [path.name.removesuffix(ENCODED) for path in folder.glob(f"*{ENCODED}")]
+    return [Part(folder, rank, dim) for rank in sorted(int(name) for name in names if name.isdecimal())]
+
+
+def claim_parts(parts: Path, retriever: Retriever) -> None:
+    """Write the retriever's fingerprint beside the parts, or check the one of the run that is continued."""
+    path = parts / "probe.json"
+    if path.exists():
+        check_probe(read_probe(path), retriever, str(parts))
+    elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):
+        raise InputError(f"{parts}: holds files that no index wrote; move them away, or give another --out")
+    else:
+        with written(parts):
+            parts.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path, json.dumps({"probe": probe(retriever).tolist()}))
+            sync(parts)
+    if old := sorted(parts.glob("*.rows")):
+        logger.warning("%s: stored without checksums by an earlier version; its pictures are encoded again", old[0])
+
+
+def read_probe(path: Path) -> list[list[float]]:
+    """Return the fingerprint of a run that can be continued; InputError when the file is damaged."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not is_probe(found.get("probe")):
+        raise InputError(f"{path}: damaged; remove the folder {path.parent} and run again")
+    return found["probe"]
+
+
+def remove_parts(parts: Path) -> None:
+    """Remove what encoding wrote, and the folder unless something else is in it."""
+    with written(parts):
+        for path in sorted(parts.iterdir()):
+            if OWN.fullmatch(path.name):
+                path.unlink()
+        if not any(parts.iterdir()):
+            parts.rmdir()
 
 
 def encode_share(
@@ -128,9 +189,11 @@ def encode_share(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; encode at least one picture at a time")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = set(known).union(*(part.hashes for part in open_parts(folder, retriever.dim)))
-    part = Part(folder, rank, retriever.dim).repair()
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    done = set(known).union(*(part.rows for part in open_parts(folder, retriever.dim)))
+    with written(folder):
+        part = Part(folder, rank, retriever.dim).repair()
     seen: list[tuple[str, str, str]] = []
     waiting: list[tuple[str, str, Image.Image]] = []
     encoded = 0
@@ -141,7 +204,8 @@ def encode_share(
         if batch:
             vectors = retriever.encode_target([picture for *_, picture in batch])
             check_embeddings(vectors, [name for name, *_ in batch])
-            part.append([digest for _, digest, _ in batch], vectors.float().cpu().numpy())
+            with written(folder):
+                part.append([digest for _, digest, _ in batch], vectors.float().cpu().numpy())
         return len(batch)
 
     mine = names[rank::world]
@@ -154,7 +218,8 @@ def encode_share(
                 waiting.append((name, digest, picture))
                 encoded += flush() if len(waiting) == batch_size else 0
         encoded += flush()
-    write_text_atomic(folder / f"{rank}.seen", json.dumps(seen))
+    with written(folder):
+        write_text_atomic(folder / f"{rank}.seen", json.dumps(seen))
     return encoded
 
 
@@ -165,9 +230,13 @@ def _look(
 
     def look(name: str) -> tuple[str, str, Image.Image | None, str]:
         try:
-            with images.path(name).open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH // 2)).hexdigest()
-            return name, digest, None if digest in done else images.load(name), ""
+            digest = _hash(images, name)
+            if digest in done:
+                return name, digest, None, ""
+            picture = images.load(name)
+            if _hash(images, name) != digest:
+                raise InputError(f"{images.path(name)}: changes while it is read; run again when it is settled")
+            return name, digest, picture, ""
         except InputError as error:
             return name, "", None, str(error)
 
@@ -181,6 +250,15 @@ def _look(
             yield pending.popleft().result()
 
 
+def _hash(images: ImageStore, name: str) -> str:
+    path = images.path(name)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH // 2)).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def read_seen(folder: Path, world: int) -> tuple[dict[str, str], dict[str, str]]:
     """Return what all processes saw: {image id: hash}, and {image id: problem} of those that cannot be read."""
     seen = [row for rank in range(world) for row in read_json(folder / f"{rank}.seen")]
@@ -192,15 +270,15 @@ class Vectors:
 
     def __init__(self, folder: Path, dim: int):
         parts = open_parts(folder, dim)
-        self.arrays, self.dim = [part.vectors() for part in parts], dim
-        self.at = {value: (p, row) for p, part in enumerate(parts) for row, value in enumerate(part.hashes)}
+        self.tables, self.dim = [part.table for part in parts], dim
+        self.at = {value: (p, row) for p, part in enumerate(parts) for value, row in part.rows.items()}
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.at
 
     def __getitem__(self, hashes: Sequence[str]) -> np.ndarray:
         """Return vectors (n, D) of a list of hashes."""
-        rows = [self.arrays[p][row] for p, row in map(self.at.__getitem__, hashes)]
+        rows = [self.tables[p][row]["vector"] for p, row in map(self.at.__getitem__, hashes)]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dim)
 
 

@@ -6,11 +6,9 @@ string, finds candidates, which the stored vectors then rank. In either case sco
 once, and of equal scores the picture that stands first in the gallery comes first.
 
 An index knows a fingerprint of its retriever (three made pictures, encoded) and refuses another; an update encodes what
-is new or has changed, by content. `rows` is a line for each picture, in the order of the vectors. Files of a new state
-are written beside the old ones and `index.json` changes over last.
+is new or has changed, by content. `rows` is a line for each picture, in the order of the vectors.
 """
 
-import json
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +19,11 @@ import numpy as np
 import torch
 
 from .encoding import check_probe, shorten
-from .provenance import git_state, package_versions
-from .records import InputError, read_json, read_jsonl, write_text_atomic
+from .index_files import CURE, file_names, read_facts, read_rows, read_store, save_files, words_of
+from .records import InputError
 from .retriever import Retriever
 
-FORMAT = 1
-STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}
+CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
 DEEPER = 32  # candidates beyond k: what FAISS's float32 sums may order otherwise
 BLOCK = 65536  # vectors moved at a time
 TRAINING = 262144  # vectors that int8's ranges and approximate kinds are trained on, a seeded sample
@@ -129,74 +126,51 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Write the index; readers see the old one or the whole new one, and the old one's files go."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name.split(".")[1]) for path in folder.glob("rows.*.jsonl")), default=0)
-        rows = [
+        rows = (
             {"id": name, "hash": digest} | ({"payload": self.payloads[name]} if name in self.payloads else {})
             for name, digest in zip(self.ids, self.hashes, strict=True)
-        ]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text_atomic(folder / f"rows.{number}.jsonl", lines)
-        faiss.write_index(self.store, str(folder / f"vectors.{number}.faiss"))
-        if self.near is not None:
-            faiss.write_index(self.near, str(folder / f"near.{number}.faiss"))
-        self.facts |= {"number": number, "count": len(self)}
-        write_facts(folder, self.facts)
-        for path in folder.glob("*.*.*"):
-            if path.suffix in (".faiss", ".jsonl") and path.name.split(".")[1] != str(number):
-                path.unlink()
+        )
+        stores = {"vectors": self.store} | ({} if self.near is None else {"near": self.near})
+        self.facts = save_files(Path(folder), self.facts | {"count": len(self)}, rows, stores)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
-        """Load what `save` wrote; InputError when there is none, or files of it are missing."""
-        folder = Path(folder)
-        facts = read_facts(folder)
-        number = facts["number"]
-        rows = [row for _, row in read_jsonl(folder / f"rows.{number}.jsonl")]
+        """Load what `save` wrote; InputError when there is none, or files of it are missing or damaged."""
+        facts = read_facts(Path(folder))
+        try:
+            return cls._load(Path(folder), facts)
+        except InputError:
+            # A writer may have changed the state and removed the old files since.
+            if read_facts(Path(folder)).get("number") == facts.get("number"):
+                raise
+        return cls.load(folder)
+
+    @classmethod
+    def _load(cls, folder: Path, facts: dict) -> "Index":
+        # Read what the digests vouch for, or what an earlier version wrote.
+        count, width, digests = facts["count"], facts["width"], facts.get("digests") or {}
+        paths = {part: folder / name for part, name in file_names(facts.get("number", 0)).items()}
+        rows = list(read_rows(paths["rows"], digests.get("rows")))
         index = cls(
             ids=[row["id"] for row in rows],
             hashes=[row["hash"] for row in rows],
-            store=_read(folder / f"vectors.{number}.faiss"),
+            store=read_store(paths["vectors"], digests.get("vectors"), width, count),
             facts=facts,
-            near=None if facts["kind"] == "exact" else _read(folder / f"near.{number}.faiss"),
             payloads={row["id"]: row["payload"] for row in rows if "payload" in row},
         )
-        if index.store.ntotal != len(rows) or facts["count"] != len(rows):
-            raise InputError(f"{folder}: {len(rows)} rows and {index.store.ntotal} vectors; encode the gallery again")
+        if facts["kind"] != "exact":
+            index.near = read_store(paths["near"], digests.get("near"), width, count)
+        # Check that the files belong together.
+        if len(rows) != count or len(set(index.ids)) != count:
+            raise InputError(f"{paths['rows']}: {len(set(index.ids))} pictures, not {count}, so it is damaged; {CURE}")
+        if getattr(index.store, "code_size", None) != width * CODE_BYTES[facts["dtype"]]:
+            raise InputError(f"{paths['vectors']}: not stored as {facts['dtype']}, so it is damaged; {CURE}")
+        for at in range(0, count, BLOCK):
+            if not np.isfinite(index.vectors(np.arange(at, min(at + BLOCK, count)))).all():
+                raise InputError(f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}")
         if facts.get("tuned"):
             index.tune(facts["tuned"])
         return index
-
-
-def write_facts(folder: Path, facts: dict) -> None:
-    """Write index.json: what the index holds, of which retriever, made by which code."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"format": FORMAT, **facts, "git": git_state(), "versions": package_versions()}
-    write_text_atomic(folder / "index.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_facts(folder: Path) -> dict:
-    """Return index.json of a folder; InputError when it is no index or one of another version."""
-    path = folder / "index.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: no index.json here; make an index with cir-cot index --out {folder}")
-    facts = read_json(path)
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise InputError(f"{path}: not an index of format {FORMAT}; encode the gallery again")
-    return facts
-
-
-def _read(path: Path) -> faiss.Index:
-    try:
-        return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read ({words_of(error)}); encode the gallery again") from None
-
-
-def words_of(error: RuntimeError) -> str:
-    """Return the end of what FAISS says of an error, without its place in FAISS's source."""
-    return str(error).strip().split("\n")[0][-120:]
 
 
 def check_queries(queries: torch.Tensor | np.ndarray, k: int, facts: dict) -> None:

@@ -1,18 +1,20 @@
 """Making and updating an index: encode what is new, in any number of processes, then write the whole of it."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from .encoding import Vectors, check_probe, encode_share, probe, read_seen, shorten
+from .encoding import Vectors, claim_parts, encode_share, read_probe, read_seen, remove_parts, shorten
 from .images import ImageStore
-from .index import BLOCK, STORES, Index, assemble, emptied, read_facts, sample, words_of
+from .index import BLOCK, Index, assemble, emptied, sample
+from .index_files import STORES, read_facts, words_of
 from .qdrant import QdrantIndex, address, is_qdrant
-from .records import InputError, read_json, write_text_atomic
+from .records import InputError
 from .retriever import Retriever
+from .storage import locked
 
 PARTS = "encoding"  # the folder of parts below the index while it is built
 
@@ -21,6 +23,18 @@ def open_index(folder: str | Path) -> Index | QdrantIndex:
     """Open what `build` made; InputError when there is none."""
     facts = read_facts(Path(folder))
     return QdrantIndex(facts) if is_qdrant(facts["kind"]) else Index.load(folder)
+
+
+@contextmanager
+def change(folder: str | Path) -> Iterator[Index | QdrantIndex]:
+    """Open an index to change and save it; other processes that would write it are refused meanwhile."""
+    read_facts(Path(folder))
+    with locked(Path(folder)):
+        index = open_index(folder)
+        try:
+            yield index
+        finally:
+            index.close()
 
 
 def build(
@@ -40,43 +54,80 @@ def build(
 ) -> int:
     """Make the gallery `names` the content of the index in `folder`, new or not -> pictures this process encoded.
 
-    Every process calls it with its `rank` and with `wait`, a barrier; the first one writes the index. `kind` is
-    "exact", a factory string of FAISS or the address of a Qdrant collection, `width` how many numbers of a vector are
-    kept, `dtype` one of STORES; None as `payloads` keeps those that are there. An interrupted run is continued by
-    calling it again.
+    Every process calls it with its `rank` and with `wait`, a barrier; the first one locks the folder and writes the
+    index. `kind` is "exact", a factory string of FAISS or the address of a Qdrant collection, `width` how many numbers
+    of a vector are kept, `dtype` one of STORES; None as `payloads` keeps those that are there. An interrupted run is
+    continued by calling it again.
     """
-    folder, old = Path(folder), None
+    folder = Path(folder)
     facts = {"kind": kind, "dtype": dtype, "dim": retriever.dim, "width": width or retriever.dim}
     check_settings(facts)
-    if (folder / "index.json").exists():
-        old = open_index(folder)
-        old.check(retriever, str(folder))
-        if changed := [key for key in facts if facts[key] != old.facts[key]]:
-            was = old.facts[changed[0]]
-            raise InputError(f"{folder}: its {changed[0]} is {was!r}; encode into a new folder to change that")
-    parts = folder / PARTS
-    if rank == 0:
-        _claim(parts, retriever)
-    wait()
-    known = set() if old is None else set(old.hashes)
-    count = encode_share(retriever, images, names, parts, known, batch_size, rank, world, progress)
-    wait()
-    if rank == 0:
-        seen, unreadable = read_seen(parts, world)
-        facts |= read_json(parts / "probe.json") | {"images": str(images.root), "unreadable": unreadable}
-        rows = [(name, seen[name]) for name in names if name in seen]
-        if not rows:
-            raise InputError(
-                f"{images.root}: no picture can be read; {next(iter(unreadable.values()), 'none is there')}"
-            )
-        _write(folder, rows, old, Vectors(parts, retriever.dim), facts, payloads)
-        for path in sorted(parts.iterdir()):
-            path.unlink()
-        parts.rmdir()
-    if old is not None:
-        old.close()
-    wait()
+    with locked(folder) if rank == 0 else nullcontext():
+        wait()
+        # Open what is there, and refuse what cannot become the wanted index.
+        old = _open_old(folder, retriever, facts)
+        if rank == 0:
+            claim_parts(folder / PARTS, retriever)
+        wait()
+        # Encode what is new.
+        names, unnamed = split_names(names)
+        known = set() if old is None else set(old.hashes)
+        count = encode_share(retriever, images, names, folder / PARTS, known, batch_size, rank, world, progress)
+        wait()
+        # Write the index, then remove the parts.
+        if rank == 0:
+            _finish(folder, images, names, unnamed, old, facts, payloads, world)
+        if old is not None:
+            old.close()
+        wait()
     return count
+
+
+def split_names(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the names that are text, and {escaped name: problem} of those that come from files whose names are not."""
+    good = [name for name in names if escaped(name) == name]
+    problem = "the name of its file is no UTF-8; rename the file"
+    return good, {escaped(name): problem for name in names if escaped(name) != name}
+
+
+def escaped(name: str) -> str:
+    """Return a file's name with escapes for what is no UTF-8 in it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _open_old(folder: Path, retriever: Retriever, facts: dict) -> Index | QdrantIndex | None:
+    """Open the index that is in the folder, if there is one; InputError when it is of another retriever or kind."""
+    if not (folder / "index.json").exists():
+        return None
+    old = open_index(folder)
+    old.check(retriever, str(folder))
+    if changed := [key for key in facts if facts[key] != old.facts[key]]:
+        was = old.facts[changed[0]]
+        raise InputError(f"{folder}: its {changed[0]} is {was!r}; encode into a new folder to change that")
+    return old
+
+
+def _finish(
+    folder: Path,
+    images: ImageStore,
+    names: Sequence[str],
+    unnamed: Mapping[str, str],
+    old: Index | QdrantIndex | None,
+    facts: dict,
+    payloads: Mapping[str, dict] | None,
+    world: int,
+) -> None:
+    """Write the index of what all processes have encoded, then remove their parts."""
+    parts = folder / PARTS
+    seen, unreadable = read_seen(parts, world)
+    unreadable |= unnamed
+    rows = [(name, seen[name]) for name in names if name in seen]
+    if not rows:
+        raise InputError(f"{images.root}: no picture can be read; {next(iter(unreadable.values()), 'none is there')}")
+    facts |= {"probe": read_probe(parts / "probe.json")}
+    facts |= {"images": escaped(str(images.root)), "unreadable": unreadable}
+    _write(folder, rows, old, Vectors(parts, facts["dim"]), facts, payloads)
+    remove_parts(parts)
 
 
 def check_settings(facts: dict) -> None:
@@ -96,16 +147,6 @@ def check_settings(facts: dict) -> None:
             f"kind {facts['kind']!r} is neither exact nor a FAISS factory string like IVF1024,Flat or HNSW32 "
             f"({words_of(error)})"
         ) from None
-
-
-def _claim(parts: Path, retriever: Retriever) -> None:
-    """Write the retriever's fingerprint beside the parts, or check the one of the run that is continued."""
-    parts.mkdir(parents=True, exist_ok=True)
-    path = parts / "probe.json"
-    if path.exists():
-        check_probe(read_json(path)["probe"], retriever, str(parts))
-    else:
-        write_text_atomic(path, json.dumps({"probe": probe(retriever).tolist()}))
 
 
 def _write(

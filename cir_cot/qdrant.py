@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .encoding import Vectors, check_probe, shorten
-from .index import check_queries, write_facts
+from .index import check_queries
+from .index_files import write_facts
 from .records import InputError
 from .retriever import Retriever
 

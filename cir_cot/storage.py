@@ -38,8 +38,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         # Write down who holds it, unless the file is somebody else's.
         held = os.pread(handle, 32, 0)
         if held.isdigit() or not held:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            with written(folder):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -62,11 +62,10 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
 
 def remove(args: argparse.Namespace) -> None:
     """Take pictures out of an index."""
-    from cir_cot.indexing import open_index
+    from cir_cot.indexing import change
 
-    index = open_index(args.out).remove(args.remove)
-    index.save(args.out)
-    index.close()
+    with change(args.out) as index:
+        index.remove(args.remove).save(args.out)
 
 
 def encode(args: argparse.Namespace) -> bool:
@@ -75,7 +74,7 @@ def encode(args: argparse.Namespace) -> bool:
 
     from cir_cot.encoding import list_pictures
     from cir_cot.heads import load_retriever
-    from cir_cot.indexing import build, open_index
+    from cir_cot.indexing import build, change
 
     images = list_pictures(args.images)
     names = wanted_names(args.gallery, images.files)
@@ -100,9 +99,9 @@ def encode(args: argparse.Namespace) -> bool:
     )
     print(f"process {state.process_index}: {count} pictures encoded, of {len(names)}", file=sys.stderr)
     if args.tune and state.is_main_process:
-        index = open_index(args.out)
-        index.tune(args.tune)
-        index.save(args.out)
+        with change(args.out) as index:
+            index.tune(args.tune)
+            index.save(args.out)
     return state.is_main_process
 
 
@@ -113,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         remove(args)
     elif not encode(args):
         return 0
-    from cir_cot.index import read_facts
+    from cir_cot.index_files import read_facts
 
     facts = {key: value for key, value in read_facts(Path(args.out)).items() if key != "probe"}
     for name, why in facts["unreadable"].items():

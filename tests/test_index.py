@@ -1,93 +1,27 @@
 """The index: exact ranks, what is encoded again and what is not, refusals; FAISS and Qdrant by the same tests."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from galleries import SHADES, Counting, Turned, Wide, kill_9, made, memory_index, names, unit
 from PIL import Image
+from recorded_os import recorded_os
 from toy import Constant, Plain, write_shades
 
-from cir_cot.encoding import HASH, Part, Vectors, encode_share, list_pictures, probe, read_seen, shorten
+from cir_cot.encoding import CHECKSUM, HASH, Part, Vectors, encode_share, list_pictures, probe, read_seen, shorten
 from cir_cot.index import DEEPER, Index, check_where, fits
-from cir_cot.indexing import build, open_index
+from cir_cot.indexing import open_index
 from cir_cot.records import InputError
-
-SHADES = tuple(range(0, 250, 10))
-
-
-class Counting(Plain):
-    """The toy retriever, which counts the pictures it encodes, and may stop in the middle."""
-
-    def __init__(self, stop_after=10**9):
-        self.encoded, self.stop_after = 0, stop_after
-
-    def encode_target(self, images):
-        if self.encoded + len(images) > self.stop_after:
-            raise KeyboardInterrupt
-        if images[0].size != (224, 224):  # the probe
-            self.encoded += len(images)
-        return super().encode_target(images)
-
-
-class Turned(Plain):
-    """Another retriever: its space is turned."""
-
-    def encode_target(self, images):
-        return super().encode_target(images).flip(1)
-
-
-class Wide(Plain):
-    """Noise of 64 numbers, by content: early numbers matter more, as in embeddings made to be shortened."""
-
-    dim = 64
-
-    def encode_target(self, images):
-        rows = [torch.tensor(random.Random(image.tobytes()).choices(range(-99, 100), k=64)) for image in images]
-        vectors = torch.stack(rows).float() * torch.linspace(1, 0.1, 64)
-        return torch.nn.functional.normalize(vectors, dim=1)
 
 
 @pytest.fixture
 def images(tmp_path):
     write_shades(tmp_path / "images", SHADES)
     return list_pictures(tmp_path / "images")
-
-
-def names(store):
-    return list(store.files)
-
-
-def made(images, folder, retriever=None, **options):
-    retriever = retriever or Counting()
-    build(retriever, images, names(images), folder, **({"batch_size": 4} | options))
-    return open_index(folder)
-
-
-def unit(count, dim, seed=0):
-    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def memory_index(vectors, kind="exact", dtype="float32", width=None):
-    from cir_cot.index import assemble
-    from cir_cot.indexing import check_settings, gather
-
-    class Given:
-        def __getitem__(self, hashes):
-            return vectors[[int(digest) for digest in hashes]]
-
-    facts = {"kind": kind, "dtype": dtype, "dim": vectors.shape[1], "width": width or vectors.shape[1]}
-    check_settings(facts)
-    rows = [(f"i{row}", str(row)) for row in range(len(vectors))]
-    return assemble(rows, gather(rows, None, Given(), facts), facts, {})
 
 
 # ---- search
@@ -138,7 +72,6 @@ def test_shortened_vectors_are_unit_and_rank_by_their_first_numbers():
     for query, answer in zip(queries, index.search(queries, 5), strict=True):
         scores = shorten(gallery, 16).astype(np.float64) @ shorten(query[None], 16)[0].astype(np.float64)
         assert [name for name, _ in answer] == [f"i{n}" for n in np.argsort(-scores)[:5]]
-    assert shorten(gallery, 64) is not None
     assert np.array_equal(shorten(gallery, 64), gallery), "whole vectors stay as the retriever gave them"
 
 
@@ -223,11 +156,6 @@ def kind(request, tmp_path):
     return request.param
 
 
-def close(index):
-    if hasattr(index, "close"):
-        index.close()
-
-
 def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind):
     folder, retriever = tmp_path / "index", Counting()
     index = made(images, folder, retriever, kind=kind)
@@ -236,7 +164,7 @@ def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind)
     (answer,) = index.search(query, 3)
     assert answer[0][0] == "s050"
     assert answer[0][1] == pytest.approx(1, abs=1e-6)
-    close(index)
+    index.close()
     Image.new("RGB", (8, 6), (51, 51, 51)).save(images.root / "s200.png")  # changed
     Image.new("RGB", (8, 6), (33, 33, 33)).save(images.root / "new.png")
     (images.root / "s050.png").rename(images.root / "renamed.png")
@@ -248,19 +176,19 @@ def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind)
     assert {name for name, _ in index.search(query, 2)[0]} == {"renamed", "s200"}
     smaller = index.remove(["renamed"])
     smaller.save(folder)
-    close(index)
+    index.close()
     index = open_index(folder)
     assert len(index) == len(SHADES) - 1
     assert index.search(query, 1)[0][0][0] == "s200"
     with pytest.raises(InputError, match="'renamed' is not in the index"):
         index.remove(["renamed"])
-    close(index)
+    index.close()
 
 
 def test_payloads_filter_and_stay_through_updates(images, tmp_path, kind):
     payloads = {f"s{shade:03}": {"kind": "dark" if shade < 100 else "light", "price": shade} for shade in SHADES[1:]}
     folder = tmp_path / "index"
-    close(made(images, folder, kind=kind, payloads=payloads))
+    made(images, folder, kind=kind, payloads=payloads).close()
     (images.root / "s240.png").unlink()
     index = made(list_pictures(images.root), folder, kind=kind)
     query = Plain().encode_target([images.load("s000")])
@@ -272,7 +200,7 @@ def test_payloads_filter_and_stay_through_updates(images, tmp_path, kind):
         ({"price": {"gt": 999}}, []),
     ]:
         assert [name for name, _ in index.search(query, 2, where)[0]] == wanted
-    close(index)
+    index.close()
 
 
 def test_another_retriever_is_refused(images, tmp_path, kind):
@@ -281,7 +209,7 @@ def test_another_retriever_is_refused(images, tmp_path, kind):
     for other, words in ((Turned(), "cosine"), (Constant(), "8 numbers"), (Wide(), "64 numbers")):
         with pytest.raises(InputError, match=words):
             index.check(other)
-    close(index)
+    index.close()
     with pytest.raises(InputError, match="another retriever"):
         made(images, tmp_path / "index", Turned(), kind=kind)
 
@@ -314,25 +242,74 @@ def test_a_run_of_another_retriever_is_not_continued(images, tmp_path):
         made(images, tmp_path / "index", Turned())
 
 
-@pytest.mark.parametrize("file", ["0.vectors", "0.rows"])
-def test_a_torn_end_is_cut_off_wherever_the_machine_died(tmp_path, file):
+def part_of_six(folder):
+    """A part of two batches -> (hashes, vectors, bytes of a row)."""
     rows, vectors = [f"{n:0{HASH}x}" for n in range(6)], unit(6, 5)
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    part = Part(whole, 0, 5).repair()
+    folder.mkdir()
+    part = Part(folder, 0, 5).repair()
     part.append(rows[:3], vectors[:3])
     part.append(rows[3:], vectors[3:])
-    data = {path.name: path.read_bytes() for path in whole.iterdir()}
-    for size in range(len(data[file]) + 1):
+    return rows, vectors, part.layout.itemsize
+
+
+def test_a_torn_end_is_cut_off_wherever_the_machine_died(tmp_path):
+    rows, vectors, width = part_of_six(tmp_path / "whole")
+    data = (tmp_path / "whole/0.encoded").read_bytes()
+    assert len(data) == 6 * width
+    for size in range(len(data) + 1):
         folder = tmp_path / f"{size}"
         folder.mkdir()
-        for name, content in data.items():
-            (folder / name).write_bytes(content[:size] if name == file else content)
+        (folder / "0.encoded").write_bytes(data[:size])
         torn = Part(folder, 0, 5).repair()
-        assert len(torn.hashes) == size * 6 // len(data[file])
+        assert list(torn.rows) == rows[: size // width]
         torn.append(["f" * HASH], vectors[:1])
         again = Vectors(folder, 5)
-        assert np.array_equal(again[torn.hashes], np.vstack([vectors[: len(torn.hashes) - 1], vectors[:1]]))
+        assert np.array_equal(again[[*torn.rows, "f" * HASH]], np.vstack([vectors[: len(torn.rows)], vectors[:1]]))
+
+
+@pytest.mark.parametrize("place", ["hash", "vector", "checksum"])
+def test_a_row_with_a_flipped_bit_is_not_used_and_said(tmp_path, place, caplog):
+    rows, vectors, width = part_of_six(tmp_path / "parts")
+    path = tmp_path / "parts/0.encoded"
+    content = bytearray(path.read_bytes())
+    content[2 * width + {"hash": 3, "vector": 20, "checksum": width - 1}[place]] ^= 4
+    path.write_bytes(content)
+    good = [digest for digest in rows if digest != rows[2]]
+    assert sorted(Vectors(tmp_path / "parts", 5).at) == good
+    assert "0.encoded: 1 of 6 rows are damaged" in caplog.text
+    assert np.array_equal(Vectors(tmp_path / "parts", 5)[good], np.delete(vectors, 2, axis=0))
+
+
+def test_a_batch_is_on_the_disk_before_the_next_one_starts(images, tmp_path):
+    with recorded_os(tmp_path / "parts") as events:
+        encode_share(Counting(), images, names(images)[:8], tmp_path / "parts", (), 4)
+    assert events[:4] == ["truncate 0.encoded", "fsync .", "fsync 0.encoded", "fsync 0.encoded"]
+    assert events.count("fsync 0.encoded") == 2
+
+
+def test_a_run_that_an_earlier_version_began_is_encoded_again_with_a_line(images, tmp_path, caplog):
+    parts = tmp_path / "index/encoding"
+    parts.mkdir(parents=True)
+    (parts / "0.rows").write_text("0" * HASH + "\n")
+    (parts / "0.vectors").write_bytes(bytes(8))
+    retriever = Counting()
+    made(images, tmp_path / "index", retriever)
+    assert retriever.encoded == len(SHADES)
+    assert "0.rows: stored without checksums by an earlier version" in caplog.text
+    assert not parts.exists()
+
+
+def test_a_picture_that_changes_while_it_is_read_is_left_out(images, tmp_path):
+    class Changing(type(images)):
+        def load(self, name):
+            picture = super().load(name)
+            if name == "s010":
+                Image.new("RGB", (8, 6), (99, 0, 0)).save(self.path(name))
+            return picture
+
+    index = made(Changing(images.root, images.files), tmp_path / "index")
+    assert list(index.facts["unreadable"]) == ["s010"]
+    assert "changes while it is read" in index.facts["unreadable"]["s010"]
 
 
 def test_any_number_of_processes_shares_the_work_and_may_change(images, tmp_path):
@@ -404,12 +381,12 @@ def test_a_settled_index_keeps_its_settings(images, tmp_path):
 def test_saving_again_leaves_one_state_and_a_missing_file_is_named(images, tmp_path):
     folder = tmp_path / "index"
     made(images, folder).save(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "rows.2.jsonl", "vectors.2.faiss"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.json", "rows.2.jsonl", "vectors.2.faiss"]
     facts = json.loads((folder / "index.json").read_text())
     assert (facts["count"], facts["images"]) == (len(SHADES), str(images.root))
     assert facts["versions"]["torch"]
-    (folder / "vectors.2.faiss").write_bytes(b"x")
-    with pytest.raises(InputError, match="cannot be read"):
+    (folder / "vectors.2.faiss").unlink()
+    with pytest.raises(InputError, match="vectors.2.faiss: cannot be read"):
         open_index(folder)
     with pytest.raises(InputError, match="cir-cot index"):
         open_index(tmp_path)
@@ -418,47 +395,11 @@ def test_saving_again_leaves_one_state_and_a_missing_file_is_named(images, tmp_p
         open_index(folder)
 
 
-KILLED = """
-import os, sys, time
-sys.path.insert(0, {tests!r})
-from test_index import Counting, list_pictures, names
-from cir_cot.indexing import build
-
-tally = os.open({tally!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-
-class Tallied(Counting):
-    def encode_target(self, images):
-        before = self.encoded
-        vectors = super().encode_target(images)
-        os.write(tally, b"." * (self.encoded - before))
-        time.sleep(0.02)
-        return vectors
-
-images = list_pictures({images!r})
-print("ready", flush=True)
-build(Tallied(), images, names(images), {index!r}, batch_size=4)
-"""
-
-
-def kill_9(images, index, wait) -> int:
-    """Kill -9 a process that builds the index once `wait` returns -> pictures that all such processes have encoded."""
-    tally = index.parent / "tally"
-    code = KILLED.format(tests=str(Path(__file__).parent), images=str(images.root), index=str(index), tally=str(tally))
-    root = str(Path(__file__).parent.parent)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
-    assert process.stdout.readline() == b"ready\n"
-    wait(process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    return tally.stat().st_size
-
-
 def test_kill_9_costs_at_most_one_batch(images, tmp_path):
-    rows = tmp_path / "index/encoding/0.rows"
+    part = tmp_path / "index/encoding/0.encoded"
 
     def two_batches(process):
-        while not (rows.exists() and rows.stat().st_size >= 8 * (HASH + 1)):
+        while not (part.exists() and part.stat().st_size >= 8 * (HASH // 2 + 2 * 4 + CHECKSUM)):
             assert process.poll() is None
             time.sleep(0.005)
 

@@ -37,6 +37,7 @@ ORDER = (
     {"heads", "readings", "rows", "noise"},
     {"evaluation"},
     {"encoding"},
+    {"index_files"},
     {"index", "mteb_tasks"},
     {"qdrant"},
     {"indexing"},
