@@ -20,7 +20,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from .files import write_text_atomic
+from .ownership import writing
 from .records import Cot, InputError, Record, write_records
+from .storage import written
 
 SPLITS = ("train", "iid", "novel")
 SLOTS = tuple(f"{row}-{column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
@@ -227,18 +230,11 @@ def make_split(seed: int, split: str, references: int, edits: int) -> tuple[list
     same = defaultdict(list)
     for image, scene in gallery.items():
         same[scene].append(image)
-    records = [
-        Record(
-            target,
-            reference,
-            edit.text,
-            tuple(same[edit.result]),
-            chain(scene, edit),
-            (),
-            f"scenes/{split}/{edit.kind}",
-        )
-        for target, reference, scene, edit in queries
-    ]
+    records = []
+    for target, reference, scene, edit in queries:
+        source = f"scenes/{split}/{edit.kind}"
+        same_scene = tuple(same[edit.result])
+        records.append(Record(target, reference, edit.text, same_scene, chain(scene, edit), (), source))
     return records, gallery
 
 
@@ -258,12 +254,14 @@ def write_scenes(
     size: int = 84,
     progress: Callable[[int, int], None] | None = None,
     test_references: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Write the benchmark as a folder dataset (train, iid, novel) and return the gallery size of each split.
 
     `references` x `edits` queries a split, `test_references` x `edits` in iid and novel where it is given; `size` in
     pixels, a multiple of 12 (three cells, drawn twice as large). `progress(done, total)` is called as pictures are
-    written. The same arguments give the same bytes.
+    written. The same arguments give the same bytes. InputError where a file is there that no run of this function
+    wrote, unless `overwrite`.
     """
     counts = {split: references if split == "train" else test_references or references for split in SPLITS}
     if min(counts.values()) < 1 or not 1 <= edits <= 40 or size < 24 or size % 12:
@@ -272,18 +270,26 @@ def write_scenes(
             "give references >= 1, edits 1..40, size a multiple of 12 from 24"
         )
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    galleries = {}
-    for split in SPLITS:
-        records, galleries[split] = make_split(seed, split, counts[split], edits)
-        write_records(folder / f"records.{split}.jsonl", records)
-        (folder / f"gallery.{split}.txt").write_text("\n".join(galleries[split]) + "\n")
-    images = [pair for gallery in galleries.values() for pair in gallery.items()]
-    jobs = [(str(folder / "images"), images[at : at + 500], seed, size) for at in range(0, len(images), 500)]
+    made = {split: make_split(seed, split, counts[split], edits) for split in SPLITS}
+    images = [pair for _, gallery in made.values() for pair in gallery.items()]
+    texts = [f"{kind}.{split}.{end}" for split in SPLITS for kind, end in (("records", "jsonl"), ("gallery", "txt"))]
+    pictures = [f"images/{image}.png" for image, _ in images]
+    with written(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with writing(folder, "scenes", texts, overwrite, unread=pictures):
+            for split, (records, gallery) in made.items():
+                write_records(folder / f"records.{split}.jsonl", records)
+                write_text_atomic(folder / f"gallery.{split}.txt", "\n".join(gallery) + "\n")
+            _draw_all(folder / "images", images, seed, size, progress)
+    return {split: len(gallery) for split, (_, gallery) in made.items()}
+
+
+def _draw_all(folder: Path, images: list[tuple[str, Scene]], seed: int, size: int, progress: Callable | None) -> None:
+    """Draw pictures in several processes."""
+    jobs = [(str(folder), images[at : at + 500], seed, size) for at in range(0, len(images), 500)]
     done = 0
     with ProcessPoolExecutor() as pool:
         for count in pool.map(_draw, jobs):
             done += count
             if progress:
                 progress(done, len(images))
-    return {split: len(gallery) for split, gallery in galleries.items()}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from .benchmarks import load_benchmark
 from .metrics import restrict
+from .ownership import writing
 from .protocols import CIRR_VERSION, Benchmark, Rankings, coco_id, label, ranked_lists, subset_lists
 from .records import InputError, Record, read_json, write_text_atomic
+from .storage import written
 
 LENGTHS = {"recall": 50, "recall_subset": 3, "circo": 50}  # pictures a query, by kind of file
 MAX_BYTES = 5_000_000  # CIRR's server refuses more; the official example has 4,192,413
@@ -32,9 +34,17 @@ class Problem:
 
 
 def write_submission(
-    folder: str | Path, benchmark: Benchmark, rankings: Rankings, subset_rankings: Rankings | None = None
+    folder: str | Path,
+    benchmark: Benchmark,
+    rankings: Rankings,
+    subset_rankings: Rankings | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
-    """Write the files of a benchmark's test server into `folder` -> their paths; InputError for unfit rankings."""
+    """Write the files of a benchmark's test server into `folder` -> their paths.
+
+    InputError for unfit rankings, and for a file that this did not write before, unless `overwrite`.
+    """
+    folder = Path(folder)
     lists = ranked_lists(benchmark, rankings)
     ids = [record.id for record in benchmark.records]
     stem = f"{benchmark.name}.{benchmark.split}"
@@ -47,11 +57,14 @@ def write_submission(
             f"{stem}.{metric}.json": [CIRR_VERSION, metric, *cut(benchmark, some, metric)]
             for metric, some in {"recall": lists, "recall_subset": subsets}.items()
         }
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, values in files.items():
-        keys = ids if benchmark.name == "circo" else [*META, *ids]
-        write_text_atomic(Path(folder) / name, json.dumps(dict(zip(keys, values, strict=True)), separators=(",", ":")))
-    return [Path(folder) / name for name in files]
+    keys = ids if benchmark.name == "circo" else [*META, *ids]
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, "submit", files, overwrite):
+        for name, values in files.items():
+            content = json.dumps(dict(zip(keys, values, strict=True)), separators=(",", ":"))
+            write_text_atomic(folder / name, content)
+    return [folder / name for name in files]
 
 
 def cirr_subsets(benchmark: Benchmark, lists: list[list[str]], rankings: Rankings | None) -> list[list[str]]:

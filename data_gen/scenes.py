@@ -11,6 +11,7 @@ from tqdm import tqdm
 from cir_cot.cli import run
 from cir_cot.records import Record, read_records
 from cir_cot.scenes import KINDS, write_scenes
+from cir_cot.storage import written
 
 SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, the space between
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
         "--size", type=int, default=84, help="width and height in pixels, a multiple of 12 (default 84)"
     )
     parser.add_argument("--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG")
+    parser.add_argument("--overwrite", action="store_true", help="also replace files that it did not write itself")
     args = parser.parse_args(argv)
     with tqdm(unit=" pictures") as bar:
 
@@ -68,12 +70,13 @@ def main(argv: Sequence[str]) -> None:
             bar.update(done - bar.n)
 
         sizes = (args.references, args.edits, args.size)
-        galleries = write_scenes(args.out, args.seed, *sizes, show, args.test_references)
+        galleries = write_scenes(args.out, args.seed, *sizes, show, args.test_references, args.overwrite)
     for split, gallery in galleries.items():
         queries = gallery * args.edits // (args.edits + 1)
         print(f"{split:6} {queries:7} queries  {gallery:7} pictures  {args.out}")
     if args.page:
-        draw_page(Path(args.out)).save(args.page, optimize=True)
+        with written(Path(args.page)):
+            draw_page(Path(args.out)).save(args.page, optimize=True)
 
 
 if __name__ == "__main__":

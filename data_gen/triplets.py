@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cir_cot.cli import run
 from cir_cot.images import EXTENSIONS
+from cir_cot.ownership import writing
 from cir_cot.records import Cot, InputError, Record, write_records, write_text_atomic
 
 CAPTION = "caption"  # the column that makes a file one of captions; every other column is a label
@@ -47,8 +48,10 @@ def main(argv: Sequence[str]) -> int:
                 f"{args.labels}: no two of the {len(images)} pictures of {name} are alike enough for an edit; give "
                 f"more pictures, or labels that several pictures share{'' if name == 'train' else ', or --val 0'}"
             )
-    for name, records in written.items():
-        if records:
+    some = {name: records for name, records in written.items() if records}
+    files = [file for name in some for file in (f"records.{name}.jsonl", f"gallery.{name}.txt")]
+    with writing(root, "triplets", files, args.overwrite):
+        for name, records in some.items():
             write_records(root / f"records.{name}.jsonl", records)
             write_text_atomic(root / f"gallery.{name}.txt", "".join(f"{image}\n" for image in splits[name]))
             print(f"{name:5} {len(records):7} queries  {len(splits[name]):7} pictures")
@@ -73,6 +76,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--edits", type=int, default=4, metavar="N", help="queries on a picture, at most (default 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chains", action="store_true", help="also write chains, in the words of labels or captions")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace records and galleries that it did not write itself"
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.val < 1 or args.edits < 1:
         raise InputError(f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1")

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     (benchmark,) = load_benchmark(args.benchmark, args.root, args.split, **options)
     rankings = read_rankings(args.rankings, benchmark)
     subsets = read_rankings(args.subset_rankings, benchmark, "recall_subset") if args.subset_rankings else None
-    files = write_submission(args.out, benchmark, rankings, subsets)
+    files = write_submission(args.out, benchmark, rankings, subsets, args.overwrite)
     problems = [problem for file in files for problem in check_submission(file, args.root)[1]]
     if args.json:
         told = {"files": [str(file) for file in files], "protocol": benchmark.protocol, "problems": len(problems)}
@@ -51,6 +51,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--reference", choices=("keep", "remove"), help="the reference in the lists (default: CIRCO keep, CIRR remove)"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the files to")
+    parser.add_argument("--overwrite", action="store_true", help="also replace files that it did not write itself")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

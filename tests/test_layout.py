@@ -24,7 +24,7 @@ ORDER = (
     {"errors", "_torchvision"},
     {"files"},
     {"records"},
-    {"prompts", "answers", "metrics", "provenance", "storage"},
+    {"prompts", "answers", "metrics", "provenance", "storage", "ownership"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
     {"meter", "published", "resume", "token_loss"},
     {"chain_report", "layouts", "protocols", "budget", "vision_cache", "teacher", "spending"},

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import resource
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -182,6 +183,37 @@ def test_pictures_that_share_an_id_and_pictures_without_a_line(own, capsys):
     Image.new("RGB", (8, 8)).save(own / "images" / "extra.jpg")
     with pytest.raises(InputError, match="two pictures have the id 'extra'"):
         made(own)
+
+
+@pytest.mark.parametrize("name", ["records.train.jsonl", "records.val.jsonl", "gallery.train.txt", "gallery.val.txt"])
+def test_what_somebody_wrote_by_hand_is_not_replaced(own, name):
+    (own / name).write_text("mine\n")
+    with pytest.raises(InputError, match=rf"{name}: not written by cir-cot triplets, or edited since; .* --overwrite"):
+        made(own)
+    assert (own / name).read_text() == "mine\n"
+    assert not [path for path in own.glob("*.*.*") if path.name != name]
+    first = made(own, "--overwrite")
+    assert made(own) == first
+    with (own / "records.train.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="or edited since"):
+        made(own)
+
+
+def test_a_full_disk_is_one_line(own, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as exit:
+            cli.run(triplets.main, ["--root", str(own), "--labels", str(own / "labels.csv")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "cannot be written (File too large); make room" in message
+    assert not list(own.glob("records.*"))
+    assert not list(own.glob(".*.tmp"))
 
 
 # ---- the page

@@ -1,12 +1,14 @@
 """The procedural benchmark: what holds by construction, and that the words, the pictures and the truth agree."""
 
 import random
+import resource
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from cir_cot import scenes
+from cir_cot import cli, scenes
+from cir_cot.data_gen.scenes import main as write_scenes_command
 from cir_cot.records import InputError, read_records
 
 
@@ -136,7 +138,7 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     assert fewer == {"train": 24, "iid": 12, "novel": 12}
     scenes.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 3 * (4 * 6 + 2)
+    assert len(files) == 3 * (4 * 6 + 2) + 1  # and the list of what it wrote
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
     assert (tmp_path / "a/records.iid.jsonl").read_bytes() != (tmp_path / "c/records.iid.jsonl").read_bytes()
     gallery = (tmp_path / "a/gallery.iid.txt").read_text().split()
@@ -151,3 +153,38 @@ def test_unusable_sizes_are_refused_before_anything_is_written(tmp_path, bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values())))):
         scenes.write_scenes(tmp_path / "x", seed=0, **bad)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["records.iid.jsonl", "gallery.train.txt", "images/novel-0001-02.png"])
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: not written by cir-cot scenes, or edited since"):
+        scenes.write_scenes(tmp_path, seed=1, references=2, edits=2)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name).name]
+    assert (tmp_path / name).read_text() == "mine"
+    scenes.write_scenes(tmp_path, seed=1, references=2, edits=2, overwrite=True)
+    scenes.write_scenes(tmp_path, seed=2, references=2, edits=2)
+
+
+@pytest.mark.parametrize("size", [100, 4000])
+def test_a_full_disk_is_one_line(tmp_path, capsys, size):
+    """At the first file, and among the pictures, which other processes draw."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        argv = ["--out", str(tmp_path / "x"), "--seed", "1", "--references", "2", "--edits", "2", "--size", "600"]
+        with pytest.raises(SystemExit) as exit:
+            cli.run(write_scenes_command, argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert exit.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert "File too large" in line
+    assert "make room" in line
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.x: Not a directory; make room or give another folder"):
+        scenes.write_scenes(tmp_path / "file" / "x", seed=1, references=2, edits=2)

@@ -52,7 +52,7 @@ def submitted(capsys, root, benchmark, split, rankings, *more):
     out = root / "out"
     argv = ["--benchmark", benchmark, "--root", str(root), "--split", split, "--out", str(out), "--json"]
     code = submit.main([*argv, "--rankings", str(write(root / "rankings.json", rankings)), *map(str, more)])
-    return code, json.loads(capsys.readouterr().out), {file.name: file.read_text() for file in out.iterdir()}
+    return code, json.loads(capsys.readouterr().out), {file.name: file.read_text() for file in out.glob("c*.json")}
 
 
 def checked(capsys, root, *files):
@@ -77,7 +77,19 @@ def test_cirr_wants_two_files(cirr, capsys):
     assert recall["101"] == [name for name in NAMES if name != SETS[1][0]][:50]
     assert subset["101"] == SETS[1][1:4]
     assert ": " not in files["cirr.test1.recall.json"]  # compact: the server takes 5 MB
-    assert checked(capsys, cirr, *(cirr / "out").iterdir())[0] == 0
+    assert checked(capsys, cirr, *(cirr / "out").glob("c*.json"))[0] == 0
+
+
+def test_a_file_of_somebody_else_is_not_replaced(cirr, capsys):
+    (cirr / "out").mkdir()
+    mine = cirr / "out" / "cirr.test1.recall_subset.json"
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=r"recall_subset.json: not written by cir-cot submit, or edited since"):
+        submitted(capsys, cirr, "cirr", "test1", full())
+    assert [path.name for path in (cirr / "out").iterdir()] == [mine.name]
+    assert mine.read_text() == "mine"
+    assert submitted(capsys, cirr, "cirr", "test1", full(), "--overwrite")[0] == 0
+    assert submitted(capsys, cirr, "cirr", "test1", full(reverse=True))[0] == 0
 
 
 def test_subset_rankings_of_their_own(cirr, capsys):
