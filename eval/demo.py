@@ -1,7 +1,9 @@
 """A web page to search with: the chain as it is written, corrected by hand, searched again; on this machine alone."""
 
 import argparse
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -9,13 +11,17 @@ from pathlib import Path
 
 from cir_cot.cli import run
 from cir_cot.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
+from cir_cot.private_folder import ending_on_signals, private_folder
 from cir_cot.prompts import PARTS, written_parts
 from cir_cot.records import InputError
 from cir_cot.search import open_search
 from cir_cot.webpage import thumbnail
 
 try:
+    import fastapi
     import gradio as gr
+
+    from cir_cot.local_server import LOCAL, address_of, checks, listen, make_server
 except ImportError:
     raise InputError("the demo needs gradio: pip install 'cir-cot[demo]'") from None
 
@@ -180,15 +186,20 @@ def layout(page: Dialogue) -> gr.Blocks:
     return blocks.queue(max_size=WAITING, api_open=False)
 
 
-def serve(blocks: gr.Blocks, port: int | None, wait: bool = True) -> str:
-    """Serve the page on this machine, at a free port if none is named -> its address; no folder is served or shared."""
+def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI:
+    """Put the page behind the checks of host and origin; no folder is served or shared.
+
+    `hosts` are names that are answered beside this machine's own. Another site's name that leads here (DNS rebinding)
+    is refused, and so is what another site's page asks.
+    """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    _, address, _ = blocks.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        prevent_thread_lock=not wait,
-        quiet=True,
+    blocks.state_session_capacity = 200
+    blocks.has_launched = True  # only then does gradio refuse, as an upload, a file that was not uploaded
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(middleware=checks(hosts, data="/gradio_api/"), openapi_url=None),
+        blocks,
+        path="/",
+        server_name=LOCAL,
         show_error=False,
         max_file_size=MAX_BYTES,
         footer_links=[],
@@ -197,34 +208,65 @@ def serve(blocks: gr.Blocks, port: int | None, wait: bool = True) -> str:
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
-        state_session_capacity=200,
         css=STYLE,
         theme=gr.themes.Default(**fonts),
     )
-    return address
 
 
-def main(argv: Sequence[str]) -> int:
-    """Load what is asked for and serve the page until it is interrupted."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command."""
     parser = argparse.ArgumentParser(prog="cir-cot demo", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a saved retriever")
     add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
     add("--images", metavar="DIR", help="where the gallery's pictures are now; default: where they were indexed")
     add("--compare", nargs=2, metavar=("DIR", "INDEX"), help="another retriever and an index made with it")
-    add("--port", type=int, default=7860, help="on this machine alone (default 7860)")
+    add("--port", type=int, default=7860, help="on this machine alone (default 7860; 0: a free one)")
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name to answer to, e.g. a proxy's; repeatable. Whoever reaches that name sees the gallery",
+    )
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
     args = parser.parse_args(argv)
+    if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
+        parser.error(f"--allowed-host {bad[0]!r}: give a host's name alone, e.g. demo.example.org")
+    return args
+
+
+def load(args: argparse.Namespace) -> Dialogue:
+    """Load retrievers, indexes and the folder of pictures."""
     from cir_cot.encoding import list_pictures
 
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
     ways = ways_of(search)
     if args.compare:
         ways |= ways_of(open_search(*args.compare, device=args.device, dtype=args.dtype), Path(args.compare[0]).name)
-    page = Dialogue(ways, list_pictures(args.images or search.index.facts["images"]))
-    print(f"http://127.0.0.1:{args.port}  {len(page.ids)} pictures; stop with Ctrl-C", file=sys.stderr)
-    serve(layout(page), args.port)
+    return Dialogue(ways, list_pictures(args.images or search.index.facts["images"]))
+
+
+def keep_copies_in(folder: Path) -> None:
+    """Make gradio, and whatever else makes temporary files, use a folder."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    tempfile.tempdir = str(folder)
+
+
+def serve(load_page: Callable[[], Dialogue], port: int, hosts: Sequence[str] = ()) -> None:
+    """Load the page and serve it until a signal ends it; the temporary copies of its pictures go with it."""
+    with ending_on_signals(), listen(port) as listening, private_folder("cir-cot-demo-") as folder:
+        keep_copies_in(folder)
+        page = load_page()
+        print(f"{address_of(listening)}  {len(page.ids)} pictures; stop with Ctrl-C", file=sys.stderr)
+        make_server(application(layout(page), hosts)).run(sockets=[listening])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Load what is asked for and serve the page until it is interrupted."""
+    args = parse(argv)
+    serve(lambda: load(args), args.port, args.allowed_host)
     return 0
 
 

@@ -2,8 +2,17 @@
 
 import asyncio
 import io
+import json
 import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 from toy import Plain, Toy, write_shades
@@ -162,12 +171,22 @@ def test_every_control_has_a_label_and_every_event_is_private(page):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The page over the toy retriever, in this process, at a free port."""
-    blocks = make_layout(make_dialogue(tmp_path_factory.mktemp("served")))
-    from cir_cot.eval.demo import serve
+    """The page over the toy retriever, in this process, at a free port; answers to a second name too."""
+    pytest.importorskip("gradio")
+    from cir_cot.eval.demo import application, keep_copies_in
+    from cir_cot.local_server import address_of, listen, make_server
 
-    yield serve(blocks, None, wait=False)
-    blocks.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")
+        patch.setattr(tempfile, "tempdir", None)
+        keep_copies_in(tmp_path_factory.mktemp("copies"))
+        blocks = make_layout(make_dialogue(tmp_path_factory.mktemp("served")))
+        server, listening = make_server(application(blocks, ["demo.example"])), listen(0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield address_of(listening)
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +206,14 @@ def browser():
 SLOW = 60_000  # milliseconds that a busy machine may take
 
 
-def in_browser(test):
-    """Mark a test as slow; gradio's server leaves sockets and event loops to the garbage collector."""
+def over_http(test):
+    """gradio's server leaves sockets and event loops to the garbage collector."""
     leftovers = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-    return pytest.mark.slow(pytest.mark.filterwarnings(*leftovers)(test))
+    return pytest.mark.filterwarnings(*leftovers, "ignore:.*no_silent_downcasting")(test)  # of its pandas
+
+
+def in_browser(test):
+    return pytest.mark.slow(over_http(test))
 
 
 def visit(browser, address, **screen):
@@ -276,3 +299,218 @@ def test_two_visitors_do_not_mix_and_a_phone_needs_no_sideways_scrolling(served,
     assert second.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     first.context.close()
     second.context.close()
+
+
+# ---- who asks
+
+
+OTHERS = (
+    {},
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://127.0.0.1:1"},
+    {"origin": "http://evil.example", "sec-fetch-site": "same-origin"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"referer": "http://evil.example/"},
+)
+
+
+def own(address):
+    return {"origin": address.rstrip("/")}
+
+
+def upload(address, headers, data=None):
+    files = {"files": ("x.png", data or png(), "image/png")}
+    return httpx.post(f"{address}gradio_api/upload", files=files, headers=headers)
+
+
+@over_http
+@pytest.mark.parametrize("headers", OTHERS)
+def test_an_upload_from_another_origin_is_refused(served, headers):
+    before = sorted(Path(tempfile.gettempdir()).rglob("*.png"))
+    assert upload(served, headers).status_code == 403
+    assert sorted(Path(tempfile.gettempdir()).rglob("*.png")) == before
+
+
+@over_http
+def test_a_picture_is_uploaded_and_read_by_the_page_alone(served):
+    answer = upload(served, own(served), png(31))
+    assert answer.status_code == 200
+    address = f"{served}gradio_api/file={answer.json()[0]}"
+    for headers in OTHERS:
+        assert httpx.get(address, headers=headers).status_code == 403
+    for headers in (own(served), {"sec-fetch-site": "same-origin"}, {"referer": served}, {"sec-fetch-site": "none"}):
+        assert httpx.get(address, headers=headers).content == png(31)
+
+
+@over_http
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/upload", "gradio_api/queue/join", "gradio_api/info"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:7860", "evil", ""])
+def test_a_name_that_leads_here_is_not_answered(served, host, path, method):
+    headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+    answer = httpx.request(method, served + path, headers=headers)
+    assert (answer.status_code, answer.text) == (400, "Invalid host header")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@over_http
+@pytest.mark.parametrize("host", ["localhost:9000", "LOCALHOST", "127.0.0.1", "[::1]:7860", "demo.example"])
+def test_this_machines_names_and_named_hosts_are_answered(served, host):
+    assert "Composed image retrieval" in httpx.get(served, headers={"host": host}).text
+    assert upload(served, {"host": host, "origin": f"https://{host}"}).status_code == 200
+    assert upload(served, {"host": host, "origin": "https://evil.example"}).status_code == 403
+
+
+@over_http
+def test_a_link_from_another_site_opens_the_page_and_nothing_else(served):
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert httpx.get(served, headers=link).status_code == 200
+    assert httpx.get(served, headers=link | {"sec-fetch-mode": "no-cors"}).status_code == 403
+    for path in ("config", "gradio_api/info", "theme.css"):
+        assert httpx.get(served + path, headers=link).status_code == 403
+    assert httpx.post(served, headers=link).status_code == 403
+    assert upload(served, {"sec-fetch-site": "none"}).status_code == 403  # a form that was opened as a file
+
+
+@over_http
+def test_every_answer_has_the_security_headers(served):
+    from cir_cot.same_origin import HEADERS
+
+    for answer in (httpx.get(served), httpx.get(f"{served}nothing"), upload(served, {}), upload(served, own(served))):
+        assert {name.lower(): value for name, value in HEADERS.items()}.items() <= dict(answer.headers).items()
+    policy = HEADERS["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "http" not in policy, "the page loads nothing from elsewhere"
+
+
+@over_http
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "../../../../etc/passwd",
+        "..%2f..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "{copies}/../../../etc/passwd",
+        "{copies}/../{gallery}/images/s030.png",
+        "{here}",
+        "file:///etc/passwd",
+        "//etc/passwd",
+        "C:/windows/win.ini",
+    ],
+)
+def test_no_file_but_the_pages_own_is_served(served, path):
+    copies = Path(tempfile.gettempdir())
+    (gallery,) = copies.parent.glob("served[0-9]")
+    path = path.format(copies=copies, gallery=gallery.name, here=Path(__file__).resolve())
+    reader, port = own(served), int(served.rstrip("/").rpartition(":")[2])
+    for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "svelte/"):
+        answer = raw_get(port, f"/{route}{path}", reader)
+        assert answer.split()[1] in (b"400", b"403", b"404", b"405")
+        assert not any(secret in answer for secret in (b"root:", b"PNG", b"def raw_get"))
+
+
+def raw_get(port, path, headers):
+    """GET a path as it is written: httpx would resolve the dots."""
+    lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@over_http
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_event_takes_no_file_that_was_not_uploaded(served, tmp_path, inside):
+    """A forged event that names a picture of this machine as the uploaded one is an error, not the picture."""
+    path = Path(tempfile.gettempdir() if inside else tmp_path) / "own.png"
+    path.write_bytes(png())
+    config = httpx.get(f"{served}config", headers=own(served)).json()
+    kinds = {part["id"]: part["type"] for part in config["components"]}
+    (event,) = [e for e in config["dependencies"] if [kinds[i] for i in e["inputs"]] == ["file"]]
+    file = {"path": str(path), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+    join = {"data": [file], "fn_index": event["id"], "session_hash": "forged", "event_data": None, "trigger_id": None}
+    answer = httpx.post(f"{served}gradio_api/queue/join", json=join, headers=own(served))
+    assert answer.status_code == 200
+    asked = {"params": {"session_hash": "forged"}, "headers": own(served)}
+    with httpx.stream("GET", f"{served}gradio_api/queue/data", **asked) as stream:
+        messages = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]
+    (done,) = [message for message in messages if message["msg"] == "process_completed"]
+    assert done["success"] == inside
+    assert bool(done["output"].get("data")) == inside
+
+
+# ---- its port and its end
+
+
+def test_a_port_that_is_taken_or_none_is_one_clear_line():
+    pytest.importorskip("uvicorn")
+    from cir_cot.local_server import listen
+
+    with listen(0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1: Address already in use; .*--port"):
+            listen(port)
+        assert taken.getsockname()[0] == "127.0.0.1"
+    for port in (-1, 65536):
+        with pytest.raises(InputError, match=f"--port {port}: ports are 0 .. 65535"):
+            listen(port)
+
+
+def test_a_busy_port_ends_the_command_before_a_model_is_loaded(tmp_path, capsys):
+    pytest.importorskip("gradio")
+    from cir_cot.cli import UNUSABLE, run
+    from cir_cot.eval.demo import main
+    from cir_cot.local_server import listen
+
+    with listen(0) as taken, pytest.raises(SystemExit) as exit:
+        run(main, ["--model", str(tmp_path), "--index", str(tmp_path), "--port", str(taken.getsockname()[1])])
+    assert exit.value.code == UNUSABLE
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["*", "*.example.org", "http://demo.example.org", ""])
+def test_an_allowed_host_is_a_name(name, capsys):
+    pytest.importorskip("gradio")
+    from cir_cot.eval.demo import main
+
+    with pytest.raises(SystemExit) as exit:
+        main(["--model", "m", "--index", "i", "--allowed-host", name])
+    assert exit.value.code == 2
+    assert "host's name alone" in capsys.readouterr().err
+
+
+DEMO = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_demo import make_dialogue
+from cir_cot.cli import run
+from cir_cot.eval.demo import serve
+run(lambda argv: serve(lambda: make_dialogue(Path(sys.argv[2])), 0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_copies_are_private_and_gone_after_a_signal(tmp_path, monkeypatch, number, code):
+    pytest.importorskip("gradio")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    command = [sys.executable, "-c", DEMO, str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as demo:
+        address = re.match(r"http://127\.0\.0\.1:\d+/", demo.stderr.readline())[0]
+        assert upload(address, own(address)).status_code == 200
+        (folder,) = temporary.glob("cir-cot-demo-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(list(folder.rglob("x.png"))) == 1
+        with httpx.stream("GET", f"{address}gradio_api/heartbeat/visitor", headers=own(address)):  # never ends
+            demo.send_signal(number)
+            out, errors = demo.communicate(timeout=60)
+        assert demo.returncode == code
+        assert (out, errors) == ("", "interrupted\n" if code == 130 else "")
+        assert not list(temporary.glob("cir-cot-*"))
+        assert not list(temporary.rglob("*.png"))
