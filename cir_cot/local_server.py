@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from .records import InputError
+from .errors import InputError
 from .same_origin import SameOrigin
 
 LOCAL = "127.0.0.1"

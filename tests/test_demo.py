@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 from PIL import Image
 from toy import Plain, Toy, write_shades
