@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from .job import Job, Task
 from .records import InputError
+from .resizing import TOKEN
 from .spending import Budget, BudgetSpent
 from .teacher import Picture, Plan, Teacher, Unanswered, estimate, joint_turns, prepare, stage_turns, write_chain
 
@@ -91,7 +92,7 @@ def forecast(tasks: Sequence[Task], plan: Plan, prices: Sequence[float] | None) 
         else:
             said = [{part: "x" * LETTERS[part] for part in stages[:count]} for count in range(len(stages))]
             asked = [stage_turns(text, parts, picture, seen) for parts in said]
-        prompt += sum(estimate(turns) for turns in asked) + (2 * picture.pixels // 784 if plan.verifier else 0)
+        prompt += sum(estimate(turns) for turns in asked) + (2 * picture.pixels // TOKEN**2 if plan.verifier else 0)
         size += sum(len(part.url) for turns in asked for _, parts in turns for part in parts if part is picture)
     calls = (1 if plan.stages == "joint" else len(stages)) + (plan.verifier is not None)
     share = len(tasks) / max(1, len(sample))

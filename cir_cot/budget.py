@@ -13,6 +13,7 @@ from torch import nn
 
 from .gradcache import SIDES, row_tokens, select
 from .measure import kept_bytes
+from .resizing import TOKEN, is_shrunk
 
 SAMPLE = 64  # rows: quantiles of token counts within a few per cent, in seconds
 MEASURED = 2  # rows of the measured pass
@@ -73,10 +74,13 @@ def bytes_per_token(head: nn.Module, batch: Mapping, device: torch.device, autoc
     return kept // sum(rows * max(row_tokens(batch[side])) for side in SIDES)
 
 
-def estimate(head: nn.Module, dataset, collator, args, max_pixels: int | None = None, free: int | None = None) -> dict:
+def estimate(
+    head: nn.Module, dataset, collator, args, side: int = TOKEN, max_pixels: int | None = None, free: int | None = None
+) -> dict:
     """Tokens and memory of a run with `args` (CirArguments), from a sample of `dataset` -> facts, see `describe`.
 
-    `max_pixels` is the area above which pictures are made smaller, `free` what a process has, default: what is free.
+    `side` is that of a visual token in pixels, `max_pixels` the area that pictures are made smaller to, `free` what a
+    process has, default: what is free.
     Bytes are those of one process; ZeRO's and FSDP's savings are not counted.
     """
     step = max(1, len(dataset) // SAMPLE)
@@ -86,7 +90,7 @@ def estimate(head: nn.Module, dataset, collator, args, max_pixels: int | None = 
     both = [query + target for query, target in zip(counts["query"], counts["target"], strict=True)]
     sides = [side for row in rows for side in (row.reference, row.target)]
     pictures = [side for side in sides if not torch.is_tensor(side)]  # the others are features already
-    large = sum(picture.width * picture.height > max_pixels for picture in pictures) if max_pixels else 0
+    large = sum(is_shrunk(one.height, one.width, side, max_pixels) for one in pictures) if max_pixels else 0
     longest = sorted(range(len(both)), key=both.__getitem__)[-MEASURED:]
     precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     each = bytes_per_token(head, select(batch, torch.tensor(longest)), args.device, precision)

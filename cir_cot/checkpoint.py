@@ -13,6 +13,7 @@ from . import _torchvision  # noqa: F401  # isort: skip
 import transformers
 
 from .records import InputError
+from .resizing import token_side
 
 TINY_BASE = "cir-cot/tiny-base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,6 +66,9 @@ def bound_pixels(images: transformers.image_processing_utils.BaseImageProcessor,
     size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
+    area = token_side(images) ** 2
+    if size["longest_edge"] < area:
+        raise InputError(f"max_pixels {size['longest_edge']} is less than one visual token: give at least {area}")
     images.size = size
 
 

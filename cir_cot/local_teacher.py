@@ -11,9 +11,12 @@ import torch
 
 from . import _torchvision  # noqa: F401  # isort: skip
 import transformers
+from PIL import Image
+from qwen_vl_utils import process_vision_info
 
 from .checkpoint import DTYPES, load_model, load_processor, model_options
 from .records import InputError
+from .resizing import picture_bounds, token_side
 from .spending import Budget
 from .teacher import Answer, Picture, Turn, Unanswered, estimate, shorten
 
@@ -45,6 +48,8 @@ class TransformersTeacher:
         self.batch_size, self.temperature = batch_size, temperature
         self.processor = load_processor(model)
         self.processor.tokenizer.padding_side = "left"  # answers begin where prompts end
+        self.bounds = picture_bounds(self.processor.image_processor)
+        self.side = token_side(self.processor.image_processor)
         self.network = load_model(model, **model_options(DTYPES[dtype], "sdpa", None)).to(device).eval()
         self.special = sorted({*self.processor.tokenizer.all_special_tokens, *self._added()}, key=len, reverse=True)
         self.waiting: list[Question] = []
@@ -121,10 +126,9 @@ class TransformersTeacher:
     @torch.inference_mode()
     def generate(self, questions: Sequence[tuple[Sequence[Turn], int]]) -> list[tuple[str, bool, int, int]]:
         """(text, did it end by itself, prompt tokens, answer's tokens) of each question."""
-        texts = [self.processor.apply_chat_template(self._messages(turns), **TEMPLATE) for turns, _ in questions]
-        pictures = [
-            [part.image for _, parts in turns for part in parts if isinstance(part, Picture)] for turns, _ in questions
-        ]
+        chats = [self._messages(turns) for turns, _ in questions]
+        texts = [self.processor.apply_chat_template(chat, **TEMPLATE) for chat in chats]
+        pictures = [self._pictures(chat) for chat in chats]
         inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(self.network.device)
         longest = max(limit for _, limit in questions)
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
@@ -149,7 +153,13 @@ class TransformersTeacher:
         return [{"role": role, "content": [self._part(part) for part in parts]} for role, parts in turns]
 
     def _part(self, part: str | Picture) -> dict:
-        return {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": self.plain(part)}
+        if not isinstance(part, Picture):
+            return {"type": "text", "text": self.plain(part)}
+        return {"type": "image", "image": part.image, **self.bounds}
+
+    def _pictures(self, chat: list[dict]) -> list[Image.Image]:
+        """Pictures of a conversation, in sides that the processor leaves as they are."""
+        return process_vision_info(chat, image_patch_size=self.side // 2)[0] or []
 
     def plain(self, text: str) -> str:
         """Text in which no special token of the model is left: each gets a space behind its first letter."""

@@ -7,7 +7,6 @@ a prefix cache reads the picture once. What a teacher says is data: it is filter
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from .answers import own_words, scores, without_fence, without_thinking
 from .filters import FILTERS
 from .prompts import PARTS
 from .records import Cot, InputError, Record, cot_from_dict, parse_json
+from .resizing import TOKEN, smart_size
 
 MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024, "score": 16}  # ours, of one answer
 LETTERS = 16  # of a token, at most, before an answer counts as too long
@@ -95,10 +95,9 @@ class Plan:
 
 def prepare(picture: Image.Image, max_pixels: int) -> Picture:
     """Shrink a picture to a budget of pixels and encode it anew, without EXIF, comments, profiles or thumbnails."""
-    scale = math.sqrt(max_pixels / (picture.width * picture.height))
-    if scale < 1:
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if picture.width * picture.height > max_pixels:  # to whole visual tokens, so that Qwen's servers leave it as it is
+        height, width = smart_size(picture.height, picture.width, max_pixels=max_pixels)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     clean = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
     clean.info = {}  # Pillow would carry a JPEG comment over
     file = io.BytesIO()
@@ -249,10 +248,12 @@ def joint_turns(text: str, reference: Picture, seen: Picture | None) -> list[Tur
 
 
 def estimate(turns: Sequence[Turn]) -> int:
-    """Tokens that a prompt takes, estimated high: 3 letters a token, 28 x 28 pixels a visual token as Qwen has it."""
+    """Tokens that a prompt takes, estimated high: 3 letters a token, visual tokens as Qwen2.5-VL has them."""
     parts = [part for _, turn in turns for part in turn]
     words = sum(len(part) for part in parts if isinstance(part, str))
-    return words // 3 + sum(part.pixels // 784 + 16 for part in parts if isinstance(part, Picture)) + 8 * len(turns)
+    return (
+        words // 3 + sum(part.pixels // TOKEN**2 + 16 for part in parts if isinstance(part, Picture)) + 8 * len(turns)
+    )
 
 
 def again(problem: str) -> str:

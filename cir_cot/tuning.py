@@ -16,6 +16,7 @@ from .heads.qwen import QwenHead
 from .launch import refuse_impossible
 from .recipe import write_json, write_metrics_json, write_run_json
 from .records import InputError
+from .resizing import token_side
 from .retriever import SETTINGS_FILE, read_settings
 from .rows import DataArguments, option
 from .trainer import CirTrainer
@@ -86,9 +87,10 @@ def plan(trainer: CirTrainer) -> str:
     head, args = trainer.model, trainer.args
     if next(head.parameters()).device.type != args.device.type:
         return "no estimate of memory: DeepSpeed and FSDP move the model to the device when training starts"
-    pixels = head.backbone.processor.image_processor.size["longest_edge"]
+    images = head.backbone.processor.image_processor
+    side, pixels = token_side(images), images.size["longest_edge"]
     state = random_state(args.device)
-    facts = estimate(head, trainer.train_dataset, trainer.data_collator, args, pixels)
+    facts = estimate(head, trainer.train_dataset, trainer.data_collator, args, side, pixels)
     set_random_state(state, args.device)
     if args.should_save:
         write_json(Path(args.output_dir) / "estimate.json", facts)

@@ -452,6 +452,8 @@ def test_pixel_bounds_are_set_and_saved(tmp_path):
         assert encode(one)["image_grid_thw"].tolist() == [[1, 4, 4], [1, 4, 2], [1, 2, 4]]
     with pytest.raises(InputError, match="min_pixels 9999 exceeds max_pixels 3136"):
         load_backbone(tmp_path / "saved", min_pixels=9999)
+    with pytest.raises(InputError, match="max_pixels 783 is less than one visual token: give at least 784"):
+        load_backbone(tmp_path / "base", min_pixels=1, max_pixels=783)
 
 
 # What is refused

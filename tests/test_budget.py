@@ -13,7 +13,9 @@ from cir_cot.tuning import plan
 def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
     run = training.trainer(folder, training.tiny_head(), rows=12, **arguments)
     run.model.backbone.checkpoint_activations(recompute)
-    return estimate(run.model, run.train_dataset, run.data_collator, run.args, max_pixels=56 * 56 - 1, free=free)
+    return estimate(
+        run.model, run.train_dataset, run.data_collator, run.args, side=28, max_pixels=56 * 56 - 1, free=free
+    )
 
 
 def test_what_is_counted(tmp_path):
