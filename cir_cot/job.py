@@ -10,17 +10,18 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .images import ImageStore
-from .records import InputError, Record, parse_json, read_json, record_from_dict, record_to_dict, write_text_atomic
+from .journal import Journal, chain_of, name_of, stream
+from .records import InputError, Record, read_json, record_to_dict, write_text_atomic
 from .spending import Budget
-from .storage import acquire
+from .storage import acquire, written
 
 COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")  # carried on from run to run
-LONGEST = 2**22  # bytes: more than any line
+MOST = 2**53  # of a count: what a float holds exactly
 
 
 @dataclass(frozen=True)
@@ -43,53 +44,6 @@ def content_key(settings: Mapping, record: Record) -> str:
     return hashlib.sha256(json.dumps([settings, asked], sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Journal:
-    """JSON lines that only grow; opening it cuts off a last line that a killed process left unfinished."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self.dirty = False
-        self.mend()
-
-    def mend(self) -> None:
-        """Cut off a torn last line; one that lacks its line end alone gets it."""
-        size = self.size()
-        tail = os.pread(self.file, LONGEST, max(0, size - LONGEST)).rpartition(b"\n")[2]
-        try:
-            if tail:
-                json.loads(tail)
-                os.write(self.file, b"\n")
-        except ValueError:
-            os.ftruncate(self.file, size - len(tail))
-
-    def size(self) -> int:
-        """Bytes in the file."""
-        return os.fstat(self.file).st_size
-
-    def append(self, obj: dict) -> None:
-        """Write one line, whole or not at all."""
-        line = (json.dumps(obj, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        before, self.dirty = self.size(), True
-        try:
-            if os.write(self.file, line) < len(line):
-                raise OSError(0, "the disk is full")
-        except OSError as error:
-            os.ftruncate(self.file, before)
-            raise InputError(f"{self.path}: {error.strerror}; make room and run again, what is done is kept") from error
-
-    def sync(self) -> None:
-        """Force what was written to the disk."""
-        if self.dirty:
-            self.dirty = False
-            os.fsync(self.file)
-
-    def close(self) -> None:
-        """Sync and close."""
-        self.sync()
-        os.close(self.file)
-
-
 class Job:
     """An annotation job with its output at `out`; a second one on the same output is refused, other settings too.
 
@@ -97,20 +51,28 @@ class Job:
     """
 
     def __init__(self, out: Path, settings: Mapping, budget: Budget):
-        self.out, self.budget, self.started = out, budget, time.monotonic()
+        self.out = out
+        self.budget = budget
+        self.started = time.monotonic()
         self.quarantine_path, self.summary_path = (out.with_name(f"{out.name}.{part}") for part in FILES)
         self.lock = lock(out.with_name(f"{out.name}.lock"), out, settings)
         self.accepted = self.quarantined = self.repaired = self.total = 0
-        self.seconds, self.closed = 0.0, False
-        self.journal, self.poison = Journal(out), Journal(self.quarantine_path)
-        if self.summary_path.exists() and (self.journal.size() or self.poison.size()):
-            self.carry(self.summary_path)
+        self.seconds = 0.0
+        self.closed = False
+        try:
+            self.journal = Journal(out, chain_of)
+            self.poison = Journal(self.quarantine_path, name_of)
+            if self.summary_path.exists() and (self.journal.size() or self.poison.size()):
+                self.carry(self.summary_path)
+        except BaseException:
+            os.close(self.lock)
+            raise
 
     def carry(self, path: Path) -> None:
         """Add what another run of this job has used, by its summary."""
         summary = read_json(path)
         counts = [summary.get(key) for key in COUNTS] if isinstance(summary, dict) else []
-        if not counts or not all(isinstance(count, int | float) for count in counts):
+        if not counts or not all(type(count) in (int, float) and 0 <= count <= MOST for count in counts):
             raise InputError(f"{path}: no summary of a job; remove it to count from zero")
         repaired, calls, prompt, completion, seconds = counts
         self.repaired, self.seconds = self.repaired + repaired, self.seconds + seconds
@@ -148,12 +110,9 @@ class Job:
 
     def sync(self) -> None:
         """Force rows to the disk, then the summary."""
-        try:
-            self.journal.sync()
-            self.poison.sync()
-            write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\n")
-        except OSError as error:
-            raise InputError(f"{self.out}: {error.strerror}; make room and run again, what is done is kept") from error
+        self.journal.sync()
+        self.poison.sync()
+        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\n")
 
     def close(self) -> None:
         """Sync, close, let go of the lock; once."""
@@ -161,7 +120,8 @@ class Job:
             return
         self.closed = True
         try:
-            self.sync()
+            if self.total or self.accepted or self.quarantined:  # else nothing was counted that a summary could say
+                self.sync()
         finally:
             self.journal.close()
             self.poison.close()
@@ -170,26 +130,33 @@ class Job:
     def absorb(self) -> None:
         """Take over the rows that other processes of this job wrote to files of their own, then remove those."""
         shares = share_paths(self.out)
-        known = {line["teacher"]["key"] for _, line in stream(self.out)} if shares else set()
-        names = {line["id"] for _, line in stream(self.quarantine_path)} if shares else set()
+        known = {chain_of(line, where).teacher["key"] for where, line in stream(self.out)} if shares else set()
+        names = {name_of(line, where) for where, line in stream(self.quarantine_path)} if shares else set()
         for path in shares:
             poison, summary, held = (path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock"))
-            Journal(path).close()  # cuts off a torn line
-            Journal(poison).close()
-            for _, line in stream(path):
-                if line["teacher"]["key"] not in known:
+            Journal(path, chain_of).close()  # cuts off a torn line
+            Journal(poison, name_of).close()
+            # Append each row once, also where a kill has left it in several files.
+            for where, line in stream(path):
+                key = chain_of(line, where).teacher["key"]
+                if key not in known:
+                    known.add(key)
                     self.journal.append(line)
-            for _, line in stream(poison):
-                if line["id"] not in names:
+            for where, line in stream(poison):
+                name = name_of(line, where)
+                if name not in names:
+                    names.add(name)
                     self.poison.append(line)
             if summary.exists():
                 self.carry(summary)
+            # What was taken over is on the disk before the files that held it are gone.
             self.sync()
             for file in (summary, poison, path, held):
                 file.unlink(missing_ok=True)
 
 
 FILES = ("quarantine.jsonl", "summary.json")
+SETTINGS = 2**12  # bytes of a job's settings in the lock's file, at most
 
 
 def share_path(out: Path, rank: int) -> Path:
@@ -203,14 +170,6 @@ def share_paths(out: Path) -> list[Path]:
     return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
 
 
-def stream(path: Path) -> Iterator[tuple[int, object]]:
-    """(line number, value) of each line of a JSONL file, one at a time; none where there is no file."""
-    if path.exists():
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, parse_json(line, f"{path}:{number}")
-
-
 def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
     """(keys of the tasks that have a chain in the file, names of those in the quarantine).
 
@@ -219,19 +178,19 @@ def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
     keys = {task.key for task in tasks}
     rows = {(task.record.source, task.record.id) for task in tasks}
     done = set()
-    for number, obj in stream(out):
-        record = record_from_dict(obj, f"{out}:{number}")
-        key = (record.teacher or {}).get("key")
+    for where, obj in stream(out):
+        record = chain_of(obj, where)
+        key = record.teacher["key"]
         if key in keys:
             done.add(key)
         elif (record.source, record.id) in rows:
             raise InputError(
-                f"{out}:{number}: {record.id!r} has a chain made from another text or with other settings; give "
+                f"{where}: {record.id!r} has a chain made from another text or with other settings; give "
                 "another --out, or remove the line to have it made again"
             )
     names = {task.name for task in tasks if task.key not in done}
     poison = out.with_name(f"{out.name}.{FILES[0]}")
-    return done, {line.get("id") for _, line in stream(poison) if isinstance(line, dict)} & names
+    return done, {name_of(line, where) for where, line in stream(poison)} & names
 
 
 def left(out: Path, tasks: Sequence[Task]) -> list[Task]:
@@ -242,14 +201,21 @@ def left(out: Path, tasks: Sequence[Task]) -> list[Task]:
 
 def lock(path: Path, out: Path, settings: Mapping) -> int:
     """The descriptor of the locked file, which holds the job's settings; InputError for another job's."""
-    handle = acquire(path, out)
     wanted = json.dumps(settings, sort_keys=True)
-    held = path.read_text(encoding="utf-8", errors="replace")
     poison = out.with_name(f"{out.name}.{FILES[0]}")
-    used = any(file.exists() and file.stat().st_size for file in (out, poison))
-    if held != wanted and used and held:
-        os.close(handle)
-        raise InputError(f"{out}: made with {held}, now asked with {wanted}; give another --out, or the same settings")
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, wanted.encode(), 0)
+    with written(out):
+        handle = acquire(path, out)
+        try:
+            held = os.pread(handle, SETTINGS, 0).decode("utf-8", "replace")
+            used = any(file.exists() and file.stat().st_size for file in (out, poison))
+            if held != wanted and used and held:
+                cure = "give another --out, or the same settings"
+                raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
+            # Settings that are there stay untouched: on a full disk a file that is emptied first would lose them.
+            if held != wanted:
+                os.pwrite(handle, wanted.encode(), 0)
+                os.ftruncate(handle, len(wanted.encode()))
+        except BaseException:
+            os.close(handle)
+            raise
     return handle

@@ -99,12 +99,14 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError("--proxy is for --teacher openai; a local teacher sends nothing")
         if args.verifier:
             raise InputError("--verifier is for --teacher openai; a local teacher verifies its own conclusions")
-    if not args.timeout > 0 or not args.temperature >= 0:
+    if not 0 < args.timeout < math.inf or not 0 <= args.temperature < math.inf:
         raise InputError(f"--timeout {args.timeout} must be above 0, --temperature {args.temperature} not below")
-    if not (args.max_cost is None or args.max_cost > 0) or not min(args.price or [0.0]) >= 0:
+    if not (args.max_cost is None or args.max_cost > 0) or not all(0 <= price < math.inf for price in args.price or ()):
         raise InputError(f"--max-cost {args.max_cost} must be above 0, prices not below")
     if not args.out.resolve().parent.is_dir():
         raise InputError(f"{args.out}: its folder does not exist")
+    if args.out.exists() and not args.out.is_file():
+        raise InputError(f"{args.out}: is no regular file; give another --out")
 
 
 def settings_of(args: argparse.Namespace) -> dict:

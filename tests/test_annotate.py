@@ -21,8 +21,9 @@ from servers import Reply, Server, answer, edit, good, pictures, stage
 
 from cir_cot.cli import PROBLEMS, UNUSABLE, run
 from cir_cot.data_gen import annotate, check
-from cir_cot.job import Job, Journal
-from cir_cot.records import InputError, Record, read_records, record_from_dict, write_records
+from cir_cot.job import Job
+from cir_cot.journal import Journal, chain_of
+from cir_cot.records import Cot, InputError, Record, read_records, record_from_dict, write_records
 from cir_cot.spending import Budget
 from cir_cot.teacher import Answer
 from cir_cot.tiny import write_tiny
@@ -358,6 +359,7 @@ def test_a_whole_last_line_without_its_end_is_kept(data, tmp_path):
         out.write_bytes(out.read_bytes().rstrip(b"\n"))
         assert annotate.main(command(data, out, server.url, "--limit", "2")) == 0
         assert server.requests == 6
+    assert [record.id for record in read_records(out)] == ["q0", "q1"]
 
 
 def test_two_jobs_on_one_output_refuse_each_other(data, tmp_path, capsys):
@@ -385,10 +387,10 @@ def test_other_settings_on_one_output_are_refused_and_so_are_other_texts(tmp_pat
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from cir_cot.job import Journal
+from cir_cot.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-journal = Journal(Path(sys.argv[1]))
+journal = Journal(Path(sys.argv[1]), lambda obj, where: obj)
 for number in range(9):
     journal.append({"number": number, "text": "x" * 20})
 """
@@ -401,23 +403,25 @@ def test_a_full_disk_is_an_error_and_no_torn_line(tmp_path):
     assert "InputError" in done.stderr
     assert "make room and run again" in done.stderr
     assert [line["number"] for line in lines(path)] == [0, 1]
-    Journal(path).close()
+    Journal(path, chain_of).close()  # its last line is whole, so nothing is looked at
     assert len(lines(path)) == 2
 
 
 def test_what_other_processes_wrote_is_merged_once(tmp_path):
     out, share = tmp_path / "chains.jsonl", tmp_path / "chains.jsonl.rank1"
     first, second = Job(out, {}, Budget()), Job(share, {}, Budget())
-    rows = [Record(f"q{n}", "r", "t", (), teacher={"key": f"k{n}"}) for n in range(4)]
-    for job, record in ((first, rows[0]), (second, rows[0]), (second, rows[1]), (second, rows[2])):
+    rows = [Record(f"q{n}", "r", "t", (), Cot("a", "b", "c"), teacher={"key": f"k{n}"}) for n in range(4)]
+    for job, record in ((first, rows[0]), (second, rows[0]), (second, rows[1]), (second, rows[1]), (second, rows[2])):
         job.accept(record, True)
-    second.quarantine("q9", "why", 1, "")
+    first.quarantine("q8", "why", 1, "")
+    for name in ("q8", "q9", "q9"):
+        second.quarantine(name, "why", 1, "")
     second.budget.calls = 7
     second.close()
     share.write_bytes(share.read_bytes() + b'{"torn')
     first.absorb()
     assert [record.id for record in read_records(out)] == ["q0", "q1", "q2"]
-    assert [line["id"] for line in lines(beside(out, QUARANTINE))] == ["q9"]
+    assert [line["id"] for line in lines(beside(out, QUARANTINE))] == ["q8", "q9"]
     assert first.summary()["calls"] == 7
     first.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -437,6 +441,13 @@ REFUSED = {
     "no folder": (["--out", "nowhere/chains.jsonl"], "does not exist"),
     "no rows": (["--limit", "0"], "less than 1"),
     "no time": (["--timeout", "0"], "--timeout"),
+    "endless time": (["--timeout", "inf"], "--timeout"),
+    "no temperature": (["--temperature", "nan"], "--temperature"),
+    "no price": (["--price", "1", "nan"], "prices"),
+    "no proxy": (["--proxy", "localhost"], "proxy 'localhost' is no http"),
+    "no address": (["--base-url", "http://localhost:99999/v1"], "base-url"),
+    "a folder": (["--out", "."], "no regular file"),
+    "a device": (["--out", os.devnull], "no regular file"),
 }
 
 

@@ -26,7 +26,7 @@ ORDER = (
     {"records"},
     {"prompts", "answers", "metrics", "provenance", "storage", "ownership"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
-    {"meter", "published", "resizing", "resume", "token_loss"},
+    {"meter", "published", "resizing", "resume", "token_loss", "journal"},
     {"chain_report", "layouts", "protocols", "budget", "vision_cache", "teacher", "spending"},
     {"chain_export", "fashioniq", "genecis", "wire", "job"},
     {"benchmarks", "ranking", "replicas", "annotation"},
