@@ -27,6 +27,7 @@ from .records import InputError
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _RECURRENT = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")  # Qwen3.5's gated delta nets
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 LINEAR = {  # model_type -> linear layers of a block of the language model
     "qwen2_vl": _ATTENTION + _MLP,
     "qwen2_5_vl": _ATTENTION + _MLP,
@@ -174,8 +175,8 @@ class Backbone(nn.Module):
 
             save_adapter(self.model, folder, state_dict)
         elif not self.frozen:
-            for stale in folder.glob("adapter_*"):  # transformers would put it on the saved weights
-                stale.unlink()
+            for stale in ADAPTER_FILES:  # transformers would put it on the saved weights
+                (folder / stale).unlink(missing_ok=True)
             self.model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
 

@@ -8,8 +8,6 @@
 4. Numbers come from `score_rankings` alone, the code behind `cir-cot score`: a saved rankings file gives them again.
 """
 
-import gzip
-import json
 import os
 import random
 import time
@@ -18,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -27,11 +24,11 @@ from tqdm import tqdm
 
 from .images import ImageStore
 from .prompts import PROMPTS_VERSION
-from .protocols import Benchmark, label, mean_of_categories, score_rankings
+from .protocols import Benchmark, label, score_rankings
 from .provenance import git_state, package_versions
 from .ranking import rank
 from .readings import ChainReader, Encode, reader
-from .records import InputError, Record, write_bytes_atomic, write_text_atomic
+from .records import InputError, Record
 from .retriever import QueryOutput, Retriever, concatenate
 
 
@@ -57,7 +54,12 @@ class Result:
     @property
     def name(self) -> str:
         """Name the measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
-        return ".".join(filter(None, (self.benchmark.name, self.benchmark.category, self.benchmark.split)))
+        return set_name(self.benchmark)
+
+
+def set_name(benchmark: Benchmark) -> str:
+    """Name a measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
+    return ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
 
 
 def evaluate(
@@ -235,56 +237,3 @@ def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
     if len(bad):
         raise InputError(f"the embedding of {names[int(bad[0])]!r} is not finite; the checkpoint has diverged")
     return embeddings
-
-
-# ---- files
-
-
-def save_results(results: Sequence[Result], folder: str | Path) -> None:
-    """Write results.json, rankings and chains of one reading: one result, or one for each category of a benchmark.
-
-    Files are those of `cir-cot score`: rankings.json.gz (and subset_rankings.json.gz), or, of several categories,
-    `<benchmark>.<category>.<split>.json.gz`. What an earlier run left of them goes; results.json comes last, so where
-    it is, they are whole.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").unlink(missing_ok=True)
-    for result in results:
-        stem = f"{result.name}." if len(results) > 1 else ""
-        write_gzip(folder / (f"{stem}json.gz" if stem else "rankings.json.gz"), result.rankings)
-        subset = folder / (f"{stem}subset.json.gz" if stem else "subset_rankings.json.gz")
-        chains = folder / f"{stem}chains.jsonl"
-        for path in (subset, chains):
-            path.unlink(missing_ok=True)
-        if result.subset_rankings is not None:
-            write_gzip(subset, result.subset_rankings)
-        if any(result.explanations.values()):
-            rows = [{"id": k, "explanation": v, "flag": result.flags[k]} for k, v in result.explanations.items()]
-            write_text_atomic(chains, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text_atomic(folder / "results.json", json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n")
-
-
-def summary(results: Sequence[Result]) -> dict:
-    """The content of results.json: metrics, by_source and protocol.
-
-    Of several categories: metrics by category and their mean, and in the protocol, as `cir-cot score` has it, what
-    differs between them by category.
-    """
-    if len(results) == 1:
-        (only,) = results
-        return {"metrics": only.metrics, "by_source": only.by_source, "protocol": only.protocol}
-    names, protocol = [result.benchmark.category for result in results], {}
-    for key in results[0].protocol:
-        values = [result.protocol[key] for result in results]
-        protocol[key] = values[0] if values.count(values[0]) == len(values) else dict(zip(names, values, strict=True))
-    return {
-        "metrics": mean_of_categories({result.benchmark.category: result.metrics for result in results}),
-        "by_source": {result.benchmark.category: result.by_source for result in results},
-        "protocol": protocol | {"category": names},
-    }
-
-
-def write_gzip(path: Path, content: dict) -> None:
-    """Write JSON, compressed, the same bytes for the same content."""
-    write_bytes_atomic(path, gzip.compress(json.dumps(content).encode(), mtime=0))

@@ -1,25 +1,22 @@
 """What every training recipe shares: its arguments, where they come from, and the run.json that says what was run."""
 
-import dataclasses
-import difflib
 import json
 import logging
+import math
 import os
 import platform
 import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import torch
-import yaml
 
 from . import _torchvision  # noqa: F401  # isort: skip
 from transformers import HfArgumentParser, TrainingArguments
 
+from .config import names, nearest, read_config
 from .launch import prepare_deepspeed, refuse_impossible, shards_parameters
 from .provenance import git_state, package_versions
 from .records import InputError, write_text_atomic
@@ -89,6 +86,7 @@ class CirArguments(TrainingArguments):
         """Check what transformers cannot, and choose the device: the CPU without an accelerator, never DataParallel."""
         if self.output_dir is None:
             raise InputError("no output_dir: say where the run goes, for example --output_dir runs/first")
+        self._check_numbers()
         if self.contrastive_weight < 0 or self.lm_weight < 0 or self.contrastive_weight + self.lm_weight == 0:
             raise InputError(
                 f"contrastive_weight {self.contrastive_weight} and lm_weight {self.lm_weight}: neither may be negative "
@@ -108,6 +106,19 @@ class CirArguments(TrainingArguments):
             self._n_gpu = 1
         refuse_impossible(self, vision_cache=self.vision_cache is not None)
         prepare_deepspeed(self)
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that would only surface as a traceback, or as NaN, in the middle of training."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is {value}: give a finite number")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise InputError(f"{name} is {value}: numpy takes 0 .. 2^32 - 1")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
 
     @property
     def groups_by_length(self) -> bool:
@@ -144,74 +155,17 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
     config.add_argument("--config")
     path = config.parse_known_args(list(argv))[0].config
     namespace = parser.parse_args([])
-    for key, value in (_read_config(cls, path) if path else {}).items():
+    for key, value in (read_config(cls, path) if path else {}).items():
         setattr(namespace, key, value)
     namespace, unknown = parser.parse_known_args(list(argv), namespace)
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-').partition('=')[0], cls)}")
+        raise InputError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].lstrip('-').partition('=')[0], cls)}")
     try:
-        return cls(**{name: getattr(namespace, name) for name in _names(cls)})
+        return cls(**{name: getattr(namespace, name) for name in names(cls)})
     except InputError:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if f.init]
-
-
-def _nearest(key: str, cls: type) -> str:
-    close = difflib.get_close_matches(key.replace("-", "_"), _names(cls), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; --help lists all of them"
-
-
-def _read_config(cls: type, path: str) -> dict[str, Any]:
-    """Arguments of a YAML file, checked against the dataclass."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected lines of `key: value`, got a {type(content).__name__}")
-    hints = typing.get_type_hints(cls)
-    for key in content:
-        if key not in _names(cls):
-            raise InputError(f"{path}: unknown key {key!r}{_nearest(str(key), cls)}")
-    return {key: _checked(value, hints[key], f"{path}: {key}") for key, value in content.items()}
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """The value as its field's type; YAML reads 2e-4 as a string and no, off and yes as booleans."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if float in kinds and type(value) in (int, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if any(_is(value, kind) for kind in kinds):
-        return value
-    expected = " or ".join(_named(kind) for kind in kinds)
-    quote = "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes" if isinstance(value, bool) else ""
-    raise InputError(f"{where}: expected {expected}, got {value!r}{quote}")
-
-
-def _named(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        *names, last = map(repr, typing.get_args(kind))
-        return f"{', '.join(names)} or {last}"
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    origin = typing.get_origin(kind) or kind
-    if origin is Literal:
-        return value in typing.get_args(kind)
-    if origin is list:
-        return isinstance(value, list) and all(_is(item, typing.get_args(kind)[0]) for item in value)
-    return type(value) is origin
 
 
 def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from . import webpage
 from .evaluation import Result
+from .outputs import claim, finish
 from .prompts import PARTS, text_to_cot
 from .readings import same_part
 from .records import Record, write_text_atomic
+from .storage import written
 from .tables import Table, cell, choice_tables, flat, heading, leading, source_tables, summary_table
 
+REPORT = ("report.md", "report.html")
 SHOWN = 6  # answers shown a query
 BASELINES = ("image_only", "text_only", "shuffled", "no_chain")
 
@@ -30,18 +33,23 @@ def write_report(
     tables: Sequence[Table] = (),
     queries: int = 6,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
-    """Write report.md and report.html on the results into `folder`.
+    """Write report.md and report.html on the results into `folder`; InputError for files of anybody else there.
 
     `tables` come after the report's own. For each measured set, `queries` failures and as many successes of its first
     reading are shown, drawn with `seed`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tables = [summary_table(results), *source_tables(results), *choice_tables(results), *tables]
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
-    write_text_atomic(folder / "report.md", markdown(title, tables, samples, results))
-    write_text_atomic(folder / "report.html", page(title, tables, samples, results))
+    words = markdown(title, tables, samples, results)
+    pictures = page(title, tables, samples, results)
+    with written(folder):
+        claim(folder, REPORT, overwrite)
+        for name, text in zip(REPORT, (words, pictures), strict=True):
+            write_text_atomic(folder / name, text)
+        finish(folder, REPORT, REPORT)
 
 
 # ---- what is in it

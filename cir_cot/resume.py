@@ -2,33 +2,29 @@
 
 A checkpoint is written to `.saving/checkpoint-N`. Once everything in it has reached the disk (fsync) it gets
 `complete.json`, and only then the name `checkpoint-N`. A run that dies in between loses that save alone; the unnamed
-folder that it leaves is deleted when training starts again. Older checkpoints are deleted last.
+folder that it leaves is deleted when training starts again. Older checkpoints are deleted last, by step number and not
+by any clock; one that is to be deleted loses its name before its first file. `complete.json` lists every file with its
+size, so a checkpoint that lost some is not resumed from.
 """
 
 import json
 import logging
-import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from .records import InputError, write_text_atomic
+from .records import InputError, read_json, write_text_atomic
+from .storage import sync
 
 COMPLETE, SAVING, PREFIX = "complete.json", ".saving", "checkpoint"
+FILES, RUN = "files", "run"  # keys of complete.json beside those that decide the order of rows
+NAME = re.compile(rf"{PREFIX}-(\d+)")
 
 logger = logging.getLogger(__name__)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def publish(run: Path, name: str, facts: Mapping | None) -> None:
@@ -37,16 +33,45 @@ def publish(run: Path, name: str, facts: Mapping | None) -> None:
     Without facts it gets none: nothing can be resumed from it, as when weights alone are saved.
     """
     written, place = run / SAVING / name, run / name
+    files = {str(path.relative_to(written)): path.stat().st_size for path in written.rglob("*") if path.is_file()}
     for path in (*written.rglob("*"), written):
         sync(path)
     if facts is not None:
-        write_text_atomic(written / COMPLETE, json.dumps(facts))
+        write_text_atomic(written / COMPLETE, json.dumps({**facts, FILES: files}))
         sync(written)
     if place.exists():  # a run that went on from an older checkpoint comes by here once more
         place.rename(run / SAVING / "replaced")
     written.rename(place)
     sync(run)
     shutil.rmtree(run / SAVING)
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """Return the checkpoint folders of a run by step, ascending; folders of any other name are not looked at."""
+    found = {int(match[1]): path for path in run.glob(f"{PREFIX}-*") if (match := NAME.fullmatch(path.name))}
+    return {step: found[step] for step in sorted(found) if found[step].is_dir()}
+
+
+def rotate(run: Path, limit: int | None, step: int) -> None:
+    """Delete checkpoints beyond `limit`, never that of `step`, which was saved just now.
+
+    Those above `step` are of a course that the run has left: they go first, then the oldest.
+    """
+    if limit is None or limit < 1:
+        return
+    found = checkpoints(run)
+    oldest_first = sorted(found, key=lambda number: (number <= step, number))
+    discard(run, [found[number] for number in oldest_first[:-limit]])
+
+
+def discard(run: Path, folders: Sequence[Path]) -> None:
+    """Delete checkpoints such that a crash leaves none half deleted under its name."""
+    aside = run / SAVING
+    for folder in folders:
+        aside.mkdir(exist_ok=True)
+        folder.rename(aside / folder.name)
+        sync(run)
+        shutil.rmtree(aside)
 
 
 @contextmanager
@@ -67,22 +92,62 @@ def whole(head: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[Non
 
 def latest_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint of a run folder; one that is not complete is passed over with a warning."""
-    checkpoints = [path for path in Path(folder).glob(f"{PREFIX}-*") if path.is_dir()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if (path / COMPLETE).is_file():
+    for path in reversed(checkpoints(Path(folder)).values()):
+        if not (problem := damage(path)):
             return str(path)
-        logger.warning("%s is not complete: the run ended while it was written; taking an older one", path)
+        logger.warning("%s is not complete: %s; taking an older one", path, problem)
     return None
+
+
+def damage(folder: Path) -> str:
+    """Say what a checkpoint lacks, by its complete.json; "" when it is whole. Older ones list no files."""
+    if not (folder / COMPLETE).is_file():
+        return f"it has no {COMPLETE}: the run ended while it was written"
+    try:
+        files = _facts(folder).get(FILES, {})
+    except InputError as error:
+        return str(error)
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    return ""
+
+
+def _facts(folder: Path) -> dict:
+    """Return the content of complete.json; InputError when it is damaged."""
+    facts = read_json(folder / COMPLETE)
+    if not isinstance(facts, dict) or not isinstance(facts.get(FILES, {}), dict):
+        raise InputError(f"{folder / COMPLETE}: not what training writes")
+    return facts
 
 
 def check_resumable(folder: Path, facts: Mapping) -> None:
     """InputError when `folder` is no complete checkpoint, or a run with `facts` would go another way from it."""
-    if not (folder / COMPLETE).is_file():
-        raise InputError(f"{folder}: no complete checkpoint (no {COMPLETE}); resume from another, or 'last'")
-    was = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    if problem := damage(folder):
+        raise InputError(f"{folder}: no complete checkpoint: {problem}; resume from another, or 'last'")
+    was = _facts(folder)
     for name, value in facts.items():
         if was.get(name) != value:
             raise InputError(
                 f"{folder}: was made with {name} {was.get(name)}, this run has {value}: it would not go on as it "
                 f"began; use {was.get(name)}, or start a new run from its weights with --model"
+            )
+
+
+def check_same_run(folder: Path, identity: Mapping) -> None:
+    """InputError when the checkpoint that 'last' found is of a run with other arguments or rows.
+
+    A checkpoint of an earlier version does not say of which run it is, and passes.
+    """
+    was = _facts(folder).get(RUN)
+    if not isinstance(was, dict):
+        return
+    for name, value in identity.items():
+        if was.get(name) != value:
+            raise InputError(
+                f"{folder}: is of a run with {name} {was.get(name)!r}, this one has {value!r}; 'last' continues the "
+                "same run only: give its arguments, another --output_dir, or name the checkpoint to resume from"
             )

@@ -27,6 +27,7 @@ class DataArguments(CirArguments):
     split: str = option("train", "Split to train on.")
     category: str | None = option(None, "FashionIQ: one category only.")
     drop_missing: bool = option(False, "Leave out rows whose picture is missing (dead links), and say how many.")
+    overwrite: bool = option(False, "Replace the trained retriever and the checkpoints that output_dir holds.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -35,7 +35,6 @@ from . import _torchvision  # noqa: F401  # isort: skip
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from .backbone import Backbone
 from .gradcache import Chunk, Items, PartCollator, cached_step, cut, part_size, parts_of, stretch
@@ -43,7 +42,8 @@ from .losses import batch_statistics, gather_counts, gather_with_grad, info_nce
 from .meter import Meter, supervised_tokens
 from .recipe import LAST, CirArguments
 from .records import InputError
-from .resume import PREFIX, SAVING, check_resumable, latest_checkpoint, publish, whole
+from .resume import PREFIX, RUN, SAVING, check_resumable, check_same_run, latest_checkpoint, publish, rotate, whole
+from .run_folder import identity
 from .sampler import RowSampler, ShardedBatches
 from .vision_cache import VisionCache, tower_identity
 
@@ -242,9 +242,12 @@ class CirTrainer(Trainer):
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options):
-        """Train, from a complete checkpoint, or from "last" (True), the newest complete one if there is any."""
+        """Train, from a complete checkpoint, or from "last" (True), the newest complete one of this run if any."""
+        self.identity = identity(self.args, self.train_dataset.records)
         if resume_from_checkpoint in (LAST, True):
             resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint:
+                check_same_run(Path(resume_from_checkpoint), self.identity)
         if resume_from_checkpoint:
             check_resumable(Path(resume_from_checkpoint), self._order())
             if self.is_fsdp_enabled:
@@ -283,9 +286,9 @@ class CirTrainer(Trainer):
             self.vision.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            facts = None if self.args.save_only_model else self._order()
+            facts = None if self.args.save_only_model else self._order() | {RUN: self.identity}
             publish(run, f"{PREFIX}-{self.state.global_step}", facts)
-            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate(run, limit, self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     def _order(self) -> dict:

@@ -9,11 +9,16 @@ from pathlib import Path
 
 from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import Result, check_pictures, encode_gallery, evaluate, save_results, summary
+from cir_cot.evaluation import Result, check_pictures, encode_gallery, evaluate
+from cir_cot.outputs import RESULTS, check, claim, finish
 from cir_cot.protocols import Benchmark, score_rankings
 from cir_cot.readings import chain_metrics, percent, reader, swap_chains, texts_of, with_chains
-from cir_cot.records import InputError, Record, write_text_atomic
-from cir_cot.report import Table, flat, summary_table, text_table, write_report
+from cir_cot.records import Record, write_text_atomic
+from cir_cot.report import REPORT, Table, flat, summary_table, text_table, write_report
+from cir_cot.results import result_files, save_results, summary
+from cir_cot.storage import locked, written
+
+ASKED = ("full", "fast", "oracle", "shuffled")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,6 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
     add("--out", metavar="DIR", help="write results.json, report.md, report.html and a folder for each reading")
+    add("--overwrite", action="store_true", help="replace files of these names in --out that no such command wrote")
     add("--json", action="store_true", help="print the content of results.json, and everything else to stderr")
     return parser.parse_args(argv)
 
@@ -129,11 +135,12 @@ def tables_of(content: dict) -> list[Table]:
 def main(argv: Sequence[str]) -> int:
     """Ask every reading, print the tables and write the results."""
     args = parse(argv)
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"{args.out} is a file; --out names a folder")
     benchmarks = with_chains(load_benchmark(args.benchmark, args.root, args.split, args.category), args.chains)
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
+    if args.out:
+        readings = [f"{reading}/{name}" for reading in ASKED for name in result_files(benchmarks)]
+        check(args.out, (RESULTS, *REPORT, *readings), args.overwrite)
 
     from cir_cot.heads import load_retriever  # peft takes ten seconds: not before the arguments are known to be good
 
@@ -143,15 +150,27 @@ def main(argv: Sequence[str]) -> int:
     content = content_of(studies)
     results = [result for found, _ in studies for result in found.values()]
     if args.out:
-        for reading, found in by_reading(studies).items():
-            save_results(found, Path(args.out) / reading)
-        write_text_atomic(Path(args.out) / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        write_report(args.out, results, title="Chains and retrieval", tables=tables_of(content), seed=args.seed)
+        with locked(Path(args.out)):
+            write(studies, content, results, args)
     for table in (summary_table(results), *tables_of(content)):
         print(f"{table.title}\n{text_table(table)}\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(content, ensure_ascii=False))
     return 0
+
+
+def write(studies: Sequence[tuple], content: dict, results: Sequence[Result], args: argparse.Namespace) -> None:
+    """Write a folder for each reading, results.json and the report; results.json goes first and comes last."""
+    out = Path(args.out)
+    with written(out):
+        claim(out, [RESULTS], args.overwrite)
+    for reading, found in by_reading(studies).items():
+        save_results(found, out / reading, args.overwrite)
+    title = "Chains and retrieval"
+    write_report(out, results, title=title, tables=tables_of(content), seed=args.seed, overwrite=args.overwrite)
+    with written(out):
+        write_text_atomic(out / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        finish(out, [RESULTS], [RESULTS])
 
 
 if __name__ == "__main__":

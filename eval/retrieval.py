@@ -8,10 +8,13 @@ from pathlib import Path
 
 from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import check_pictures, evaluate, save_results, summary
+from cir_cot.evaluation import Result, check_pictures, evaluate
+from cir_cot.outputs import check
+from cir_cot.protocols import Benchmark
 from cir_cot.readings import READINGS, reader, with_chains
-from cir_cot.records import InputError
-from cir_cot.report import summary_table, text_table, write_report
+from cir_cot.report import REPORT, summary_table, text_table, write_report
+from cir_cot.results import result_files, save_results, summary
+from cir_cot.storage import locked
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
     add("--out", metavar="DIR", help="write results.json, rankings.json.gz, chains.jsonl, report.md and report.html")
+    add("--overwrite", action="store_true", help="replace files of these names in --out that no such command wrote")
     add("--json", action="store_true", help="print the content of results.json, and everything else to stderr")
     return parser.parse_args(argv)
 
@@ -49,24 +53,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"{args.out} is a file; --out names a folder")
     options = {name: value for name in ("gallery", "reference") if (value := getattr(args, name)) is not None}
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
     benchmarks = with_chains(benchmarks, args.chains)
-    stores = [benchmark.images() for benchmark in benchmarks]
-    for benchmark, images in zip(benchmarks, stores, strict=True):
-        check_pictures(benchmark, images)
+    for benchmark in benchmarks:
+        check_pictures(benchmark, benchmark.images())
+    if args.out:
+        check(args.out, (*result_files(benchmarks), *REPORT), args.overwrite)
+    results = measure(benchmarks, args)
+    if args.out:
+        with locked(Path(args.out)):
+            save_results(results, args.out, args.overwrite)
+            write_report(args.out, results, seed=args.seed, overwrite=args.overwrite)
+    print(text_table(summary_table(results)), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(summary(results), ensure_ascii=False))
+    return 0
 
+
+def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[Result]:
+    """Load the retriever and evaluate it on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: not before the arguments are known to be good
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
     reader(retriever, args.reading)  # refuses a reading that this retriever lacks before the gallery is encoded
-    results = [
+    return [
         evaluate(
             retriever,
             benchmark,
-            images,
+            benchmark.images(),
             reading=args.reading,
             model=args.model,
             limit=args.limit,
@@ -74,15 +89,8 @@ def main(argv: Sequence[str]) -> int:
             seed=args.seed,
             progress=True,
         )
-        for benchmark, images in zip(benchmarks, stores, strict=True)
+        for benchmark in benchmarks
     ]
-    if args.out:
-        save_results(results, args.out)
-        write_report(args.out, results, seed=args.seed)
-    print(text_table(summary_table(results)), file=sys.stderr if args.json else sys.stdout)
-    if args.json:
-        print(json.dumps(summary(results), ensure_ascii=False))
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from toy import Constant, Plain, Toy, chain, query, shade_of, write_folder, writ
 
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.eval import score
-from cir_cot.evaluation import encode_gallery, evaluate, load_batches, save_results
+from cir_cot.evaluation import encode_gallery, evaluate, load_batches
 from cir_cot.images import ImageStore
 from cir_cot.prompts import cot_to_text
 from cir_cot.ranking import best, dot_products
 from cir_cot.readings import chain_metrics, swap_chains
 from cir_cot.records import Cot, InputError, Record
+from cir_cot.results import save_results
 from cir_cot.retriever import QueryOutput
 
 SHADES = list(range(0, 256, 4))  # 64 pictures
@@ -420,7 +421,8 @@ def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
     save_results([evaluate(Toy(), benchmark, images)], tmp_path / "out")
     assert (tmp_path / "out/chains.jsonl").exists()
     save_results([evaluate(Toy(), benchmark, images, reading="fast")], tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "rankings.json.gz"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"results.json", "rankings.json.gz", "written.json"}
     assert json.loads((tmp_path / "out/results.json").read_text())["protocol"]["reading"] == "fast"
 
 

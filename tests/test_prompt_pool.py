@@ -12,7 +12,7 @@ from torch.nn import functional
 from cir_cot.backbone import load_backbone
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import UNUSABLE, run
-from cir_cot.evaluation import evaluate, save_results
+from cir_cot.evaluation import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.heads.prompt_pool import PromptPoolRetriever, compose
 from cir_cot.losses import even_use, load_balance
@@ -20,6 +20,7 @@ from cir_cot.prompts import COMPOSE
 from cir_cot.recipe import parse_arguments
 from cir_cot.records import InputError
 from cir_cot.report import write_report
+from cir_cot.results import save_results
 from cir_cot.scenes import write_scenes
 from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.train import prompt_pool

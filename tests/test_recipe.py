@@ -7,10 +7,12 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import hostile_text
 import pytest
 import torch
 
 from cir_cot import recipe
+from cir_cot.config import load_yaml
 from cir_cot.recipe import CirArguments, parse_arguments, write_metrics_json, write_run_json
 from cir_cot.records import InputError
 
@@ -24,9 +26,9 @@ class Recipe(CirArguments):
     kind: str = "a"
 
 
-def config(tmp_path: Path, text: str) -> list[str]:
+def config(tmp_path: Path, text: str | bytes) -> list[str]:
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return ["--config", str(path)]
 
 
@@ -72,9 +74,34 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", hostile_text.YAML_REFUSED)
+def test_a_hostile_file_is_one_short_line(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        parse_arguments(Recipe, [*config(tmp_path, hostile_text.YAML_REFUSED[name]), "--output_dir", "x"])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(("text", "values"), hostile_text.YAML_READ.values(), ids=hostile_text.YAML_READ)
+def test_an_unusual_file_is_read_rightly(tmp_path, text, values):
+    args = parse_arguments(Recipe, [*config(tmp_path, text), "--output_dir", "x"])
+    assert {name: getattr(args, name) for name in values} == values
+
+
+def test_a_file_that_unfolds_to_gigabytes_takes_no_memory(tmp_path):
+    """Nine levels of nine aliases are 9^9 strings: refused at the first alias, whatever would follow."""
+    path = config(tmp_path, hostile_text.YAML_REFUSED["laughs"])[1]
+    assert Path(path).stat().st_size < 450
+    with pytest.raises(InputError, match=r"aliases \(\*name\) are not read"):
+        load_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999: numpy takes"),
+        (["--learning_rate", "nan"], "learning_rate is nan: give a finite number"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0: give at least 1"),
         (["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
         (["--learnin_rate", "1"], "unknown argument '--learnin_rate'; did you mean 'learning_rate'"),
         (["--learning", "1"], "unknown argument '--learning'"),  # no abbreviations

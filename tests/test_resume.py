@@ -13,10 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 import training
+from recorded_os import recorded_os
 from safetensors.torch import load_file, save_file
 
 from cir_cot.records import InputError
-from cir_cot.resume import COMPLETE, SAVING, check_resumable, latest_checkpoint, publish
+from cir_cot.resume import (
+    COMPLETE,
+    SAVING,
+    check_resumable,
+    check_same_run,
+    checkpoints,
+    latest_checkpoint,
+    publish,
+    rotate,
+)  # fmt: skip
 
 # Dropout in the adapters, chain dropout in the collator, a learned temperature, chunks: all that has a state.
 NOISY = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
@@ -134,7 +144,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     publish(tmp_path, "checkpoint-3", {"rows": 4})
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
-    assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {"rows": 4}
+    assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {"rows": 4, "files": {"weights": 3}}
     assert not (tmp_path / SAVING).exists()
 
 
@@ -163,3 +173,121 @@ def test_what_a_run_is_not_resumed_from(tmp_path):
         check_resumable(tmp_path / "checkpoint-1", {"seed": 2})
     with pytest.raises(InputError, match="no complete checkpoint"):
         check_resumable(tmp_path / "checkpoint-2", {})
+
+
+def steps(run: Path) -> list[int]:
+    return list(checkpoints(run))
+
+
+def published(run: Path, *numbers: int) -> None:
+    for step in numbers:
+        saved(run, f"checkpoint-{step}", "weights")
+        publish(run, f"checkpoint-{step}", {"rows": 4})
+
+
+def test_a_clock_set_back_does_not_delete_the_newest_save(tmp_path):
+    published(tmp_path, 8, 16, 24)
+    os.utime(tmp_path / "checkpoint-24", (0, 0))
+    rotate(tmp_path, 2, 24)
+    assert steps(tmp_path) == [16, 24]
+
+
+def test_rotation_keeps_what_was_saved_just_now_and_leaves_the_abandoned_course_first(tmp_path):
+    published(tmp_path, 4, 6, 8, 16)  # resumed from 4, saved 6: 8 and 16 were left behind
+    rotate(tmp_path, 2, 6)
+    assert steps(tmp_path) == [4, 6]
+    for limit in (None, 0, 5):
+        rotate(tmp_path, limit, 6)
+    assert steps(tmp_path) == [4, 6]
+    rotate(tmp_path, 1, 4)
+    assert steps(tmp_path) == [4]
+
+
+def test_folders_of_other_names_are_neither_resumed_from_nor_deleted(tmp_path):
+    published(tmp_path, 8, 16)
+    for name in ("checkpoint-16-backup", "checkpoint-best", "checkpoint-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / COMPLETE).write_text("{}")
+    (tmp_path / "checkpoint-99").write_text("a file")
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    rotate(tmp_path, 1, 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-", "checkpoint-16", "checkpoint-16-backup", "checkpoint-99", "checkpoint-best",
+    ]  # fmt: skip
+
+
+def test_a_kill_at_any_moment_of_rotation_leaves_no_hollow_checkpoint_under_its_name(tmp_path):
+    def rotated(folder: Path, number: int | None) -> None:
+        touching(folder, number)
+        rotate(folder / "run", 1, 16)
+
+    whole = tmp_path / "whole"
+    published(whole / "run", 8, 16)
+    assert in_child(lambda: rotated(whole, None)) == 0
+    touches = (whole / "touches").stat().st_size
+    assert touches >= 4
+    for number in range(1, touches + 1):
+        folder = tmp_path / str(number)
+        published(folder / "run", 8, 16)
+        assert in_child(lambda f=folder, n=number: rotated(f, n)) == -signal.SIGKILL
+        left = checkpoints(folder / "run")
+        assert 16 in left
+        assert all((path / "weights").exists() and (path / COMPLETE).exists() for path in left.values())
+
+
+@pytest.mark.parametrize("damaged", ["missing", "shorter", "longer"])
+def test_a_checkpoint_that_lost_a_file_is_passed_over_by_last_and_refused_by_name(tmp_path, caplog, damaged):
+    published(tmp_path, 8, 16)
+    weights = tmp_path / "checkpoint-16" / "weights"
+    weights.unlink() if damaged == "missing" else weights.write_text({"shorter": "w", "longer": "weights!"}[damaged])
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert "weights" in caplog.text
+    with pytest.raises(InputError, match="checkpoint-16: no complete checkpoint: weights"):
+        check_resumable(tmp_path / "checkpoint-16", {"rows": 4})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": []}', '{"rows": 4, "rows": 4}', "NaN", "\x00"])
+def test_a_damaged_marker_is_one_line_by_name_and_passed_over_by_last(tmp_path, content):
+    published(tmp_path, 8, 16)
+    (tmp_path / "checkpoint-16" / COMPLETE).write_text(content)
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    with pytest.raises(InputError, match=r"complete\.json"):
+        check_resumable(tmp_path / "checkpoint-16", {})
+
+
+def test_last_continues_the_same_run_only(tmp_path):
+    saved(tmp_path, "checkpoint-8", "")
+    publish(tmp_path, "checkpoint-8", {"run": {"learning_rate": 1e-4, "data": "abc"}})
+    check_same_run(tmp_path / "checkpoint-8", {"learning_rate": 1e-4, "data": "abc"})
+    with pytest.raises(InputError, match=r"of a run with learning_rate 0\.0001, this one has 0\.1"):
+        check_same_run(tmp_path / "checkpoint-8", {"learning_rate": 0.1, "data": "abc"})
+
+
+def test_a_checkpoint_written_before_runs_had_an_identity_is_still_continued(tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / COMPLETE).write_text('{"rows": 4}')
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    check_same_run(tmp_path / "checkpoint-8", {"learning_rate": 0.1})
+    check_resumable(tmp_path / "checkpoint-8", {"rows": 4})
+
+
+def test_a_checkpoint_reaches_the_disk_before_its_marker_and_the_marker_before_its_name(tmp_path):
+    saved(tmp_path, "checkpoint-3", "new")
+    with recorded_os(tmp_path) as events:
+        publish(tmp_path, "checkpoint-3", {})
+    named = [event.replace(f"{SAVING}/", "") for event in events]
+    order = [
+        "fsync checkpoint-3/weights", "fsync checkpoint-3/complete.json", "rename checkpoint-3/complete.json",
+        "rename checkpoint-3", "fsync .", f"rmdir {SAVING}",
+    ]  # fmt: skip
+    assert [event for event in named if event in order] == order
+    marked, placed = named.index("rename checkpoint-3/complete.json"), named.index("rename checkpoint-3")
+    assert "fsync checkpoint-3" in named[marked:placed]
+
+
+def test_a_checkpoint_loses_its_name_on_the_disk_before_its_first_file(tmp_path):
+    published(tmp_path, 8, 16)
+    with recorded_os(tmp_path) as events:
+        rotate(tmp_path, 1, 16)
+    assert events[:2] == [f"rename {SAVING}/checkpoint-8", "fsync ."]
+    assert events[-1] == f"rmdir {SAVING}"

@@ -75,6 +75,16 @@ def test_stage_one_leaves_the_readout_alone(base, data, stage1, tmp_path):
     assert any("lora_B" in name for name in changed)
 
 
+def test_a_trained_retriever_is_replaced_only_when_asked(data, stage1, base, tmp_path):
+    assert train(stage1, data, tmp_path, "--learning_rate", "0") == 0
+    before = (tmp_path / "head.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a trained retriever; give another --output_dir, or --overwrite"):
+        train(stage1, data, tmp_path)
+    assert (tmp_path / "head.safetensors").read_bytes() == before
+    assert train(base, data, tmp_path, "--overwrite") == 0
+    assert (tmp_path / "head.safetensors").read_bytes() != before
+
+
 def test_the_decoupled_stage_cannot_change_a_chain(data, stage1, tmp_path):
     config = ["--config", str(CONFIGS / "decoupled.yaml"), "--learning_rate", "1e-1"]
     assert train(stage1, data, tmp_path, *config) == 0
@@ -97,7 +107,7 @@ def test_the_joint_stage_goes_on_from_the_first(data, stage1, tmp_path):
     before, after = weights(stage1), weights(tmp_path)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     with pytest.raises(InputError, match="project.weight"):
-        train(stage1, data, tmp_path, "--projection", "8")
+        train(stage1, data, tmp_path / "narrower", "--projection", "8")
 
 
 def test_the_decoupled_stage_trains_the_row_where_it_is_not_the_output_row(data, tmp_path):

@@ -15,6 +15,7 @@ from cir_cot.clip import PAD_RATIO, load_clip
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.recipe import parse_arguments
 from cir_cot.rows import ClipArguments, load_rows, option
+from cir_cot.run_folder import check_run_folder, run_folder
 from cir_cot.trainer import CirTrainer
 from cir_cot.tuning import fit
 
@@ -32,11 +33,13 @@ class Stage1Arguments(ClipArguments):
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(Stage1Arguments, argv)
+    check_run_folder(args)
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
     encoder = load_clip(args.model, args.pad_ratio, frozen=False, fallback=PAD_RATIO)
-    done = fit(CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv)
+    with run_folder(args):
+        done = fit(CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv)
     if args.should_save:
         print(done)
     return 0

@@ -20,6 +20,7 @@ from cir_cot.features import FeatureCache, picture_vectors, text_vectors
 from cir_cot.heads.moe import COMBINERS, ROUTINGS, MoeRetriever
 from cir_cot.recipe import parse_arguments
 from cir_cot.rows import ClipArguments, load_rows, option, texts_of, used
+from cir_cot.run_folder import check_run_folder, run_folder
 from cir_cot.trainer import CirTrainer
 from cir_cot.tuning import fit
 
@@ -67,13 +68,15 @@ def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDatas
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(MoeArguments, argv)
+    check_run_folder(args)
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
     encoder = load_clip(args.model, args.pad_ratio, fallback=PAD_RATIO)
     torch.manual_seed(args.seed)  # before the head: it starts at random
     head = MoeRetriever(encoder, args.model, **{name: getattr(args, name) for name in HEAD})
-    done = fit(CirTrainer(head, args, encode(head, rows, args)), argv)
+    with run_folder(args):
+        done = fit(CirTrainer(head, args, encode(head, rows, args)), argv)
     if args.should_save:
         print(done)
     return 0

@@ -14,6 +14,7 @@ from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.recipe import parse_arguments
 from cir_cot.records import InputError
 from cir_cot.rows import load_rows, option
+from cir_cot.run_folder import check_run_folder, run_folder
 from cir_cot.trainer import CirTrainer
 from cir_cot.tuning import HELP, QwenArguments, fit, load_head
 
@@ -48,11 +49,13 @@ class PromptPoolArguments(QwenArguments):
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(PromptPoolArguments, argv)
+    check_run_folder(args)
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
     head = load_head(PromptPoolRetriever, args, HEAD, args.frozen)
-    done = fit(CirTrainer(head, args, rows), argv, announce=print)
+    with run_folder(args):
+        done = fit(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

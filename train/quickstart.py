@@ -19,11 +19,12 @@ import torch
 
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import Result, encode_gallery, evaluate, save_results
+from cir_cot.evaluation import Result, encode_gallery, evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.readings import chain_metrics
 from cir_cot.recipe import device_name, write_json
 from cir_cot.report import Table, summary_table, text_table, write_report
+from cir_cot.results import save_results
 
 CONFIGS = Path(__file__).parent / "configs"
 SPLITS = ("iid", "novel")

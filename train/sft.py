@@ -21,6 +21,7 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.recipe import parse_arguments
 from cir_cot.records import InputError
 from cir_cot.rows import load_rows, option
+from cir_cot.run_folder import check_run_folder, run_folder
 from cir_cot.trainer import CirTrainer
 from cir_cot.tuning import HELP, QwenArguments, fit, load_head
 
@@ -84,12 +85,14 @@ def freeze(head: CotRetriever, args: SftArguments) -> None:
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     args = parse_arguments(SftArguments, argv)
+    check_run_folder(args)
     rows = read_rows(args)
     head = load_head(CotRetriever, args, ("chain_dropout", "target_encoder"))
     freeze(head, args)
-    if head.foreign is not None and args.contrastive_weight:
-        rows = encode_targets(head, rows, args)
-    done = fit(CirTrainer(head, args, rows), argv, announce=print)
+    with run_folder(args):
+        if head.foreign is not None and args.contrastive_weight:
+            rows = encode_targets(head, rows, args)
+        done = fit(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

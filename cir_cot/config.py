@@ -1,0 +1,129 @@
+"""YAML files of a recipe's arguments, read strictly: plain values only, each key once, nothing that unfolds."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .records import InputError
+
+MAX_BYTES = 2**16  # the longest config that ships has 2 KB
+LARGEST = 2**63  # what a number in a tensor can be
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, merge keys, tags and dates; a key that occurs twice is an error."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        """Refuse what can unfold, a few hundred bytes to gigabytes, and what a value of an argument cannot be."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value out",
+                                       problem_mark=event.start_mark)  # fmt: skip
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem=f"tags ({event.tag}) are not read; write the plain value",
+                                       problem_mark=event.start_mark)  # fmt: skip
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build a mapping whose keys are all different."""
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# Dates stay text, `<<` and `=` are keys like any other (and then unknown).
+_PLAIN = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"}
+_Loader.yaml_implicit_resolvers = {
+    letter: [pair for pair in pairs if pair[0] not in _PLAIN]
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_config(cls: type, path: str | Path) -> dict[str, Any]:
+    """Arguments of a YAML file, checked against the dataclass."""
+    content = load_yaml(path)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected lines of `key: value`, got a {type(content).__name__}")
+    hints = typing.get_type_hints(cls)
+    for key in content:
+        if key not in names(cls):
+            raise InputError(f"{path}: unknown key {short(key)}{nearest(str(key)[:100], cls)}")
+    return {key: _checked(value, hints[key], f"{path}: {key}") for key, value in content.items()}
+
+
+def load_yaml(path: str | Path) -> object:
+    """Return the value of a YAML file of at most MAX_BYTES; InputError in one line for whatever is wrong in it."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as YAML ({error.strerror})") from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"{path}: more than {MAX_BYTES} bytes, which no config has; give a file of `key: value` lines")
+    try:
+        return yaml.load(raw.decode("utf-8-sig"), _Loader)
+    except RecursionError as error:
+        raise InputError(f"{path}: cannot be read as YAML (nested too deeply)") from error
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, a number of too many digits
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:500]})") from error
+
+
+def names(cls: type) -> list[str]:
+    """Return the names of a dataclass's arguments."""
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def nearest(key: str, cls: type) -> str:
+    """Return the end of an error: the known key that an unknown one looks like."""
+    close = difflib.get_close_matches(key.replace("-", "_"), names(cls), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; --help lists all of them"
+
+
+def short(value: object) -> str:
+    """Return a value as Python writes it, its end left out when it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """The value as its field's type; YAML reads 2e-4 as a string and no, off and yes as booleans."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{where}: a number beyond 2^63; give a smaller one")
+    if float in kinds and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if any(_is(value, kind) for kind in kinds):
+        return value
+    expected = " or ".join(_named(kind) for kind in kinds)
+    quote = "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes" if isinstance(value, bool) else ""
+    raise InputError(f"{where}: expected {expected}, got {short(value)}{quote}")
+
+
+def _named(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        *names, last = map(repr, typing.get_args(kind))
+        return f"{', '.join(names)} or {last}"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(_is(item, typing.get_args(kind)[0]) for item in value)
+    return type(value) is origin

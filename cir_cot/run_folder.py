@@ -1,0 +1,95 @@
+"""The folder of a training run: one run at a time writes it, and no run replaces what another one left there.
+
+A run may go on from its own checkpoints (`--resume_from_checkpoint`); anything else that would replace a trained
+retriever, checkpoints of another run, or a file that no run wrote, needs `--overwrite`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import _torchvision  # noqa: F401  # isort: skip
+from transformers import TrainingArguments
+
+from .recipe import LAST, CirArguments
+from .records import InputError, Record, record_to_dict
+from .resume import COMPLETE, checkpoints, discard, latest_checkpoint
+from .retriever import HEAD_FILE, SETTINGS_FILE
+from .rows import DataArguments
+from .storage import locked
+
+RUN_FILE = "run.json"
+SAVED = (COMPLETE, SETTINGS_FILE, "trainer_state.json")  # any of them tells a checkpoint of ours
+# What a finished run leaves in its folder beside shards of large models: none is replaced where no run wrote it.
+WRITTEN = ("README.md", HEAD_FILE, "config.json", "generation_config.json", "model.safetensors",
+           "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+           "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json",
+           "tokenizer_config.json", "metrics.json", "estimate.json")  # fmt: skip
+# Arguments of ours that leave the weights as they are, and transformers' arguments that decide them.
+HARMLESS = {"root", "chains", "features", "vision_cache", "chunk_tokens", "recompute", "overwrite"}
+DECISIVE = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
+            "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "bf16", "fp16"}  # fmt: skip
+
+
+def identity(args: CirArguments, records: Sequence[Record]) -> dict:
+    """Return what makes two runs the same one: the arguments that decide the weights, and a digest of the rows."""
+    general = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = {field.name for field in dataclasses.fields(args)} - general - HARMLESS
+    values = args.to_dict()  # enumerations as text
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record_to_dict(record), sort_keys=True).encode())
+    chosen = {name: values[name] for name in sorted(own | DECISIVE)}
+    return json.loads(json.dumps(chosen, default=str)) | {"data": digest.hexdigest()}
+
+
+def check_run_folder(args: DataArguments) -> None:
+    """Refuse to train where another run's work would be replaced; asked before anything is loaded."""
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; --output_dir names a folder")
+    if Path(args.model).exists() and Path(args.model).resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{args.model}: lies in the output_dir {folder}, which is rewritten while it trains; give "
+                         "another --output_dir")  # fmt: skip
+    if args.overwrite or (args.resume_from_checkpoint == LAST and latest_checkpoint(folder)):
+        return  # the trainer refuses a checkpoint of another run
+    ours = _own_checkpoints(folder)
+    if found := _occupied(folder, bool(ours) and args.resume_from_checkpoint is None):
+        raise InputError(f"{folder}: holds {found}; give another --output_dir, or --overwrite to replace it"
+                         + (f", or --resume_from_checkpoint {LAST} to go on" if ours else ""))  # fmt: skip
+
+
+@contextmanager
+def run_folder(args: DataArguments) -> Iterator[None]:
+    """Hold the lock of `args.output_dir` while a recipe writes it; InputError while another run does.
+
+    Of several processes the first one does this for all. With `overwrite` the checkpoints of another run go first.
+    """
+    if not args.should_save:
+        yield
+        return
+    folder = Path(args.output_dir)
+    with locked(folder):
+        check_run_folder(args)  # another run may have ended since
+        if args.overwrite and args.resume_from_checkpoint is None:
+            discard(folder, _own_checkpoints(folder))
+        yield
+
+
+def _own_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints that training wrote; one that somebody else named so is not among them."""
+    return [path for path in checkpoints(folder).values() if any((path / name).exists() for name in SAVED)]
+
+
+def _occupied(folder: Path, by_checkpoints: bool) -> str:
+    """Say what a new run would replace in a folder, "" for nothing."""
+    if (folder / SETTINGS_FILE).exists():
+        return "a trained retriever"
+    if by_checkpoints:
+        return "checkpoints of an earlier run"
+    if (folder / RUN_FILE).exists():
+        return ""  # of a run that ended before it had anything
+    return next((name for name in WRITTEN if (folder / name).exists()), "")
