@@ -22,11 +22,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .errors import InputError
 from .evaluation import check_embeddings, inference
+from .files import read_json, sync, write_text_atomic
 from .images import EXTENSIONS, ImageStore
-from .records import InputError, read_json, write_text_atomic
 from .retriever import Retriever
-from .storage import sync, written
+from .storage import written
 
 HASH = 32  # hexadecimal digits: 128 bits
 ALIKE = 0.999  # cosine of two encodings of one picture by one model; bfloat16 against float32 stays above
@@ -34,7 +35,7 @@ SIDE = 224  # of the probe pictures, pixels
 CHECKSUM = 8  # bytes, of a stored row
 ENCODED = ".encoded"
 # what encoding writes: parts, what was seen, the fingerprint, temporary files; and parts of an earlier version
-OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.(\d+\.seen|probe\.json)\.\w+")
+OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.[0-9a-f]{16}\.tmp")
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,6 @@ def claim_parts(parts: Path, retriever: Retriever) -> None:
         with written(parts):
             parts.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path, json.dumps({"probe": probe(retriever).tolist()}))
-            sync(parts)
     if old := sorted(parts.glob("*.rows")):
         logger.warning("%s: stored without checksums by an earlier version; its pictures are encoded again", old[0])
 
@@ -218,8 +218,7 @@ def encode_share(
                 waiting.append((name, digest, picture))
                 encoded += flush() if len(waiting) == batch_size else 0
         encoded += flush()
-    with written(folder):
-        write_text_atomic(folder / f"{rank}.seen", json.dumps(seen))
+    write_text_atomic(folder / f"{rank}.seen", json.dumps(seen))
     return encoded
 
 

@@ -5,25 +5,30 @@ a vector (weights, preprocessing). Within it a vector's key is the digest of the
 model, preprocessing, picture or text therefore has no entry, and an old entry can never be taken for it.
 
 A file is written aside, synced and renamed, so a crash loses what was being written and nothing else. Each holds a
-digest of its vectors; a file that is torn or altered is deleted with a warning, and what it held is computed again.
+digest of its vectors; a file that is torn or altered is deleted with a warning, and what it held is computed again. One
+process at a time fills a cache, any number reads it.
 """
 
 import hashlib
 import logging
-import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import safetensors
 import torch
 from PIL.Image import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from .records import InputError
+from .errors import InputError
+from .files import write_bytes_atomic
+from .storage import locked
 
 KEY_BYTES = 16
 SHARD = 4096  # vectors a file: what a crash may cost
+
+NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # of a file that a cache wrote
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +49,8 @@ class FeatureCache:
             raise InputError(f"{self.folder}: no cache can be made here ({error.strerror})") from error
         self.shards: list[Tensor] = []
         self.places: dict[str, tuple[int, int]] = {}  # key -> (shard, row)
-        for path in sorted(self.folder.glob("*.safetensors")):
-            self._read(path)
+        self.files: set[str] = set()  # those that have been read
+        self._read_new()
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
@@ -58,7 +63,17 @@ class FeatureCache:
         return torch.stack([self.shards[shard][row] for shard, row in (self.places[key] for key in keys)])
 
     def fill(self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64) -> None:
-        """Compute what is missing: `compute` maps indices of `keys`, a batch at a time, to their vectors (B, D)."""
+        """Compute what is missing: `compute` maps indices of `keys`, a batch at a time, to their vectors (B, D).
+
+        InputError where something is missing and another process fills the cache.
+        """
+        if all(key in self for key in keys):
+            return
+        with locked(self.folder):
+            self._read_new()
+            self._compute(keys, compute, batch_size)
+
+    def _compute(self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int) -> None:
         wanted = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in self]
         for start in range(0, len(wanted), SHARD):
             rows = wanted[start : start + SHARD]
@@ -68,14 +83,19 @@ class FeatureCache:
             logger.info("%d of %d missing vectors computed", start + len(rows), len(wanted))
 
     def _write(self, keys: Sequence[str], vectors: Tensor) -> None:
+        if not vectors.isfinite().all():
+            raise InputError(f"{self.folder}: the encoder gave a number that is not finite; nothing of it is kept")
         digests = torch.frombuffer(bytearray(bytes.fromhex("".join(keys))), dtype=torch.uint8).view(-1, KEY_BYTES)
-        name = content_key("".join(keys).encode())
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        save_file({"keys": digests, "vectors": vectors}, temporary, {"digest": _digest(digests, vectors)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / f"{name}.safetensors")
+        name = f"{content_key(''.join(keys).encode())}.safetensors"
+        content = save({"keys": digests, "vectors": vectors}, {"digest": _digest(digests, vectors)})
+        write_bytes_atomic(self.folder / name, content)
+        self.files.add(name)
         self._add(keys, vectors)
+
+    def _read_new(self) -> None:
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if NAME.fullmatch(path.name) and path.name not in self.files:
+                self._read(path)
 
     def _read(self, path: Path) -> None:
         try:
@@ -84,7 +104,8 @@ class FeatureCache:
                 whole = (file.metadata() or {}).get("digest") == _digest(digests, vectors)
         except safetensors.SafetensorError:
             whole = False
-        if whole:
+        if whole and _shaped(digests, vectors):
+            self.files.add(path.name)
             self._add([bytes(row).hex() for row in digests.numpy()], vectors)
         else:
             logger.warning("%s is torn or altered: deleted, its vectors are computed again", path)
@@ -97,6 +118,12 @@ class FeatureCache:
 
 def _digest(keys: Tensor, vectors: Tensor) -> str:
     return content_key(keys.numpy().tobytes() + vectors.numpy().tobytes())
+
+
+def _shaped(keys: Tensor, vectors: Tensor) -> bool:
+    """Tell whether keys (N, 16) and vectors (N, D) are of the shapes and types that their digest does not cover."""
+    types = (keys.dtype, vectors.dtype) == (torch.uint8, torch.float32)
+    return types and vectors.ndim == 2 and keys.shape == (len(vectors), KEY_BYTES)
 
 
 class Vectors(dict[str, Tensor]):

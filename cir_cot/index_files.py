@@ -15,9 +15,10 @@ from pathlib import Path
 import faiss
 
 from .encoding import is_probe
+from .errors import InputError
+from .files import parse_json, read_json, sync, write_text_atomic
 from .provenance import git_state, package_versions
-from .records import InputError, parse_json, read_json, write_text_atomic
-from .storage import sync, written
+from .storage import written
 
 FORMAT = 1
 STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}
@@ -50,7 +51,6 @@ def save_files(folder: Path, facts: Mapping, rows: Iterable[Mapping], stores: Ma
         number = 1 + max(_taken(folder), default=old)
         # Say what will be written, for whoever comes after a crash.
         write_text_atomic(folder / SAVING, json.dumps({"numbers": [old, number]}))
-        sync(folder)
         try:
             # Write the new state, which nobody reads yet.
             names = file_names(number)
@@ -120,7 +120,6 @@ def write_facts(folder: Path, facts: Mapping) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"format": FORMAT, **facts, "git": git_state(), "versions": package_versions()}
         write_text_atomic(folder / "index.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        sync(folder)
 
 
 # ---- reading

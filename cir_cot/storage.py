@@ -1,4 +1,4 @@
-"""Writing where others may write, too: locks that die with their process, fsync, and a full disk in one line."""
+"""Writing where others may write, too: locks that die with their process, and a full disk in one line."""
 
 import fcntl
 import os
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
-from .files import sync as sync
 
 LOCK = ".lock"
 

@@ -5,12 +5,12 @@ the processor did to it; whoever shows the same picture (a query, a target, a ga
 tower runs on the pictures that are missing, and the language model is given what it would be given without a cache.
 
 On the disk a cache is a folder: `identity.json` (the tower's weights and the processor's settings; another tower is
-refused) and `features-*.safetensors`, read memory-mapped. Files are written aside, fsynced and renamed.
+refused) and `features-*.safetensors`, read memory-mapped, with a digest of each picture's features, which is checked
+when they are first used. Files are written aside, fsynced and renamed, by one process at a time; the others wait.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import _torchvision  # noqa: F401  # isort: skip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .records import InputError, write_text_atomic
-from .resume import sync
+from .errors import InputError
+from .files import read_json, write_bytes_atomic, write_text_atomic
+from .storage import locked
 
 IDENTITY = "identity.json"
 SHARD = 2**28  # bytes of features held in memory before they are written, 256 MiB
@@ -47,19 +48,21 @@ class VisionCache:
         self.identity: dict[str, str] = {}
         self.memory: dict[str, Tensor] = {}  # not on the disk (yet)
         self.stored: dict[str, object] = {}  # key -> open shard
+        self.unchecked: dict[str, tuple[Path, str]] = {}  # key -> file and digest of features that have not been used
         self.seen: set[str] = set()
         self.shards: set[str] = set()
 
     def open(self, identity: Mapping[str, str]) -> "VisionCache":
         """Use the folder, made if needed, and what is in it -> self; InputError when another tower filled it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path, self.identity = self.folder / IDENTITY, dict(identity)
-        if path.is_file():
-            was = json.loads(path.read_text(encoding="utf-8"))
-            if odd := [key for key in identity if was.get(key) != identity[key]]:
-                raise InputError(f"{self.folder}: holds features of another {odd[0]}; give --vision_cache a new folder")
-        else:
-            write_text_atomic(path, json.dumps(identity, indent=1) + "\n")
+        with locked(self.folder, wait=True):
+            if not path.is_file():
+                write_text_atomic(path, json.dumps(identity, indent=1) + "\n")
+        was = read_json(path)
+        if not isinstance(was, dict):
+            raise InputError(f"{path}: damaged; give --vision_cache a new folder")
+        if odd := [key for key in identity if was.get(key) != identity[key]]:
+            raise InputError(f"{self.folder}: holds features of another {odd[0]}; give --vision_cache a new folder")
         self._read_shards()
         return self
 
@@ -108,7 +111,13 @@ class VisionCache:
         return key in self.memory or key in self.stored
 
     def _get(self, key: str) -> Tensor:
-        return self.memory[key] if key in self.memory else self.stored[key].get_tensor(key)
+        if key in self.memory:
+            return self.memory[key]
+        value = self.stored[key].get_tensor(key)
+        path, digest = self.unchecked.pop(key, (None, None))
+        if digest is not None and digest != _digest(value):
+            raise InputError(f"{path}: altered since it was written; delete it, its pictures are read anew")
+        return value
 
     def forget(self) -> None:
         """Drop what is in memory alone, at the end of a step."""
@@ -117,26 +126,38 @@ class VisionCache:
     def flush(self) -> None:
         """Write what is not on the disk yet, and find what other processes have written."""
         if self.memory:
-            stem = f"features-{self.name}-{hashlib.blake2b(''.join(self.memory).encode(), digest_size=8).hexdigest()}"
-            temporary = self.folder / f".{stem}.{os.getpid()}"
-            save_file(self.memory, temporary)
-            sync(temporary)
-            os.replace(temporary, self.folder / f"{stem}.safetensors")
-            sync(self.folder)
+            with locked(self.folder, wait=True):
+                self._read_shards()
+                self._write({key: value for key, value in self.memory.items() if key not in self.stored})
             self.memory = {}
         self._read_shards()
+
+    def _write(self, features: Mapping[str, Tensor]) -> None:
+        if features:
+            stem = f"features-{self.name}-{hashlib.blake2b(''.join(features).encode(), digest_size=8).hexdigest()}"
+            content = save(dict(features), {key: _digest(value) for key, value in features.items()})
+            write_bytes_atomic(self.folder / f"{stem}.safetensors", content)
 
     def _read_shards(self) -> None:
         for path in sorted(self.folder.glob("features-*.safetensors")):
             if path.name not in self.shards:
                 try:
                     shard = safe_open(path, "pt")
-                except SafetensorError as error:
+                except (SafetensorError, OSError) as error:
                     raise InputError(
                         f"{path}: not readable ({error}); delete it, its pictures are read anew"
                     ) from error
-                self.stored |= dict.fromkeys(shard.keys(), shard)
+                digests = shard.metadata() or {}
+                new = set(shard.keys()) - self.stored.keys()
+                self.unchecked |= {key: (path, digests.get(key)) for key in new}
+                self.stored |= dict.fromkeys(new, shard)
                 self.shards.add(path.name)
+
+
+def _digest(value: Tensor) -> str:
+    """Return a digest of features: of their numbers, type and shape."""
+    content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(f"{value.dtype} {tuple(value.shape)} ".encode() + content, digest_size=16).hexdigest()
 
 
 def tower_identity(tower: nn.Module, processor, precision: str) -> dict[str, str]:

@@ -1,14 +1,19 @@
 """Cached vectors: computed once, found again, never taken for another's, rebuilt when a file is torn."""
 
 import logging
+import os
+import resource
 
 import pytest
 import torch
 from PIL import Image
+from recorded_os import recorded_os
+from safetensors.torch import save_file
 
 from cir_cot.features import FeatureCache, content_key, picture_vectors, text_vectors
 from cir_cot.images import ImageStore
 from cir_cot.records import InputError
+from cir_cot.storage import locked
 
 
 class Encoder:
@@ -112,6 +117,76 @@ def test_a_torn_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, capl
     caplog.clear()
     assert encode(tmp_path / "cache", store, ["p3", "p4", "p5"])[1] == 0
     assert not caplog.text
+
+
+def test_a_file_that_is_not_the_caches_is_neither_read_nor_deleted(tmp_path, store):
+    encode(tmp_path / "cache", store, ["p3"])
+    mine = tmp_path / "cache/model a/model.safetensors"
+    mine.write_bytes(b"weights")
+    assert encode(tmp_path / "cache", store, ["p3"])[1] == 0
+    assert mine.read_bytes() == b"weights"
+
+
+ONE_KEY = torch.zeros(1, 16, dtype=torch.uint8)
+MISSHAPEN = (
+    {"keys": torch.zeros(2, 16, dtype=torch.uint8), "vectors": torch.zeros(1, 2)},
+    {"keys": ONE_KEY, "vectors": torch.zeros(1, 2).int()},
+    {"keys": ONE_KEY, "vectors": torch.zeros(2)},
+    {"vectors": torch.zeros(1, 2)},
+)
+
+
+@pytest.mark.parametrize("content", MISSHAPEN)
+def test_a_file_of_other_shapes_is_computed_again(tmp_path, store, content, caplog):
+    encode(tmp_path / "cache", store, ["p3"])
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    digest = content_key(b"".join(value.numpy().tobytes() for value in content.values()))
+    save_file(content, file, {"digest": digest})
+    assert encode(tmp_path / "cache", store, ["p3"])[1] == 1
+    assert "torn or altered" in caplog.text
+
+
+def test_a_cache_that_another_process_fills_is_refused_but_what_is_there_is_read(tmp_path, store):
+    encode(tmp_path / "cache", store, ["p3"])
+    cache = FeatureCache(tmp_path / "cache", "model a")
+    with locked(cache.folder):
+        assert picture_vectors(cache, Encoder().pictures, store, ["p3"])["p3"][0] == 3
+        with pytest.raises(InputError, match=f"{cache.folder}: process {os.getpid()} is writing it"):
+            picture_vectors(cache, Encoder().pictures, store, ["p4"])
+
+
+def test_what_another_process_has_written_since_the_cache_was_opened_is_not_computed_again(tmp_path, store):
+    cache, encoder = FeatureCache(tmp_path / "cache", "model a"), Encoder()
+    encode(tmp_path / "cache", store, ["p3", "p4"])
+    vectors = picture_vectors(cache, encoder.pictures, store, ["p3", "p4", "p5"])
+    assert encoder.asked == 1
+    assert [vectors[name][0].item() for name in ("p3", "p4", "p5")] == [3, 4, 5]
+
+
+def test_a_number_that_is_not_finite_is_not_kept(tmp_path, store):
+    cache = FeatureCache(tmp_path / "cache", "model a")
+    with pytest.raises(InputError, match="not finite"):
+        picture_vectors(cache, lambda pictures: torch.tensor([[float("nan"), 1.0]]), store, ["p3"])
+    assert list((tmp_path / "cache").rglob("*.safetensors")) == []
+
+
+def test_vectors_are_on_the_disk_before_they_get_their_name_and_the_name_before_they_count(tmp_path, store):
+    with recorded_os(tmp_path / "cache/model a") as events:
+        encode(tmp_path / "cache", store, ["p3"])
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    assert events[-3:] == [f"fsync {file.name}", f"rename {file.name}", "fsync ."]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, store):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cache = FeatureCache(tmp_path / "cache", "model a")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(InputError, match="File too large"):
+            picture_vectors(cache, Encoder().pictures, store, ["p3"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "cache/model a").iterdir()] == [".lock"]
 
 
 def test_what_a_crash_left_half_written_is_not_read(tmp_path, store):

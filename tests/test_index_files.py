@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_old_index_and_nothing_else(tmp_path, size):
     before = content(tmp_path)
     bigger = memory_index(unit(200, 8))
     bigger.facts["probe"] = old.facts["probe"]
-    with largest_file(size), pytest.raises(InputError, match=rf"{tmp_path}: File too large; make room"):
+    with largest_file(size), pytest.raises(InputError, match=rf"{tmp_path}.*File too large.*; make room"):
         bigger.save(tmp_path)
     assert content(tmp_path) == before
     assert same(open_index(tmp_path), old)

@@ -22,9 +22,9 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # lives beside HEADS and not in retriever.py, which would then import upward.
 ORDER = (
     {"errors", "_torchvision", "same_origin", "private_folder"},
-    {"files"},
+    {"files", "storage"},
     {"records"},
-    {"prompts", "answers", "metrics", "provenance", "storage", "ownership"},
+    {"prompts", "answers", "metrics", "provenance", "ownership"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
     {"meter", "published", "resizing", "resume", "token_loss", "journal", "config", "outputs"},
     {"chain_report", "layouts", "protocols", "budget", "vision_cache", "teacher", "spending"},

@@ -1,13 +1,19 @@
 """The cache of vision features: what the model reads is unchanged, the tower runs once a picture, ever."""
 
+import threading
+
 import pytest
 import torch
 import training
+from recorded_os import recorded_os
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from cir_cot.backbone import load_backbone
 from cir_cot.collate import ChatEncoder
 from cir_cot.records import InputError
+from cir_cot.storage import locked
 from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.vision_cache import IDENTITY, VisionCache, _lanes, content_keys, tower_identity
 
@@ -124,6 +130,80 @@ def test_a_torn_file_is_named_and_an_unfinished_one_ignored(tmp_path):
     (tmp_path / "features-0-x.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="features-0-x.safetensors: not readable"):
         VisionCache(tower, tmp_path).open({})
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A head, its inputs, and a cache on the disk that one run has filled."""
+    head = training.tiny_head()
+    inputs = head.encoder().target(pictures())
+    with torch.no_grad(), VisionCache(tower_of(head), tmp_path).open({}).attached() as cache:
+        head.backbone(inputs)
+        cache.flush()
+    return head, inputs
+
+
+def test_a_flipped_bit_in_stored_features_is_named_when_they_are_used(tmp_path, filled):
+    head, inputs = filled
+    (file,) = tmp_path.glob("features-*")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with torch.no_grad(), VisionCache(tower_of(head), tmp_path).open({}).attached():
+        with pytest.raises(InputError, match=f"{file}: altered since it was written; delete it"):
+            head.backbone(inputs)
+        file.unlink()
+
+
+def test_features_that_an_earlier_version_stored_without_digests_are_read(tmp_path, filled):
+    head, inputs = filled
+    (file,) = tmp_path.glob("features-*")
+    with safe_open(file, "pt") as shard:
+        content = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+    save_file(content, file)
+    read = patches_read(tower_of(head))
+    with torch.no_grad(), VisionCache(tower_of(head), tmp_path).open({}).attached():
+        head.backbone(inputs)
+    assert read == []
+
+
+def test_two_runs_at_once_store_every_picture_once(tmp_path):
+    head = training.tiny_head()
+    tower = tower_of(head)
+    caches = [VisionCache(tower, tmp_path, name=name).open({}) for name in "01"]
+    for cache, names in zip(caches, (NAMES[:2], NAMES), strict=True):
+        with torch.no_grad(), cache.attached():
+            head.backbone(head.encoder().target(pictures(names)))
+    for cache in (*caches, caches[0]):
+        cache.flush()
+    stored = [set(safe_open(path, "pt").keys()) for path in sorted(tmp_path.glob("features-*"))]
+    assert [len(keys) for keys in stored] == [2, 1]
+    assert not stored[0] & stored[1]
+    assert [len(cache) for cache in caches] == [3, 3]
+
+
+def test_features_are_written_by_one_process_at_a_time_and_synced_before_they_count(tmp_path):
+    head = training.tiny_head()
+    cache = VisionCache(tower_of(head), tmp_path).open({})
+    with torch.no_grad(), cache.attached():
+        head.backbone(head.encoder().target(pictures()))
+    writer = threading.Thread(target=cache.flush)
+    with recorded_os(tmp_path) as events:
+        with locked(tmp_path):
+            writer.start()
+            writer.join(0.2)
+            assert writer.is_alive()
+            assert list(tmp_path.glob("features-*")) == []
+        writer.join()
+    (file,) = tmp_path.glob("features-*")
+    assert events[-3:] == [f"fsync {file.name}", f"rename {file.name}", "fsync ."]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1, "a": 2}', "[" * 100000])
+def test_a_damaged_identity_is_one_line(tmp_path, text):
+    (tmp_path / IDENTITY).write_text(text)
+    with pytest.raises(InputError, match="identity.json"):
+        VisionCache(tower_of(training.tiny_head()), tmp_path).open({"vision tower": "a"})
 
 
 def test_keys_tell_pictures_and_shapes_apart():
