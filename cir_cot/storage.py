@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+from .files import sync as sync
 
 LOCK = ".lock"
 

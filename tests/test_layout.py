@@ -22,7 +22,8 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # lives beside HEADS and not in retriever.py, which would then import upward.
 ORDER = (
     {"errors", "_torchvision", "same_origin", "private_folder"},
-    {"files", "storage"},
+    {"files"},
+    {"storage"},
     {"records"},
     {"prompts", "answers", "metrics", "provenance", "ownership"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
