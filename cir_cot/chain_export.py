@@ -5,7 +5,6 @@ What does not pass the filters is left out, by name and count; nothing else is c
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from pathlib import Path
 import yaml
 
 from .chain_report import problems, teachers
+from .files import replacing
 from .filters import FILTERS, duplicates
 from .prompts import PROMPTS_VERSION, cot_to_text, query_prompt
 from .provenance import git_state, package_versions
 from .records import InputError, Record, record_to_dict, write_text_atomic
+from .storage import written
 
 # What those trainers read as a picture or as the end of a turn, wherever it stands: text must not hold it.
 MARKERS = re.compile(r"<(?:image|video|audio|img|/img)>|<ret>|<\|[^|<>]*\|>", re.IGNORECASE)
@@ -113,10 +114,11 @@ def write_export(
     folder, split = Path(folder), re.sub(r"\W", "_", facts["split"])
     if not records:
         raise InputError(f"{folder}: no chain is left to export; left out are {dict(facts['left_out'])}")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; name a new folder")
     file = FORMS[form].format(split=split)
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    with written(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; name a new folder")
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
     if form == "datasets":
         write_parquet(folder / file, rows(records, paths))
     else:
@@ -143,9 +145,8 @@ def write_parquet(path: Path, content: list[dict]) -> None:
     types = dict.fromkeys(columns, text) | dict.fromkeys(("targets", "subset", "target_images"), List(text))
     types["cot"] = dict.fromkeys(("caption", "reasoning", "conclusion"), text)
     features = Features({name: types[name] for name in content[0]})
-    temporary = path.with_suffix(".part")
-    Dataset.from_list(content, features=features).to_parquet(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        Dataset.from_list(content, features=features).to_parquet(temporary)
 
 
 CARD = """---

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import datasets
@@ -176,6 +178,42 @@ def test_unusable_requests_are_refused(own, capsys):
         cli.run(export_chains.main, [*argv, str(own)])
     assert exit.value.code == 2
     assert "is not empty; name a new folder" in capsys.readouterr().err
+
+
+LIMITED = """
+import resource, signal, sys
+from cir_cot import cli
+from cir_cot.data_gen import export_chains
+import datasets
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+cli.run(export_chains.main, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("form", ["datasets", "llava"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(own, tmp_path, form):
+    """A limit on the size of files stands for the disk."""
+    write_records(own / "records.train.jsonl", [record(0)])
+    out = tmp_path / "out"
+    argv = ["--benchmark", "folder", "--root", str(own), "--split", "train", "--format", form, "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *argv], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]  # datasets draws a bar before
+    assert last.startswith("error: ")
+    assert "make room" in last
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(own, capsys):
+    write_records(own / "records.train.jsonl", [record(0)])
+    where = ["--benchmark", "folder", "--root", str(own), "--split", "train", "--format", "llava"]
+    for out in ("/sys/chains", str(own / ("x" * 300))):  # nobody makes a folder in /sys
+        with pytest.raises(SystemExit) as exit:
+            cli.run(export_chains.main, [*where, "--out", out])
+        assert exit.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_pictures_behind_a_link_out_of_the_folder_are_left_out(own, tmp_path, capsys):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cir_cot.benchmarks import load_benchmark
-from cir_cot.filters import FILTERS, duplicates
+from cir_cot.filters import FILTERS, duplicates, salient
 from cir_cot.records import Cot, Record, attach_chains
 
 CAPTION = "A sleeveless knee-length dress in a black and white print."
@@ -91,6 +91,40 @@ def test_each_filter_catches_what_it_names(name, parts):
 )
 def test_what_only_looks_like_a_fault_passes(parts):
     assert failing(record(**parts)) == {}
+
+
+def words(count: int, start: int = 0) -> str:
+    return " ".join(f"word{number}" for number in range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"{words(12)} " * 3, f"the reasoning says '{words(12)}' 3 times in a row"),
+        (f"{words(13)} " * 3, f"the reasoning says '{words(6)}' at 3 places"),
+        (f"{words(12)} " * 2, None),
+        (f"{words(6)} a {words(6)} b {words(6)} c", f"the reasoning says '{words(6)}' at 3 places"),
+        (f"{words(5)} a {words(5)} b {words(5)} c d", None),
+        (f"{words(6)} a {words(6)} b c d e", None),
+        (f"{words(14)} red, Red RED", "the reasoning says 'red' 3 times in a row"),
+        (f"{words(14)} red red blue red", None),
+    ],
+)
+def test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places(text, found):
+    assert failing(record(reasoning=text)).get("repetition") == found
+
+
+COMMON_WORDS = """
+the and are has have had with without its his her their this that these those but not was were for from into than then
+them they more less most least very much many make makes made change changed changes instead same one two some any all
+only just also there show shows shown image picture photo add added adds remove removed replace replaced object
+different other similar like look looks
+"""
+
+
+def test_common_words_and_short_ones_are_not_salient():
+    assert salient(COMMON_WORDS + " is a up no it") == []
+    assert salient("The RED tie, unlike allover shorts") == ["red", "tie", "unlike", "allover", "shorts"]
 
 
 def test_salient_words_are_compared_by_their_stem():

@@ -4,7 +4,9 @@ import asyncio
 import io
 import json
 import time
+from email.utils import formatdate
 
+import httpx2
 import pytest
 import servers
 import torch
@@ -20,7 +22,7 @@ from cir_cot.replicas import OpenAITeacher
 from cir_cot.spending import Budget, BudgetSpent
 from cir_cot.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
 from cir_cot.tiny import write_tiny
-from cir_cot.wire import message
+from cir_cot.wire import Trouble, message, retry_after, usage
 
 RECORD = Record("1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"})
 KEY = "sk-secret-of-the-test"
@@ -454,7 +456,143 @@ def test_an_address_that_is_none_is_refused(url):
         teacher_of(url)
 
 
+def test_no_server_is_believed_that_asks_for_more_than_five_minutes():
+    teacher = teacher_of("http://host/v1")
+    teacher._rest(teacher.replicas[0], Trouble("busy", "http 429", 10.0**9))
+    assert 290 < teacher.replicas[0].rest_until - time.monotonic() <= 300
+
+
+def test_the_back_off_doubles_up_to_a_minute():
+    teacher = teacher_of("http://host/v1")
+    teacher.backoff = 0.5
+    assert 0.25 <= teacher._delay(1) <= 0.5
+    assert 1.0 <= teacher._delay(3) <= 2.0
+    assert 30 <= teacher._delay(10_000) <= 60
+
+
+def test_a_busy_row_is_given_up_after_forty_refusals(monkeypatch):
+    async def at_once(seconds: float) -> None:
+        await yielded(0)
+
+    yielded = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+
+    async def run(url: str) -> None:
+        teacher = teacher_of(url)
+        teacher.backoff = 1e-12
+        try:
+            await teacher.ask([("user", ["hello"])], 5)
+        finally:
+            await teacher.close()
+
+    with Server(lambda request: Reply({"error": "busy"}, 429)) as server, pytest.raises(Unanswered, match="http 429"):
+        asyncio.run(run(server.url))
+    assert server.requests == 41
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_after_the_first_answer_is_that_row_alone(status):
+    """A server that has answered knows key and model: a proxy before it may say so of one request."""
+
+    def script(request: dict) -> Reply:
+        return good(request) if stage(request) == "caption" else Reply({"error": "no"}, status)
+
+    with Server(script) as server:
+        assert refused(server.url).reason.startswith(f"http {status}")
+        assert server.requests == 2
+
+
+def test_one_call_at_a_time_tries_a_dead_replica():
+    async def pick(calls: int) -> str:
+        teacher = teacher_of("http://dead/v1", "http://busy/v1")
+        dead, busy = teacher.replicas
+        dead.unreachable, dead.calls, busy.calls = True, calls, 9
+        return (await teacher._pick()).url
+
+    assert asyncio.run(pick(0)) == "http://dead/v1"
+    assert asyncio.run(pick(1)) == "http://busy/v1"
+
+
+def test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works():
+    alone = teacher_of("http://one/v1")
+    pair = teacher_of("http://one/v1", "http://two/v1")
+    rests = []
+    for teacher in (alone, pair):
+        for _ in range(3):
+            teacher._rest(teacher.replicas[0], Trouble("again", "http 500"))
+            rests.append(teacher.replicas[0].rest_until > time.monotonic())
+    assert rests == [False, False, False, False, False, True]
+
+
+@pytest.mark.parametrize(("answered", "patience"), [(False, "startup"), (True, "patience")])
+def test_the_job_ends_when_all_servers_are_gone_for_too_long(answered, patience):
+    dead = Trouble("dead", "no connection")
+    teacher = teacher_of("http://one/v1", "http://two/v1")
+    teacher.answered = answered
+    teacher.startup, teacher.patience = 100.0, 1000.0
+    teacher.reached = time.monotonic() - getattr(teacher, patience) - 1
+    teacher._rest(teacher.replicas[0], dead)  # the other one may still work
+    with pytest.raises(InputError, match="no server answers at http://one/v1, http://two/v1"):
+        teacher._rest(teacher.replicas[1], dead)
+    teacher.reached = time.monotonic() - getattr(teacher, patience) + 50
+    teacher._rest(teacher.replicas[1], dead)
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("0.5", 0.5, 0.5),
+        ("", 0, 0),
+        ("-3", 0, 0),
+        ("inf", 0, 0),
+        ("nan", 0, 0),
+        ("soon", 0, 0),
+        (formatdate(time.time() + 1000, usegmt=True), 500, 1000),
+        (formatdate(time.time() - 1000, usegmt=True), 0, 0),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", 0, 0),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(said, least, most):
+    assert least <= retry_after(httpx2.Headers({"Retry-After": said})) <= most
+    assert retry_after(httpx2.Headers()) == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "billed"),
+    [
+        ((5, 7), (5, 7)),
+        ((0, 0), (0, 0)),
+        ((2**31 - 1, 1), (2**31 - 1, 1)),
+        ((2**31, 1), (50, 4)),
+        ((1, 2**31), (50, 4)),
+        ((-1, 5), (50, 4)),
+        ((True, 5), (50, 4)),
+        ((1.0, 5), (50, 4)),
+        (("1", 5), (50, 4)),
+        ((1, None), (50, 4)),
+    ],
+)
+def test_tokens_are_billed_as_counted_where_the_count_is_one(counts, billed):
+    reply = answer("ten letters").body
+    reply["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
+    assert usage(reply, 50) == billed
+    for nonsense in (None, [], "5", {}):
+        assert usage(reply | {"usage": nonsense}, 50) == (50, 4)
+
+
 # Budget.
+
+
+def test_a_budget_may_be_used_up_exactly():
+    tokens = Budget(max_tokens=100)
+    tokens.pay(30, 20)
+    assert tokens.fits(20, 30)
+    assert not tokens.fits(21, 30)
+    assert not tokens.fits(20, 20, others=[(10, 1)])
+    dollars = Budget(max_cost=0.5, prices=(1.0, 0.0))
+    assert dollars.fits(500_000, 0)
+    assert not dollars.fits(500_001, 0)
 
 
 def test_no_call_begins_that_could_exceed_the_budget():
