@@ -7,8 +7,10 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from .errors import InputError, shown
+from .files import first_repeated, read_bytes, read_json
 from .images import Box, ImageStore
-from .records import InputError, read_bytes, read_json
+from .records import check_text
 
 FASHIONIQ_BASES = (".", "fashionIQ_dataset", "fashionIQ", "fashion-iq", "fashion_iq", "fashioniq", "FashionIQ", "fiq")
 FASHIONIQ_CAPTIONS = ("captions", "json")
@@ -101,14 +103,16 @@ def check_entry(entry: object, keys: Mapping[str, type], where: str) -> None:
             raise InputError(f"{where}: key {key!r} is missing")
         value = entry[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{where}: {key!r} must be {kind.__name__}, got {value!r}")
+            raise InputError(f"{where}: {key!r} must be {kind.__name__}, got {shown(value)}")
+        if kind is str:
+            check_text(value, f"{where}: {key!r}")
 
 
 def strings(value: object, where: str) -> tuple[str, ...]:
     """A JSON list of strings as a tuple."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{where} must be a list of strings, got {value!r}")
-    return tuple(value)
+        raise InputError(f"{where} must be a list of strings, got {shown(value)}")
+    return tuple(check_text(item, where) for item in value)
 
 
 def read_names(path: Path) -> list[str]:
@@ -122,7 +126,7 @@ def read_names(path: Path) -> list[str]:
             raise InputError(f"{path}: not UTF-8 text ({error})") from error
     if not names:
         raise InputError(f"{path}: no image ids in it")
-    if len(set(names)) != len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise InputError(f"{path}: image {twice!r} is listed twice")
+    twice = first_repeated(names)
+    if twice is not None:
+        raise InputError(f"{path}: image {shown(twice)} is listed twice")
     return names

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from .errors import InputError, shown
+from .files import first_repeated, read_json
 from .images import ImageStore
 from .metrics import map_at_k, recall_at_k, restrict, soft_recall_at_k, subset_recall_at_k
-from .records import InputError, Record, read_json
+from .records import Record
 
 Rankings = Mapping[str, Sequence[str]]  # query id -> image ids, best first
 CIRR_VERSION = "rc2"
@@ -146,8 +148,9 @@ def short_lists(benchmark: Benchmark, rankings: Rankings) -> int:
     """
     count = 0
     for record, ranking in zip(benchmark.records, ranked_lists(benchmark, rankings), strict=True):
-        gallery = allowed_images(benchmark, record) - ({record.reference} if benchmark.remove_reference else set())
-        count += len(ranking) < min(max(benchmark.ks), len(gallery) or max(benchmark.ks))
+        gallery = allowed_images(benchmark, record)
+        available = len(gallery) - (benchmark.remove_reference and record.reference in gallery)
+        count += len(ranking) < min(max(benchmark.ks), available or max(benchmark.ks))
     return count
 
 
@@ -179,9 +182,9 @@ def check_queries(benchmark: Benchmark, rankings: Rankings) -> None:
     unknown = [query for query in rankings if query not in known]
     if missing:
         count = f"{len(missing)} of {len(ids)} are missing"
-        raise InputError(f"{label(benchmark)}: no ranking for query {missing[0]!r} ({count})")
+        raise InputError(f"{label(benchmark)}: no ranking for query {shown(missing[0])} ({count})")
     if unknown:
-        raise InputError(f"{label(benchmark)}: unknown query id {unknown[0]!r} ({len(unknown)} unknown)")
+        raise InputError(f"{label(benchmark)}: unknown query id {shown(unknown[0])} ({len(unknown)} unknown)")
 
 
 def check_images(
@@ -189,11 +192,13 @@ def check_images(
 ) -> None:
     """No image twice in a list, none from elsewhere (unless the gallery is unknown)."""
     if len(set(ranking)) != len(ranking):
-        twice = next(image for image in ranking if list(ranking).count(image) > 1)
-        raise InputError(f"{label(benchmark)}: query {record.id!r} ranks image {twice!r} twice")
+        twice = shown(first_repeated(ranking))
+        raise InputError(f"{label(benchmark)}: query {record.id!r} ranks image {twice} twice")
     foreign = [image for image in ranking if image not in allowed] if allowed else []
     if foreign:
-        raise InputError(f"{label(benchmark)}: query {record.id!r} ranks image {foreign[0]!r}, which is not in {where}")
+        raise InputError(
+            f"{label(benchmark)}: query {record.id!r} ranks image {shown(foreign[0])}, which is not in {where}"
+        )
 
 
 def check_length(benchmark: Benchmark, record: Record, length: int, available: int) -> None:
@@ -219,7 +224,7 @@ def read_rankings(path: str | Path, benchmark: Benchmark, metric: str = "recall"
         for key, value in (("version", CIRR_VERSION), ("metric", metric)):
             if rankings.pop(key, value) != value:
                 raise InputError(f"{path}: {key!r} is not {value!r}; is it the right file?")
-    return {query: _image_ids(images, benchmark, f"{path}: query {query!r}") for query, images in rankings.items()}
+    return {query: _image_ids(images, benchmark, f"{path}: query {shown(query)}") for query, images in rankings.items()}
 
 
 def _image_ids(images: object, benchmark: Benchmark, where: str) -> list[str]:
@@ -229,7 +234,7 @@ def _image_ids(images: object, benchmark: Benchmark, where: str) -> list[str]:
         return [coco_id(image, where) for image in images]
     for image in images:
         if not isinstance(image, str):
-            raise InputError(f"{where}: an image id is a string, got {image!r}")
+            raise InputError(f"{where}: an image id is a string, got {shown(image)}")
     return images
 
 
@@ -239,7 +244,7 @@ def coco_id(image: object, where: str) -> str:
         return str(int(image))
     if isinstance(image, int) and not isinstance(image, bool) and image >= 0:
         return str(image)
-    raise InputError(f"{where}: {image!r} is no COCO image id (a whole number)")
+    raise InputError(f"{where}: {shown(image)} is no COCO image id (a whole number)")
 
 
 def protocol_of(

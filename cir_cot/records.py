@@ -40,7 +40,8 @@ class Record:
 
 
 COT_KEYS = tuple(field.name for field in fields(Cot))
-MAX_TEXT = 10_000  # characters of a text or a part of a chain; the longest of the public datasets has 302
+MAX_TEXT = 4_000  # characters of a text, whose encoding takes time with their square; public datasets have up to 302
+MAX_PART = 10_000  # characters of a part of a chain; a teacher's answer may have 8,192
 RECORD_KEYS = tuple(field.name for field in fields(Record))
 PAIR_KEYS = ("reference", "target", "captions", *COT_KEYS)
 REQUIRED_KEYS = ("id", "reference", "text", "targets")
@@ -97,7 +98,14 @@ def cot_from_dict(obj: object, where: str) -> Cot:
     if not isinstance(obj, dict):
         raise InputError(f"{where}: 'cot' must be an object or null, got {type(obj).__name__}")
     check_keys(obj, f"{where}: 'cot'", required=COT_KEYS, allowed=COT_KEYS)
-    return Cot(*(_string(obj, key, where) for key in COT_KEYS))
+    return check_chain(Cot(*(obj[key] for key in COT_KEYS)), where)
+
+
+def check_chain(cot: Cot, where: str) -> Cot:
+    """Return a chain, if its parts are texts of at most MAX_PART characters; InputError at `where`."""
+    for key in COT_KEYS:
+        check_text(getattr(cot, key), f"{where}: {key!r}", MAX_PART)
+    return cot
 
 
 def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence[str]) -> None:
@@ -110,14 +118,16 @@ def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence
             raise InputError(f"{where}: unknown key {shown(key)}; allowed are {', '.join(allowed)}")
 
 
-def check_text(text: object, where: str) -> str:
-    """Return `text`, if it is a string that can be encoded, of at most MAX_TEXT characters and without a NUL."""
+def check_text(text: object, where: str, longest: int = MAX_TEXT) -> str:
+    """Return `text`, if it is a string that can be encoded, not too long and without a NUL; InputError at `where`."""
     if not isinstance(text, str):
         raise InputError(f"{where} must be a string, got {shown(text)}")
-    if len(text) > MAX_TEXT:
-        raise InputError(f"{where} has {len(text)} characters, more than the {MAX_TEXT} allowed; shorten it")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{where} holds half a surrogate pair, which is not text: {shown(text)}")
+    if len(text) > longest:
+        raise InputError(f"{where} has {len(text)} characters, more than the {longest} allowed; shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half a surrogate pair, which is not text: {shown(text)}") from error
     if "\0" in text:
         raise InputError(f"{where} holds a NUL character, which is not text: {shown(text)}")
     return text
@@ -175,7 +185,8 @@ def _chain_line(obj: object, where: str) -> tuple[Record, tuple[str, str]]:
     if isinstance(obj, dict) and "target" in obj:
         check_keys(obj, where, required=("reference", "target", *COT_KEYS), allowed=PAIR_KEYS)
         key = (_string(obj, "reference", where, blank=False), _string(obj, "target", where, blank=False))
-        return Record("", key[0], "", (key[1],), Cot(*(_string(obj, part, where) for part in COT_KEYS))), key
+        cot = check_chain(Cot(*(obj[part] for part in COT_KEYS)), where)
+        return Record("", key[0], "", (key[1],), cot), key
     record = record_from_dict(obj, where)
     if record.cot is None:
         raise InputError(f"{where}: a line of a chain file has a chain, but its 'cot' is null")

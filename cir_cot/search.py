@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from .errors import shown
 from .evaluation import inference
 from .heads import load_retriever
 from .images import ImageStore
@@ -20,7 +21,7 @@ from .index import Index
 from .indexing import open_index
 from .qdrant import QdrantIndex
 from .readings import ChainReader, pick, streams
-from .records import Cot, InputError
+from .records import Cot, InputError, check_chain, check_text
 from .retriever import QueryOutput, Retriever
 
 
@@ -53,8 +54,12 @@ def open_search(model: str | Path, index: str | Path, **options) -> "Search":
 
 def open_picture(path: str | Path) -> Image.Image:
     """Open a picture file safely -> RGB; InputError names what is wrong with it."""
-    path = Path(path).resolve()
-    if not path.is_file():
+    try:
+        path = Path(path).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a circle of links, a NUL
+        raise InputError(f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})") from error
+    if not found:
         raise InputError(f"{path}: no such file")
     return ImageStore(path.parent, {path.name: path.name}).load(path.name)
 
@@ -98,7 +103,11 @@ class Search:
         reading: str | None = None,
         chains: Sequence[Cot] | None = None,
     ) -> QueryOutput:
-        """Encode B queries in the way that is asked for."""
+        """Encode B queries in the way that is asked for; InputError for a text that is too long, or none."""
+        for text in texts:
+            check_text(text, "the text of the query")
+        for chain in chains or ():
+            check_chain(chain, "the chain of the query")
         if chains is None:
             return pick(self.retriever, reading)(images, texts)
         if not isinstance(self.retriever, ChainReader):
@@ -109,6 +118,7 @@ class Search:
         self, image: Image.Image, text: str, k: int = 10, reading: str | None = None, without: Sequence[str] = ()
     ) -> Iterator[str | Answer]:
         """Yield the chain as far as it is written, as often as it grows, and at last the answer."""
+        check_text(text, "the text of the query")
         started, output = time.perf_counter(), None
         with inference(self.retriever):
             for output in streams(self.retriever, reading)([image], [text]):

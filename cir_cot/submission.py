@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .benchmarks import load_benchmark
+from .errors import InputError, shown
+from .files import first_repeated, read_json, write_text_atomic
 from .metrics import restrict
 from .ownership import writing
 from .protocols import CIRR_VERSION, Benchmark, Rankings, coco_id, label, ranked_lists, subset_lists
-from .records import InputError, Record, read_json, write_text_atomic
+from .records import Record
 from .storage import written
 
 LENGTHS = {"recall": 50, "recall_subset": 3, "circo": 50}  # pictures a query, by kind of file
@@ -148,11 +150,11 @@ def cirr_header(content: dict) -> tuple[list[Problem], str]:
     """What is wrong with `version` and `metric`, and which of the two files it is (by length where it does not say)."""
     problems = []
     if content.get("version") != CIRR_VERSION:
-        problems.append(Problem("wrong_version", f"'version' is {content.get('version')!r}, not {CIRR_VERSION!r}"))
+        problems.append(Problem("wrong_version", f"'version' is {shown(content.get('version'))}, not {CIRR_VERSION!r}"))
     metric = content.get("metric")
     if metric in ("recall", "recall_subset"):
         return problems, metric
-    problems.append(Problem("wrong_metric", f"'metric' is {metric!r}, neither 'recall' nor 'recall_subset'"))
+    problems.append(Problem("wrong_metric", f"'metric' is {shown(metric)}, neither 'recall' nor 'recall_subset'"))
     first = next((value for value in content.values() if isinstance(value, list)), [])
     return problems, "recall_subset" if len(first) <= LENGTHS["recall_subset"] else "recall"
 
@@ -162,7 +164,7 @@ def queries_problems(benchmark: Benchmark, lists: dict) -> list[Problem]:
     ids = [record.id for record in benchmark.records]
     known = set(ids)
     missing = [Problem("missing_query", f"query {query} has no list") for query in ids if query not in lists]
-    return missing + [Problem("unknown_query", f"{key!r} is no query id") for key in lists if key not in known]
+    return missing + [Problem("unknown_query", f"{shown(key)} is no query id") for key in lists if key not in known]
 
 
 def images_problems(kind: str, images: object, names: Callable[[list], list[str]]) -> tuple[list, list[str]]:
@@ -177,7 +179,7 @@ def images_problems(kind: str, images: object, names: Callable[[list], list[str]
     if len(ids) != LENGTHS[kind]:
         found.append(("wrong_count", f"{len(ids)} images, not {LENGTHS[kind]}"))
     if len(set(ids)) != len(ids):
-        found.append(("duplicate_image", f"{next(image for image in ids if ids.count(image) > 1)!r} occurs twice"))
+        found.append(("duplicate_image", f"{shown(first_repeated(ids))} occurs twice"))
     return found, ids
 
 
@@ -190,9 +192,11 @@ def look_at_cirr(kind: str) -> Callable[[Benchmark, Record, object], list]:
             found.append(("reference_inside", f"{record.reference!r} is the query's own reference"))
         foreign = [image for image in ids if image not in benchmark.members]
         if foreign:
-            found.append(("not_in_gallery", f"{foreign[0]!r} is no picture of test1; names have no './' and no '.png'"))
+            found.append(
+                ("not_in_gallery", f"{shown(foreign[0])} is no picture of test1; names have no './' and no '.png'")
+            )
         elif kind == "recall_subset" and (others := [image for image in ids if image not in record.subset]):
-            found.append(("not_in_subset", f"{others[0]!r} is not in the query's image set"))
+            found.append(("not_in_subset", f"{shown(others[0])} is not in the query's image set"))
         return found
 
     return look
@@ -202,7 +206,7 @@ def cirr_names(images: list) -> list[str]:
     """Image names, which are strings."""
     for image in images:
         if not isinstance(image, str):
-            raise InputError(f"an image name is a string, got {image!r}")
+            raise InputError(f"an image name is a string, got {shown(image)}")
     return images
 
 

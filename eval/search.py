@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cir_cot.cli import run
-from cir_cot.records import InputError, check_keys, cot_from_dict, parse_json, read_jsonl
+from cir_cot.records import InputError, check_keys, check_text, cot_from_dict, parse_json, read_jsonl
 
 KEYS = ("id", "image", "text", "cot", "where")
 
@@ -44,10 +44,10 @@ def read_queries(path: str) -> list[dict]:
             raise InputError(f"{where}: a query is a JSON object")
         check_keys(row, where, required=KEYS[:3], allowed=KEYS)
         for key in KEYS[:3]:
-            if not isinstance(row[key], str):
-                raise InputError(f"{where}: {key!r} must be a string, got {row[key]!r}")
-        if row.get("cot") is not None:
-            row["cot"] = cot_from_dict(row["cot"], where)
+            check_text(row[key], f"{where}: {key!r}")
+        cot = row.pop("cot", None)
+        if cot is not None:
+            row["cot"] = cot_from_dict(cot, where)
         queries.append(row)
     return queries
 
@@ -99,13 +99,14 @@ def main(argv: Sequence[str]) -> int:
     from cir_cot.index import check_where
     from cir_cot.search import open_picture, open_search
 
+    text = None if args.text is None else check_text(args.text, "--text")
     where = None if args.where is None else check_where(parse_json(args.where, "--where"))
     picture = None if args.image is None else open_picture(args.image)
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
     if args.queries:
         answer_queries(search, queries, args, where)
         return 0
-    answer = search.one(picture, args.text, args.k, reading=args.reading, where=where)
+    answer = search.one(picture, text, args.k, reading=args.reading, where=where)
     if args.json:
         print(json.dumps(answer.as_dict(), ensure_ascii=False))
     else:

@@ -8,6 +8,8 @@ import pytest
 
 from cir_cot import files
 from cir_cot.records import (
+    MAX_PART,
+    MAX_TEXT,
     Cot,
     InputError,
     Record,
@@ -87,6 +89,55 @@ BAD = {
     "chain as text": (GOOD | {"id": "2", "cot": "c r d"}, "'cot' must be an object or null"),
     "chain of null": (GOOD | {"id": "2", "cot": COT | {"reasoning": None}}, "'reasoning' must be a string, got None"),
     "teacher as text": (GOOD | {"id": "2", "teacher": "gpt"}, "'teacher' must be an object or null"),
+    "nesting of a value": (json.dumps(GOOD)[:-1] + ', "teacher": {"a":' + "[" * 90 + "]" * 90 + "}}", "in each other"),
+    "nesting of objects": ('{"id":' * 900 + "1" + "}" * 900, "more than 64 arrays and objects in each other"),
+    "open objects": ('{"id":' * 100_000, "not valid JSON"),
+    "5,000 digits": ('{"id": ' + "9" * 5000 + "}", "a number of 5000 digits, more than the 20 allowed"),
+    "a number out of range": ('{"teacher": {"score": 1e999}}', "the number '1e999' is too large"),
+    "a negative one": ('{"teacher": {"score": -1e999}}', "the number '-1e999' is too large"),
+    "half a pair as a key": ('{"\\ud83d": 1}', "half a surrogate pair"),
+    "the halves the wrong way round": (GOOD | {"id": "2", "targets": ["\ude00\ud83d"]}, "half a surrogate pair"),
+    "half a pair in a chain": (GOOD | {"id": "2", "cot": COT | {"caption": "\udfff"}}, "half a surrogate pair"),
+    "NUL in the text": (GOOD | {"id": "2", "text": "a\0b"}, "'text' holds a NUL character"),
+    "NUL in the id": (GOOD | {"id": "\0"}, "'id' holds a NUL character"),
+    "NUL in a target": (GOOD | {"id": "2", "targets": ["a\0"]}, "'targets' holds a NUL character"),
+    "NUL in a chain": (GOOD | {"id": "2", "cot": COT | {"reasoning": "\0"}}, "'reasoning' holds a NUL character"),
+    "a bare NUL": (json.dumps(GOOD).replace('"t"', '"\0"'), "not valid JSON"),
+    "only NULs": ("\0" * 50, "not valid JSON"),
+    "a bare line feed": ('{"id": "2\t"}', "not valid JSON"),
+    "90,000 letters": (GOOD | {"id": "2", "text": "x" * 90_000}, "'text' has 90000 characters, more than the 4000"),
+    "an endless id": (GOOD | {"id": "x" * 90_000}, "'id' has 90000 characters, more than the 4000 allowed"),
+    "an endless chain": (GOOD | {"id": "2", "cot": COT | {"reasoning": "x" * 400_000}}, "more than the 10000 allowed"),
+    "an endless key": ('{"%s": 1}' % ("k" * 10**6), "key 'id' is missing"),  # noqa: UP031
+    "single quotes": ("{'id': '2'}", "not valid JSON"),
+    "a comma too many": ('{"id": "2",}', "not valid JSON"),
+    "a comment": ('{"id": "2"} // two', "not valid JSON"),
+    "two objects": (json.dumps(GOOD) * 2, "not valid JSON"),
+    "half an object": (json.dumps(GOOD)[:-3], "not valid JSON"),
+    "half an escape": ('{"id": "\\u12', "not valid JSON"),
+    "an unknown escape": ('{"id": "\\x41"}', "not valid JSON"),
+    "hexadecimal": ('{"id": 0x10}', "not valid JSON"),
+    "a leading zero": ('{"id": 01}', "not valid JSON"),
+    "undefined": ('{"id": undefined}', "not valid JSON"),
+    "python": ('{"id": None}', "not valid JSON"),
+    "a byte order mark within": ('\ufeff\ufeff{"id": "2"}', "not valid JSON"),
+    "number": ("1", "a record is a JSON object, got int"),
+    "string": ('"x"', "a record is a JSON object, got str"),
+    "null": ("null", "a record is a JSON object, got NoneType"),
+    "true": ("true", "a record is a JSON object, got bool"),
+    "empty object": ("{}", "key 'id' is missing"),
+    "id of null": (GOOD | {"id": None}, "'id' must be a string, got None"),
+    "id of white space": (GOOD | {"id": "\u2003\t"}, "'id' is blank"),
+    "reference as a list": (GOOD | {"id": "2", "reference": ["a"]}, "'reference' must be a string, got ['a']"),
+    "targets of null": (GOOD | {"id": "2", "targets": None}, "'targets' must be a list of image ids, got None"),
+    "a target of null": (GOOD | {"id": "2", "targets": ["b", None]}, "'targets' must be a list of image ids"),
+    "a nameless target": (GOOD | {"id": "2", "targets": [""]}, "'targets' must be a list of image ids"),
+    "targets as an object": (GOOD | {"id": "2", "targets": {"b": 1}}, "'targets' must be a list of image ids"),
+    "a million targets": (GOOD | {"id": "2", "targets": ["b"] * 10**6}, "'targets' holds an image twice"),
+    "subset as text": (GOOD | {"id": "2", "subset": "b"}, "'subset' must be a list of image ids, got 'b'"),
+    "source of null": (GOOD | {"id": "2", "source": None}, "'source' must be a string, got None"),
+    "chain as a list": (GOOD | {"id": "2", "cot": ["c", "r", "d"]}, "'cot' must be an object or null, got list"),
+    "chain of nothing": (GOOD | {"id": "2", "cot": {}}, "key 'caption' is missing"),
 }
 
 
@@ -96,6 +147,19 @@ def test_the_first_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(InputError, match="r.jsonl:3: ") as error:
         read_records(path)
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_many_hostile_lines_are_tried():
+    assert len(BAD) >= 60
+
+
+def test_a_text_of_the_greatest_length_is_read(tmp_path):
+    text, part = "é" * MAX_TEXT, "é" * MAX_PART
+    record = Record("1", "a", text, ("b",), Cot(part, part, part))
+    write_records(tmp_path / "r.jsonl", [record])
+    assert read_records(tmp_path / "r.jsonl") == [record]
 
 
 def test_a_file_that_is_absent_or_no_utf8_is_named(tmp_path):

@@ -138,6 +138,15 @@ def test_a_file_of_queries_is_answered_line_by_line(checkpoint, tmp_path, capsys
         ('{"id": "1", "image": "x.png", "text": "x", "color": 1}', "unknown key 'color'"),
         ('{"id": "1", "image": "nowhere.png", "text": "x"}', "no such file"),
         ("[]", "a query is a JSON object"),
+        ('{"id": "1", "image": "a\\u0000b", "text": "x"}', ":1: 'image' holds a NUL character"),
+        ('{"id": "1", "image": "x.png", "text": "a\\u0000b"}', ":1: 'text' holds a NUL character"),
+        ('{"id": "1", "image": "x.png", "text": "\\ud83d"}', ":1: holds half a surrogate pair"),
+        ('{"id": "\\ude00", "image": "x.png", "text": "x"}', ":1: holds half a surrogate pair"),
+        ('{"id": "1", "image": "x.png", "text": "%s"}' % ("x" * 90_000), ":1: 'text' has 90000 characters, more than"),
+        ('{"id": "1", "image": "%s.png", "text": "x"}' % ("x" * 3_000), "cannot be opened (File name too long)"),
+        ('{"id": "1", "image": null, "text": "x"}', ":1: 'image' must be a string, got None"),
+        ('{"id": "1", "image": "x.png", "text": "x", "cot": []}', ":1: 'cot' must be an object or null, got list"),
+        ('{"id": "1", "image": "x.png", "text": "x", "where": 3}', "no such file"),
     ],
 )
 def test_bad_queries_end_in_one_line(checkpoint, tmp_path, line, words, capsys):
@@ -147,6 +156,31 @@ def test_bad_queries_end_in_one_line(checkpoint, tmp_path, line, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_a_chain_of_null_is_no_chain(checkpoint, tmp_path, capsys):
+    image = str(checkpoint / "images/s040.png")
+    rows = [{"id": "1", "image": image, "text": "x"}, {"id": "2", "image": image, "text": "x", "cot": None}]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert search.main(command(checkpoint, "--queries", tmp_path / "queries.jsonl")) == 0
+    one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (one["hits"], one["explanation"]) == (two["hits"], two["explanation"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("x" * 4001, "has 4001 characters, more than the 4000 allowed"), ("a\udcff", "half a surrogate"), ("\0", "NUL")],
+)
+def test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded(checkpoint, toy, capsys, text, words):
+    picture = Image.new("RGB", (8, 6), (20, 20, 20))
+    for refused in (lambda: toy.one(picture, text), lambda: next(toy.stream(picture, text))):
+        with pytest.raises(InputError, match=f"the text of the query .*{words}"):
+            refused()
+    with pytest.raises(InputError, match=f"the chain of the query: 'caption' .*{words.split()[0]}"):
+        toy.one(picture, "40", chain=Cot(text * 3, "b", "c"))
+    with pytest.raises(SystemExit, match="2"):
+        run(search.main, command(checkpoint, "--image", checkpoint / "images/s040.png", "--text", text))
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
