@@ -1,126 +1,155 @@
-"""Training steps of Qwen2.5-VL-3B and -7B at full size on a GPU: tokens a second, share of the peak, memory by batch.
+"""Qwen2.5-VL-3B and -7B at full size on a GPU: training, decoding and encoding, beside their roofline and transformers.
 
 The models are built from the published configurations with random weights: speed and memory do not depend on what a
-model knows. bfloat16, LoRA, chain and retrieval together, gradient caching. The peak is that of a large bfloat16
-matrix product measured in the same run; operations are counted as 2 N a token forward, 4 N forward and backward of a
-frozen base with adapters, 6 N with recomputed activations. Without a GPU, --layers makes a model that a CPU can run:
-that shows that the script works, and nothing about speed.
+model knows. They are prepared as the recipes prepare them (bfloat16 weights and autocast, adapters in float32,
+recomputed activations, chunks) and trained by CirTrainer.train itself, optimizer included. Pictures are noise of
+photographs' sizes within the shipped configurations' bounds. A random model closes no part of a chain, so that each is
+cut at its budget: all chains have one length.
+
+Roofline: the operations and bytes of `cir_cot.roofline` over the rates of a large matrix product and a large copy,
+measured in the same run. Beside it transformers and peft alone: the same adapter, labels= and all hidden states.
+Each case is written to --out as soon as it is measured; one that is there already is not measured again. Without a GPU,
+--size tiny shows in seconds that the script works, and nothing about speed.
 """
 
 import argparse
-import tempfile
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from cir_cot import _torchvision  # noqa: F401  # isort: skip
-import transformers
-
-from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.backbone import load_backbone
 from cir_cot.cli import run
-from cir_cot.gradcache import parts_of, row_tokens
+from cir_cot.device_meter import measure_card
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.measure import write_ratios
-from cir_cot.meter import peak_memory_mb
 from cir_cot.noise import NoisePairs
-from cir_cot.published import SIZES, published_config, published_entries
-from cir_cot.recipe import CirArguments, device_name
-from cir_cot.tiny import CHAT_TEMPLATE, tiny_processor
-from cir_cot.trainer import CirTrainer
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.published import SIZES, published_model
+from cir_cot.recipe import device_name, write_json
+from cir_cot.records import InputError, read_json
+from cir_cot.roofline import Card
+from cir_cot.tiny import CORPUS, tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.workloads import Conditions, decode, encode, encode_plain, generate, train, train_plain
+
+PARTS = ("decoding", "encoding", "training")
+MIN_PIXELS, TEMPERATURE = 3136, 0.03  # those of the shipped 7B configurations
 
 
-def build(size: str, layers: int | None, pixels: int, recompute: bool, device: torch.device) -> CotRetriever:
-    """A head on a model of the published size, random weights made on the device."""
-    torch.set_default_dtype(torch.bfloat16)
-    with device:
-        model = transformers.Qwen2_5_VLForConditionalGeneration(published_config(size, layers))
-    torch.set_default_dtype(torch.float32)
-    processor = tiny_processor("qwen2_5_vl", published_entries(CHAT_TEMPLATE), max_pixels=pixels**2)
-    processor.tokenizer.pad_token = "<|0|>"
-    backbone = load_backbone((model, processor), lora={"r": 16, "dropout": 0.1})
-    backbone.checkpoint_activations(recompute)
-    return CotRetriever(backbone, size)
+def build(size: str, device: torch.device, adapter: bool, args: argparse.Namespace, lora: dict) -> CotRetriever:
+    """Build a head on a model of the published size, random bfloat16 weights made on the device."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer([*NoisePairs(0, 28).corpus(), *CORPUS])
+    if size == "tiny":
+        model = tiny_model("qwen2_5_vl", tokenizer).to(device, torch.bfloat16)
+    else:
+        model = published_model(size, tokenizer, device, torch.bfloat16, args.layers)
+    processor = tiny_processor("qwen2_5_vl", tokenizer)
+    bounds = {"min_pixels": MIN_PIXELS, "max_pixels": args.max_pixels}
+    backbone = load_backbone((model, processor), lora=lora if adapter else None, frozen=not adapter, **bounds)
+    if adapter and args.recompute:
+        backbone.checkpoint_activations()
+    return CotRetriever(backbone, size, temperature=TEMPERATURE).to(device)
 
 
-def matmul_peak(device: torch.device, side: int) -> float:
-    """Operations a second of a square bfloat16 matrix product, the best of ten."""
-    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
-    best = float("inf")
-    for _ in range(10):
-        wait(device)
-        started = time.perf_counter()
-        a @ b
-        wait(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best
+def cases(size: str, args: argparse.Namespace) -> list[tuple[str, bool, Callable[..., dict]]]:
+    """Return name, whether the model has our adapter, and work of each case, those of one model behind each other."""
+    found: list[tuple[str, bool, Callable[..., dict]]] = []
+    if "decoding" in args.parts:
+        found += [(f"decoding, adapter apart, {rows} rows", True, partial(decode, rows=rows)) for rows in args.chains]
+    if "training" in args.parts:
+        first = min(args.batches), max(args.chunk_tokens)  # the case whose kernels are recorded
+        pairs = [(rows, chunk) for rows in sorted(args.batches) for chunk in sorted(args.chunk_tokens, reverse=True)]
+        for pair in pairs:
+            work = partial(train, rows=pair[0], chunk=pair[1], record=pair == first)
+            found.append((f"training, {pair[0]} rows, chunks of {pair[1]}", True, work))
+    peers: list[tuple[str, str, Callable[..., dict], Sequence[int]]] = [
+        ("decoding", "decoding, merged, {} rows", decode, args.chains),
+        ("decoding", "decoding, transformers' generate, {} rows", generate, args.chains),
+        ("encoding", "encoding, {} pictures", encode, args.pictures),
+        ("encoding", "encoding, transformers' forward, {} pictures", encode_plain, args.pictures),
+        ("training", "training, transformers and peft, {} rows", train_plain, args.plain_batches),
+    ]
+    for part, name, work, counts in peers:
+        if part in args.parts:
+            found += [(name.format(rows), False, partial(work, rows=rows)) for rows in counts]
+    return [(f"{size} {name}", adapter, work) for name, adapter, work in found]
 
 
-def wait(device: torch.device) -> None:
-    """Wait for the device to have done all its work."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+def measure(found: dict, size: str, given: Conditions, until: float, args: argparse.Namespace) -> None:
+    """Measure what is not there yet of one size; write and print each case at once."""
+    device, head, built = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None, None
+    for name, adapter, work in cases(size, args):
+        if name in found["cases"] or time.perf_counter() > until:
+            continue
+        if built != adapter:
+            head = None
+            clear(device)
+            head, built = build(size, device, adapter, args, given.lora), adapter
+        try:
+            found["cases"][name] = work(head, given=given)
+        except torch.OutOfMemoryError:
+            found["cases"][name] = {"out_of_memory": True}
+        write_json(args.out, found)
+        print(line(name, found["cases"][name]), flush=True)
+        head.zero_grad()
+        clear(device)
 
 
-def language_parameters(backbone: Backbone) -> int:
-    """Weights that every token is multiplied with in the language model."""
-    return sum(value.numel() for value in backbone.plain.model.language_model.layers.parameters())
+def clear(device: torch.device) -> None:
+    """Give back the memory of what is no longer used."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
-def step(head: CotRetriever, rows: NoisePairs, tokens: int, steps: int, device: torch.device) -> dict:
-    """Seconds and tokens of a training step, and the peak memory, for a batch of all rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        args = CirArguments(output_dir=folder, per_device_train_batch_size=len(rows), chunk_tokens=tokens,
-                            report_to="none", bf16=True, dataloader_pin_memory=False)  # fmt: skip
-        trainer = CirTrainer(head, args, rows)
-        (batch,) = trainer.get_train_dataloader()
-        totals = trainer._get_num_items_in_batch([batch], args.device)
-        read = sum(sum(row_tokens(part[side])) for part in parts_of(batch) for side in ("query", "target"))
-        trainer.training_step(head, batch, totals)  # warm-up
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            head.zero_grad()
-            trainer.training_step(head, batch, totals)
-        wait(device)
-        return {
-            "seconds": (time.perf_counter() - started) / steps,
-            "tokens": read,
-            "peak_mib": peak_memory_mb(args.device),
-            "chunked": read > tokens,
-        }
+def line(name: str, case: dict) -> str:
+    """Return a case as a row of the table."""
+    if "out_of_memory" in case:
+        return f"{name:<52} out of memory"
+    numbers = f"{case['seconds']:9.2f} {case['rows_per_second']:9.2f} {case['tokens_per_second']:11,.0f}"
+    waits = f"{case['waits']:7.0f}" if "waits" in case else f"{'':7}"
+    return f"{name:<52}{numbers} {case['roofline_seconds']:9.3f} {case['share']:7.1%} {case['peak_gib']:7.1f} {waits}"
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="fullsize.py", description="Training steps at full size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument("--size", choices=SIZES, default="7B")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--chunk-tokens", type=int, default=16384)
-    parser.add_argument("--pixels", type=int, default=308, help="side of a picture; 308 is 121 visual tokens")
-    parser.add_argument("--words", type=int, default=150, help="words of a chain")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass")
+    parser = argparse.ArgumentParser(prog="fullsize.py", description="Training, decoding and encoding at full size")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON; cases that it has are kept")
+    parser.add_argument("--size", choices=[*SIZES, "tiny"], nargs="+", default=["7B", "3B"])
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256], help="rows of a training step")
+    parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[16384, 4096])
+    parser.add_argument("--plain-batches", type=int, nargs="+", default=[16, 32, 64], help="of transformers and peft")
+    parser.add_argument("--chains", type=int, nargs="+", default=[32, 128], help="queries that decode together")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[32, 128], help="pictures that encode together")
+    parser.add_argument("--max-pixels", type=int, default=147456, help="largest area of a picture after resizing")
+    parser.add_argument("--words", type=int, default=150, help="words of a training chain")
+    parser.add_argument("--new-tokens", type=int, default=150, help="tokens of a written chain")
+    parser.add_argument("--steps", type=int, default=2, help="timed training steps, after one that is not timed")
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--layers", type=int, help="of both towers, to run at reduced depth")
+    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no case later")
     args = parser.parse_args(argv)
+    until = time.perf_counter() + args.limit
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and args.layers is None:
-        parser.error("no GPU here; --layers 1 shows that the script works")
-    peak = matmul_peak(device, 8192 if device.type == "cuda" else 512)
-    head = build(args.size, args.layers, args.pixels, args.recompute, device)
-    weights, ours = language_parameters(head.backbone), {"matmul_tflops": peak / 1e12}
-    for pairs in args.batches:
-        found = step(head, NoisePairs(pairs, args.pixels, args.words), args.chunk_tokens, args.steps, device)
-        each = (6 if args.recompute else 4) + (2 if found["chunked"] else 0)  # operations by weight and token
-        speed = found["tokens"] / found["seconds"]
-        ours |= {f"tokens_per_second_{pairs}": speed, f"peak_mib_{pairs}": found["peak_mib"]}
-        ours |= {f"fraction_of_peak_{pairs}": each * weights * speed / peak}
-    settings = {key: value for key, value in vars(args).items() if key != "json"} | {"device": device_name(device)}
-    print(write_ratios(args.json, "fullsize", ours, {}, {}, settings=settings))
+    if device.type == "cpu" and args.layers is None and args.size != ["tiny"]:
+        raise InputError("no GPU here; --size tiny, or --layers 1, shows that the script works")
+    names = ("words", "new_tokens", "steps", "recompute")
+    common = {name: getattr(args, name) for name in names}
+    settings = common | {"layers": args.layers, "max_pixels": args.max_pixels, "device": device_name(device)}
+    found = read_json(args.out) if args.out.exists() else {"settings": settings, "cases": {}}
+    if found["settings"] != settings:
+        raise InputError(f"{args.out}: measured with other settings or on another device; give another --out")
+    found |= {"card": found.get("card") or vars(measure_card(device))}
+    found |= {"versions": package_versions(), "git": git_state(), "dtype": "bfloat16", "attention": "sdpa", "seed": 0}
+    write_json(args.out, found)
+    print("card: {flops:.4g} operations a second, {bandwidth:.4g} bytes a second".format(**found["card"]))
+    print(f"{'':<52}{'s':>9} {'rows/s':>9} {'tokens/s':>11} {'floor s':>9} {'of it':>7} {'GiB':>7} {'waits':>7}")
+    for size in args.size:
+        measure(found, size, Conditions(Card(**found["card"]), **common), until, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Rows for measurements: noise pictures and chains of a given length; nothing can be learned from them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -7,16 +9,19 @@ from .collate import Row
 from .records import Cot, Record
 
 WORDS = ("red", "blue", "long", "short", "shirt", "dress", "with", "without", "a", "the", "sleeves", "stripes")
+# Width and height of photographs as benchmarks hold them: upright ones of garments, wide ones from the web.
+PHOTOGRAPHS = ((192, 256), (206, 305), (260, 330), (300, 400), (342, 445), (500, 375), (640, 480), (1024, 683))
 
 
 class NoisePairs:
-    """`count` rows, a different picture on every side of every one, of `pixels` x `pixels`; `words` in a chain.
+    """`count` rows, a different picture on every side of every one; `words` in a chain.
 
-    Every third chain is half as long, so that rows differ. Stands in for a CirDataset.
+    Pictures are of `pixels` x `pixels`, or of a list's sizes (width, height) in turn. Every third chain is half as
+    long, so that rows differ. Stands in for a CirDataset.
     """
 
-    def __init__(self, count: int, pixels: int, words: int = 60):
-        self.pixels, self.words = pixels, words
+    def __init__(self, count: int, pixels: int | Sequence[tuple[int, int]], words: int = 60):
+        self.sizes, self.words = [(pixels, pixels)] if isinstance(pixels, int) else list(pixels), words
         self.records = [self._record(index) for index in range(count)]
 
     def _record(self, index: int) -> Record:
@@ -34,5 +39,6 @@ class NoisePairs:
 
     def __getitem__(self, item: tuple[int, int]) -> Row:
         index, draw = item
-        noise = np.random.default_rng(index).integers(256, size=(2, self.pixels, self.pixels, 3), dtype=np.uint8)
+        width, height = self.sizes[index % len(self.sizes)]
+        noise = np.random.default_rng(index).integers(256, size=(2, height, width, 3), dtype=np.uint8)
         return Row(self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw)

@@ -4,6 +4,8 @@ The numbers are those of the config.json files on the hub, in their own flat for
 where no checkpoint is at hand, to count their parameters or to measure speed with random weights.
 """
 
+import torch
+
 from . import _torchvision  # noqa: F401  # isort: skip
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -75,6 +77,31 @@ def published_config(size: str, layers: int | None = None) -> transformers.Qwen2
         text |= {"num_hidden_layers": layers, "max_window_layers": layers}
         vision |= {"depth": layers, "fullatt_block_indexes": [layers - 1]}
     return transformers.Qwen2_5_VLConfig(**COMMON, **text, vision_config=vision)
+
+
+def published_model(
+    size: str,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+) -> transformers.PreTrainedModel:
+    """A model of `published_config` with random weights made on the device, for a tokenizer with Qwen's special tokens.
+
+    The tokenizer may be smaller than Qwen's: the matrices keep all their rows.
+    """
+    config = published_config(size, layers)
+    tokens = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    tokens |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    for name, token in tokens.items():
+        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def published_entries(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
