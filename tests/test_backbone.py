@@ -454,6 +454,8 @@ def test_pixel_bounds_are_set_and_saved(tmp_path):
         load_backbone(tmp_path / "saved", min_pixels=9999)
     with pytest.raises(InputError, match="max_pixels 783 is less than one visual token: give at least 784"):
         load_backbone(tmp_path / "base", min_pixels=1, max_pixels=783)
+    one = load_backbone(tmp_path / "base", min_pixels=784, max_pixels=784)
+    assert encode(one)["image_grid_thw"].tolist() == [[1, 2, 2]] * 3
 
 
 # What is refused

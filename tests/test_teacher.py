@@ -680,6 +680,13 @@ def local(tmp_path_factory) -> TransformersTeacher:
     return TransformersTeacher(str(write_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32", batch_size=4)
 
 
+def test_a_local_model_reads_pictures_in_sides_that_its_processor_keeps(local):
+    grown, shrunk = (prepare(Image.new("RGB", size), 10**6) for size in ((20, 20), (900, 600)))
+    pictures = local._pictures(local._messages([("user", [grown, "and", shrunk]), ("assistant", ["x"])]))
+    assert [picture.size for picture in pictures] == [(28, 28), (476, 308)]  # at least 1, at most 200 visual tokens
+    assert local._pictures(local._messages([("user", ["no picture"])])) == []
+
+
 def test_a_local_model_answers_in_batches_as_it_does_alone(local):
     questions = [([("user", [REFERENCE, "a"])], 8), ([("user", [REFERENCE, TARGET, "a longer question"])], 5)]
     questions.append(([("system", ["be brief"]), ("user", ["a", REFERENCE]), ("assistant", ["b"]), ("user", ["c"])], 8))
