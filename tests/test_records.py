@@ -187,7 +187,11 @@ def test_a_packed_file_is_read_up_to_a_cap(tmp_path, monkeypatch):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"[1, 2, 3]" * 99)[:-9], gzip.compress(b"{}")[:12] + b"\xff" * 9])
+@pytest.mark.parametrize(
+    "raw",
+    [b"{}", gzip.compress(b"[1, 2, 3]" * 99)[:-9], gzip.compress(b"{}")[:12] + b"\xff" * 9],
+    ids=["not packed", "cut", "overwritten"],
+)
 def test_a_broken_archive_is_named(tmp_path, raw):
     (tmp_path / "r.json.gz").write_bytes(raw)
     with pytest.raises(InputError, match="r.json.gz: not a whole gzip file"):

@@ -548,8 +548,8 @@ def test_the_job_ends_when_all_servers_are_gone_for_too_long(answered, patience)
         ("inf", 0, 0),
         ("nan", 0, 0),
         ("soon", 0, 0),
-        (formatdate(time.time() + 1000, usegmt=True), 500, 1000),
-        (formatdate(time.time() - 1000, usegmt=True), 0, 0),
+        pytest.param(formatdate(time.time() + 9000, usegmt=True), 500, 9000, id="a date to come"),
+        pytest.param(formatdate(time.time() - 1000, usegmt=True), 0, 0, id="a date gone by"),
         ("Fri, 31 Dec 99999 23:59:59 GMT", 0, 0),
     ],
 )
