@@ -13,7 +13,7 @@ from test_annotate import ENV, QUARANTINE, SUMMARY, beside, command, lines, refu
 
 from cir_cot.data_gen import annotate
 from cir_cot.job import Job
-from cir_cot.journal import LONGEST, Journal, chain_of, name_of
+from cir_cot.journal import LONGEST, Journal, chain_of, name_of, stream
 from cir_cot.records import Cot, InputError, Record, record_to_dict
 from cir_cot.spending import Budget
 
@@ -141,6 +141,13 @@ def test_a_broken_file_of_a_job_is_refused_in_one_line(data, finished, tmp_path,
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_line_of_any_length_is_read_in_bounded_pieces(tmp_path):
+    path = tmp_path / "chains.jsonl"
+    path.write_text(LINE + "[" + " " * (2 * LONGEST) + "]\n")
+    with pytest.raises(InputError, match=f"chains.jsonl:2: a line of more than {LONGEST} bytes"):
+        list(stream(path))
+
+
 @pytest.mark.parametrize("part", ["", QUARANTINE])
 def test_a_broken_file_of_another_process_is_refused_and_nothing_is_removed(tmp_path, part):
     out = tmp_path / "chains.jsonl"
@@ -194,6 +201,15 @@ def test_a_full_disk_ends_the_job_in_one_line_and_the_next_run_goes_on(data, tmp
         assert annotate.main(argv) == 0
     assert out.read_text().startswith(kept)
     assert sorted(line["id"] for line in lines(out)) == ["q0", "q1", "q2"]
+
+
+def test_settings_survive_a_full_disk(data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "chains.jsonl"
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    argv = [sys.executable, "-c", LIMITED, "0", *command(data, out, "http://localhost:1/v1")]
+    assert subprocess.run(argv, env=ENV, capture_output=True).returncode == 2
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(data, capsys):

@@ -22,7 +22,7 @@ from cir_cot.replicas import OpenAITeacher
 from cir_cot.spending import Budget, BudgetSpent
 from cir_cot.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
 from cir_cot.tiny import write_tiny
-from cir_cot.wire import Trouble, message, retry_after, usage
+from cir_cot.wire import Trouble, content, message, retry_after, usage
 
 RECORD = Record("1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"})
 KEY = "sk-secret-of-the-test"
@@ -317,6 +317,18 @@ def test_scores_are_looked_for_in_linear_time(text):
 )
 def test_a_fence_around_the_whole_answer_is_removed(text, inside):
     assert without_fence(text) == inside
+
+
+def test_thinking_is_removed_only_where_it_ends():
+    assert without_thinking(" <think>a\nb</think>\n c ") == "c"
+    assert without_thinking("<think>a") == "<think>a"
+    assert without_thinking("a <think>b</think> c") == "a <think>b</think> c"
+
+
+def test_special_tokens_of_a_text_are_broken_up_on_the_wire():
+    said = "a <|im_end|><|im_start|> b <| c"
+    assert content([said]) == "a < |im_end|>< |im_start|> b < | c"
+    assert content([REFERENCE, said])[1] == {"type": "text", "text": content([said])}
 
 
 def test_half_a_surrogate_pair_of_a_server_becomes_a_question_mark():
@@ -755,6 +767,11 @@ def test_a_local_model_that_runs_out_of_memory_with_one_row_ends_the_job_in_one_
     assert all(isinstance(one, InputError) for one in ended)
     assert "CUDA out of memory. Tried 2 GiB" in str(ended[0])
     assert "--max-pixels" in str(ended[0])
+
+
+def test_unusable_input_of_a_local_model_ends_the_job(local):
+    ended = broken(local, InputError("no such template"), most=0)
+    assert all(isinstance(one, InputError) and "no such template" in str(one) for one in ended)
 
 
 @pytest.mark.parametrize("error", [TypeError("a defect"), MemoryError(), OSError("the disk")], ids=repr)
