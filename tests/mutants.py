@@ -35,7 +35,6 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONDONTWRITEBYTECODE": "1",  # an edit of the same length within a second would be taken for compiled
 }
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
@@ -112,8 +111,11 @@ def copy_tree(root: Path, copy: Path) -> Path:
     return copy
 
 
-def start(copy: Path, work: Callable[[], int]) -> int:
-    """Fork a process group of its own that does `work` in a copy of the tree, its output in a file -> its id."""
+def start(copy: Path, work: Callable[[], int], compiled: bool = False) -> int:
+    """Fork a process group of its own that does `work` in a copy of the tree, its output in a file -> its id.
+
+    `compiled` lets it leave compiled files, which are good for the unbroken tree alone.
+    """
     if pid := os.fork():
         return pid
     code = 70
@@ -126,7 +128,8 @@ def start(copy: Path, work: Callable[[], int]) -> int:
         # this copy before every other place, here and in subprocesses
         os.chdir(copy)
         os.environ["PYTHONPATH"] = sys.path[0] = str(copy)
-        sys.dont_write_bytecode = True
+        sys.dont_write_bytecode = not compiled
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "" if compiled else "1"
         importlib.invalidate_caches()
         code = work()
     finally:
@@ -152,7 +155,7 @@ def first_run(copy: Path, tests: Sequence[str]) -> tuple[dict[str, str], list[st
         answer.write_text(json.dumps([watch.outcomes, [name for name in files if name not in ours]]))
         return code
 
-    code = os.waitstatus_to_exitcode(os.waitpid(start(copy, work), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(start(copy, work, compiled=True), 0)[1])
     if code not in (0, 1) or not answer.is_file():
         raise Refused(f"the tests do not run on the unbroken tree (pytest: {code})\n{tail(copy)}")
     return tuple(json.loads(answer.read_text()))
@@ -198,35 +201,53 @@ def judge(status: int) -> tuple[str, str]:
     return {0: ("survived", ""), 1: ("noticed", "a test failed")}.get(code, ("void", f"pytest ended with {code}"))
 
 
-def attempt(copies: Sequence[Path], mutants: Sequence[Mutant], seconds: float, done: Callable) -> Iterator[Outcome]:
+class Attempt(NamedTuple):
+    """An edit that is being tried in a copy, and what undoes it."""
+
+    mutant: Mutant
+    copy: Path
+    before: str
+    times: tuple[int, int]
+    since: float
+
+    @classmethod
+    def begin(cls, mutant: Mutant, copy: Path) -> tuple[int, "Attempt"]:
+        """Make the edit and start its tests -> (process id, attempt)."""
+        path = copy / mutant.file
+        before, stat = path.read_text(encoding="utf-8"), path.stat()
+        path.write_text(edited(before, mutant), encoding="utf-8")
+        pid = start(copy, lambda: run_tests(copy, mutant.tests, ["-x"]))
+        return pid, cls(mutant, copy, before, (stat.st_atime_ns, stat.st_mtime_ns), time.monotonic())
+
+    def end(self, pid: int, status: int | None) -> Outcome:
+        """End all that the tests have started and undo the edit; no `status` is a run that took too long."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        if status is None:
+            os.waitpid(pid, 0)
+        path = self.copy / self.mutant.file
+        path.write_text(self.before, encoding="utf-8")
+        os.utime(path, ns=self.times)  # its compiled form is good again
+        seen = ("noticed", "hung: ended at the limit") if status is None else judge(status)
+        return Outcome(self.mutant, *seen, time.monotonic() - self.since)
+
+
+def attempt(copies: Sequence[Path], mutants: Sequence[Mutant], seconds: float) -> Iterator[Outcome]:
     """Try every edit, one in each copy at a time -> outcomes as they come; a run of more than `seconds` is ended."""
     waiting = list(reversed(mutants))
     free = list(copies)
-    running: dict[int, tuple[Mutant, Path, str, float]] = {}
+    running: dict[int, Attempt] = {}
     while waiting or running:
-        # start what can be started: the edit is made in the copy, and its tests run in a fork
         while waiting and free:
-            mutant, copy = waiting.pop(), free.pop()
-            before = (copy / mutant.file).read_text(encoding="utf-8")
-            (copy / mutant.file).write_text(edited(before, mutant), encoding="utf-8")
-            pid = start(copy, lambda copy=copy, tests=mutant.tests: run_tests(copy, tests, ["-x"]))
-            running[pid] = mutant, copy, before, time.monotonic()
+            pid, begun = Attempt.begin(waiting.pop(), free.pop())
+            running[pid] = begun
         time.sleep(0.05)
-        # collect what has ended or takes too long, and undo its edit
-        for pid, (mutant, copy, before, since) in list(running.items()):
+        for pid, begun in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            took = time.monotonic() - since
-            if not ended and took < seconds:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            if not ended:
-                os.waitpid(pid, 0)
-            (copy / mutant.file).write_text(before, encoding="utf-8")
-            del running[pid]
-            free.append(copy)
-            done()
-            yield Outcome(mutant, *(judge(status) if ended else ("noticed", "hung: ended at the limit")), took)
+            if ended or time.monotonic() - begun.since > seconds:
+                del running[pid]
+                free.append(begun.copy)
+                yield begun.end(pid, status if ended else None)
 
 
 def run(root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float = 180.0) -> list[Outcome]:
@@ -238,17 +259,19 @@ def run(root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float 
     tqdm.monitor_interval = 0  # its thread must not be forked
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies = [copy_tree(root, Path(folder) / str(number)) for number in range(workers)]
+        # the unbroken tree first; the other copies are made of this one, compiled files included
+        copies = [copy_tree(root, Path(folder) / "0")]
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
         print(f"{len(tests)} tests and files of tests on the unbroken tree ...", file=sys.stderr)
         outcomes, modules = first_run(copies[0], tests)
-        preload(copies[0], modules)
+        copies += [shutil.copytree(copies[0], Path(folder) / str(n), symlinks=True) for n in range(1, workers)]
+        # what nothing here can notice is void, everything else is tried
         void = {mutant: why for mutant in mutants if (why := guard(mutant, outcomes))}
         found = {mutant: Outcome(mutant, "void", why, 0.0) for mutant, why in void.items()}
         usable = [mutant for mutant in mutants if mutant not in void]
-        with tqdm(total=len(usable), desc="edits", unit=" edits") as bar:
-            for outcome in attempt(copies, usable, seconds, bar.update):
-                found[outcome.mutant] = outcome
+        preload(copies[0], modules)
+        for outcome in tqdm(attempt(copies, usable, seconds), total=len(usable), desc="edits", unit=" edits"):
+            found[outcome.mutant] = outcome
     return [found[mutant] for mutant in mutants]
 
 
@@ -260,8 +283,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         states = [outcome.state for outcome in outcomes if file in (outcome.mutant.file, "all")]
         counts = [states.count(state) for state in ("noticed", "survived", "void")]
         lines.append(f"{file:<34}{len(states):>6}{counts[0]:>9}{counts[1]:>10}{counts[2]:>6}")
-    noticed = sum(outcome.state == "noticed" for outcome in outcomes)
-    lines.append(f"noticed: {noticed} of {len(outcomes)}, {100 * noticed / len(outcomes):.1f} %")
+    tried = [outcome.state == "noticed" for outcome in outcomes if outcome.state != "void"]
+    lines.append(f"noticed: {sum(tried)} of {len(tried)} that could be tried, {100 * sum(tried) / len(tried):.1f} %")
     for outcome in outcomes:
         mutant = outcome.mutant
         if outcome.state != "noticed":

@@ -8,12 +8,14 @@ import torch.nn.functional as F  # noqa: N812
 
 from cir_cot.losses import (
     batch_statistics,
+    choice_share,
     even_use,
     gather_counts,
     gather_with_grad,
     info_nce,
     load_balance,
     pool_pull,
+    router_z,
     same_image,
 )
 
@@ -155,6 +157,28 @@ def test_even_use_is_zero_when_even_and_revives_what_is_never_used():
     (balanced,) = torch.autograd.grad(load_balance(probabilities, chosen), logits)
     assert revived[0, 2] < -0.05
     assert balanced[0, 2].abs() < 1e-4
+
+
+def test_load_balance_counts_every_choice_of_a_row():
+    probabilities, chosen = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]), torch.tensor([[0, 1], [1, 2]])
+    shares, means = [1 / 4, 2 / 4, 1 / 4], [0.3, 0.45, 0.25]
+    expected = 3 * sum(share * mean for share, mean in zip(shares, means, strict=True))
+    assert load_balance(probabilities, chosen).item() == pytest.approx(expected)
+    assert choice_share(chosen, 3).tolist() == shares
+
+
+def test_even_use_of_a_part_without_any_probability_is_large_and_finite():
+    never = torch.tensor([[0.5, 0.5, 0.0]], requires_grad=True)
+    loss = even_use(never)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(2 * math.log(1.5) + math.log(1e-12)) / 3, rel=1e-5)
+    assert never.grad.isfinite().all()
+
+
+def test_router_z_is_the_mean_square_of_the_log_of_the_denominator():
+    logits = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+    expected = (math.log(2) ** 2 + math.log(math.e + math.exp(-2)) ** 2) / 2
+    assert router_z(logits).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_pool_pull_is_minus_one_on_aligned_keys_and_ignores_lengths():
