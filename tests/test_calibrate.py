@@ -37,6 +37,7 @@ def test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_que
     curve = adaptive_curve(folder, sureness, (full, None), (fast, None), dict.fromkeys(right, 40))
     assert [point["chains"] for point in curve] == [0, 50, 100]
     assert [point["tokens"] for point in curve] == [0, 20, 40]
+    assert [point["threshold"] for point in curve] == [0, 0.9, pytest.approx(0.9 + 1e-6)], "a chain below it"
     assert [point["metrics"]["R@1"] for point in curve] == [50, 100, 50]
     assert calibrated(curve, "R@1")["chains"] == 50
     assert calibrated(curve, "R@10")["chains"] == 0, "of equal points the cheapest"

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from cir_cot import cli
+from cir_cot.chain_export import card
 from cir_cot.data_gen import export_chains
 from cir_cot.filters import FILTERS
 from cir_cot.prompts import query_prompt, text_to_cot
@@ -123,6 +124,14 @@ def test_the_card_states_teacher_filters_licences_and_counts(own, capsys, form):
     assert {name for name, count in rows.items() if count != "0"} == {"no_chain"}
     assert "3 composed queries" in text
     assert "## Licences" in text
+
+
+@pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K")])
+def test_the_card_states_the_hubs_kind_of_size(count, size):
+    text = card(
+        "llava", "train.json", "train", [record(0)] * count, {"benchmark": "folder", "split": "train", "left_out": {}}
+    )
+    assert yaml.safe_load(text.split("---\n")[1])["size_categories"] == [size]
 
 
 LEFT_OUT = {

@@ -1,5 +1,6 @@
 """The page of chains: its numbers, what it shows and how, hostile text, pictures that are not there."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from test_report import EVIL, Page
 
 from cir_cot import webpage
-from cir_cot.chain_report import histogram, kinds, page, samples, teachers
+from cir_cot.chain_report import histogram, kinds, length_sections, page, samples, share_bars, teachers
 from cir_cot.images import ImageStore
 from cir_cot.records import Cot, Record
 
@@ -71,6 +72,27 @@ def test_without_chains_the_page_has_the_findings_alone():
     text = page(REPORT | {"errors": [], "warnings": [], "filters": []}, [record(0, cot=None)], {})
     assert "Nothing was found." in text
     assert "Lengths" not in text
+
+
+def test_lengths_are_shown_by_their_quantiles():
+    some = [record(n, cot=Cot(" ".join(["word"] * n), "a b c", "d")) for n in range(1, 22)]
+    table = re.sub(r"<[^>]+>", " ", next(iter(length_sections(some)))).split()
+    assert table[table.index("caption") + 1 :][:5] == ["1", "2", "11", "20", "21"]
+
+
+def test_bars_are_shares_of_the_total():
+    page = Page(share_bars([("a", 1), ("b", 3)], 4, "x"))
+    assert [bar["width"] for bar in page.all("rect") if bar["class"] == "bar"] == ["25.00%", "75.00%"]
+    assert page.text == ["a: 1 (25.0 %)", "b: 3 (75.0 %)"]
+
+
+def test_three_chains_of_each_filter_and_eight_that_pass_are_shown():
+    refused = [record(n, cot=Cot("A dress.", REASONING, "I'm sorry, a red one.")) for n in range(5)]
+    shown = dict(samples([*refused, *map(record, range(5, 20))], 0))
+    assert {title: len(drawn) for title, drawn in shown.items()} == {
+        "Found by refusal: 3 of 5": 3,
+        "Passed every filter: 8 of 15": 8,
+    }
 
 
 @pytest.mark.parametrize("values", [[7], [3, 3, 3], [1, 2], list(range(100)), [0, 1000], [5, 14, 15]])

@@ -7,7 +7,7 @@ from toy import Toy
 from training import Pictures, records, tiny_head
 
 from cir_cot.collate import ChatEncoder
-from cir_cot.decoding import Grammar, Place, common_start, follow
+from cir_cot.decoding import Grammar, Place, common_start, follow, unusable
 from cir_cot.heads.cot import READINGS, WRITTEN
 from cir_cot.prompts import PARTS, cot_to_text, text_to_cot, written_parts
 from cir_cot.records import Cot, InputError
@@ -148,6 +148,39 @@ def test_a_chain_the_model_means_is_left_as_it_is_and_not_flagged():
         assert grammar.next(row, [token, *range(7)]) == token
     assert grammar.next(row, ids[:8]) == encoder.ret_id
     assert (row.ids, row.flag) == (ids, "")
+
+
+def test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there():
+    encoder = tiny_head(lora=False).encoder("left")
+    word, close = encoder.plain_ids(["b"])[0][0], encoder.plain_ids(["</caption>"])[0]
+    budget = 3 + len(close)
+    for words, flag in ((3, ""), (4, f"no retrieval token: the caption was cut at {budget} tokens")):
+        grammar = Grammar(encoder, PARTS, 4 * budget)
+        row = grammar.row(grammar.start)
+        for token in [word] * words + close:
+            grammar.next(row, [token])
+        assert row.flag == flag
+    assert grammar.budgets == [budget, 2 * budget, budget]
+    assert Grammar(encoder, PARTS, 1).budgets == [1, 1, 1]
+
+
+def test_a_second_choice_is_taken_and_flagged():
+    encoder = tiny_head(lora=False).encoder("left")
+    grammar, word = Grammar(encoder, PARTS, 400), encoder.plain_ids([" bar"])[0][0]
+    forced = "chain is not valid: its form was forced in the caption"
+    for candidates, flag in (([word, encoder.ret_id], ""), ([encoder.ret_id, word], forced)):
+        row = grammar.row(grammar.start)
+        assert grammar.next(row, candidates) == word
+        assert row.flag == flag
+
+
+def test_neither_special_tokens_nor_spare_rows_can_be_written():
+    head = tiny_head(lora=False)
+    tokenizer = head.backbone.processor.tokenizer
+    banned = unusable(head.backbone)
+    spare = set(range(len(tokenizer), len(banned)))
+    assert len(spare) >= 8
+    assert set(banned.nonzero()[:, 0].tolist()) == (spare | set(tokenizer.all_special_ids)) - {head.backbone.ret_id}
 
 
 def test_a_model_that_wants_to_stop_at_once_or_never_is_kept_in_form_and_flagged():

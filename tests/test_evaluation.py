@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from toy import Constant, Plain, Toy, chain, query, shade_of, write_folder, writ
 
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.eval import score
-from cir_cot.evaluation import encode_gallery, evaluate, load_batches
+from cir_cot.evaluation import check_pictures, encode_gallery, evaluate, load_batches
 from cir_cot.images import ImageStore
 from cir_cot.prompts import cot_to_text
 from cir_cot.ranking import best, dot_products
-from cir_cot.readings import chain_metrics, swap_chains
+from cir_cot.readings import chain_metrics, percent, swap_chains
 from cir_cot.records import Cot, InputError, Record
 from cir_cot.results import save_results
 from cir_cot.retriever import QueryOutput
@@ -420,6 +421,7 @@ def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
     benchmark, images = load(folder)
     save_results([evaluate(Toy(), benchmark, images)], tmp_path / "out")
     assert (tmp_path / "out/chains.jsonl").exists()
+    assert (tmp_path / "out/rankings.json.gz").read_bytes()[4:8] == bytes(4), "no time: the same rankings, same bytes"
     save_results([evaluate(Toy(), benchmark, images, reading="fast")], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"results.json", "rankings.json.gz", "written.json"}
@@ -427,6 +429,16 @@ def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
 
 
 # ---- what is refused
+
+
+def test_missing_pictures_are_counted_before_anything_is_encoded(folder):
+    benchmark, _ = load(folder)
+    for name in benchmark.gallery[:3]:
+        (folder / "images" / f"{name}.png").unlink()
+    with pytest.raises(InputError, match="folder val: 3 of 64 pictures are missing below .* the first is 's000'"):
+        check_pictures(benchmark, benchmark.images())
+    with pytest.raises(InputError, match="no list of gallery images"):
+        check_pictures(replace(benchmark, gallery=[]), benchmark.images())
 
 
 def test_a_reading_that_the_retriever_lacks_is_refused(folder):
@@ -513,5 +525,11 @@ def test_lent_chains_come_from_queries_with_other_answers(folder):
     same_answer = [query(0, 100, 8, 108), query(1, 104, 4, 108)]
     words = {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "9"))}
     assert swap_chains(same_answer, words) is None
+    same_chain = [query(0, 100, 8, 108), query(1, 104, 4, 112)]
+    assert swap_chains(same_chain, {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "4"))}) is None
     words = evaluate(Toy(), benchmark, images).explanations
     assert swap_chains(benchmark.records, dict.fromkeys(words, "no chain")) is None
+
+
+def test_a_share_of_nothing_is_nothing():
+    assert [percent(answers) for answers in ([], [False, True, True, False], iter([True]))] == [0, 50, 100]

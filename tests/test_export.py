@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -169,6 +170,25 @@ def test_its_template_writes_our_tokens_and_no_text_writes_a_special_one(tmp_pat
     assert ids() == encoder.target([picture])["input_ids"][0].tolist()[: -1 + len(last) or None]
     for text in (*export.TEXTS, *HOSTILE, ""):
         assert ids(text) == encoder.query([picture], [text], [last])[0]["input_ids"][0].tolist()
+
+
+def test_its_template_refuses_what_is_no_picture_and_no_query(tmp_path):
+    head = base_head(tmp_path, "qwen2_5_vl")
+    template, picture, words = chat_template(head), {"type": "image"}, {"type": "text", "text": "x"}
+    for role, content in (("user", [words]), ("user", [picture, picture]), ("user", [picture, words, words])):
+        with pytest.raises(jinja2.TemplateError, match="one picture"):
+            head.backbone.processor.apply_chat_template([{"role": role, "content": content}], chat_template=template)
+    messages = [{"role": "system", "content": [words]}, {"role": "user", "content": [picture]}]
+    with pytest.raises(jinja2.TemplateError, match="the prompts are part of this model"):
+        head.backbone.processor.apply_chat_template(messages, chat_template=template)
+
+
+def test_it_cuts_no_text_and_lets_none_write_a_special_token(exported):
+    told = json.loads((exported / "sentence_bert_config.json").read_text())["processing_kwargs"]
+    assert told["text"] == {"truncation": False}
+    assert told["chat_template"]["sanitize_control_tokens"] is True
+    pooling = json.loads((exported / "1_Pooling/config.json").read_text())
+    assert pooling["pooling_mode"] == "lasttoken"
 
 
 def test_it_names_no_code_but_that_of_sentence_transformers(exported):

@@ -8,7 +8,7 @@ import training
 from torch import nn
 from training import awake_head as head
 
-from cir_cot.gradcache import PartCollator, cut, parts_of, row_tokens, select, stretch
+from cir_cot.gradcache import PartCollator, cut, part_size, parts_of, row_tokens, select, stretch
 from cir_cot.meter import supervised_tokens
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # row 2 has no chain; 18 and 19 have the targets of 0 and 1
@@ -150,6 +150,19 @@ def test_rows_of_features_without_tokens_are_cut_by_rows():
     batch = {"query": side, "target": side, "ids": torch.arange(5)}
     assert row_tokens(side) == [1] * 5
     assert [len(chunk) for chunk in cut(batch, 4)] == [2, 2, 1]
+
+
+def test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled():
+    def side(*lengths):
+        return {"attention_mask": torch.tensor([[1] * n + [0] * (5 - n) for n in lengths])}
+
+    batch = {"query": side(5, 1, 5, 1), "target": side(1, 1, 1, 1), "ids": torch.arange(4)}
+    assert [chunk.rows.tolist() for chunk in cut(batch, 12)] == [[0, 2], [1, 3]]  # 2 * (5 + 1) = 12
+    assert [chunk.rows.tolist() for chunk in cut(batch, 11)] == [[0], [2], [1, 3]]
+
+
+def test_a_part_has_at_least_eight_rows():
+    assert [part_size(budget) for budget in (1, 8 * 128, 9 * 128)] == [8, 8, 9]
 
 
 def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):

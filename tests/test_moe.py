@@ -88,6 +88,12 @@ def test_sorted_by_expert_equals_row_by_row(top_k, idle):
     assert bool(idle) == (theirs["experts.2.0.weight"] is None)
 
 
+def test_every_row_passes_the_shared_expert_of_the_improved_layer():
+    torch.manual_seed(0)
+    layer, z = SparseMoe(8, 6, 3, 2, improved=True, routing="learned").eval(), torch.randn(5, 8)
+    torch.testing.assert_close(layer(z)[0], row_by_row(layer, z, 2) + layer.shared(z))
+
+
 def test_no_row_is_dropped_when_all_want_the_same_expert():
     layer = SparseMoe(8, 8, 4, 1, improved=False, routing="learned").eval()
     layer.router.bias.data[1] = 1e3
@@ -267,6 +273,7 @@ def test_the_losses_of_the_router_are_those_of_the_batch(tiny):
         ({"combiner": "sparse"}, "'sparse' is not one of"),
         ({"routing": "telepathic"}, "'telepathic' is not one of"),
         ({"top_k": 5}, "top_k 5"),
+        ({"top_k": 0}, "top_k 0"),
         ({"projection": 6}, "projection 6"),
     ],
 )

@@ -153,6 +153,10 @@ def test_the_vector_follows_the_chosen_prompts_and_no_others():
     assert difference(head.choose_and_read(inputs, "query")[0], before) > 1e-4
 
 
+def test_a_query_without_words_is_read():
+    assert head_of().encode_query(references()[0][:1], [""]).embeddings.isfinite().all()
+
+
 def test_explanations_name_the_chosen_best_first_and_shares_sum_to_one():
     head = head_of(top=3)
     out = head.encode_query(*references())

@@ -11,7 +11,7 @@ from toy import Plain, Toy, query, write_folder
 from cir_cot import webpage
 from cir_cot.benchmarks import load_benchmark
 from cir_cot.evaluation import evaluate
-from cir_cot.report import Table, markdown, place, plain, sample, summary_table, text_table, write_report
+from cir_cot.report import Table, drawn_words, markdown, place, plain, sample, summary_table, text_table, write_report
 from cir_cot.retriever import QueryOutput
 
 SHADES = list(range(0, 256, 8))
@@ -150,6 +150,7 @@ def test_failures_and_successes_are_drawn_by_the_seed(benchmark):
     assert drawn == [record.id for record in sample(result, 4, seed=0)]
     assert drawn != [record.id for record in sample(result, 4, seed=1)]
     assert len(sample(result, 50, seed=0)) == 12
+    assert drawn_words(result, []) == "Drawn by the seed: 0 of 6 missed, 0 of 6 found first."
 
 
 def test_chains_are_compared_with_the_annotation(benchmark, tmp_path):

@@ -290,7 +290,24 @@ def test_chain_dropout_drops_whole_chains_by_the_rows_own_draw(tiny):
     assert difference(out["query"], fast.encode_query(*references(), reading="fast").embeddings) < 1e-5
 
 
-@pytest.mark.parametrize("bad", [{"readout": "eos"}, {"temperature": 5.0}, {"chain_dropout": 1.5}])
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_a_learned_temperature_starts_where_it_is_told_and_stays_within_its_bounds(kind, tiny):
+    fixed, learned = (MAKERS[kind](tiny, temperature=0.05, learn_temperature=learn) for learn in (False, True))
+    for head in (fixed, learned):
+        assert head.temperature().item() == pytest.approx(0.05)
+        assert head.settings()["temperature"] == pytest.approx(0.05)
+    assert (fixed.log_temperature.requires_grad, learned.log_temperature.requires_grad) == (False, True)
+    for log, bound in ((-9.0, 0.01), (9.0, 1.0)):
+        with torch.no_grad():
+            learned.log_temperature.fill_(log)
+        assert learned.temperature().item() == pytest.approx(bound)
+        assert learned.settings()["temperature"] == bound  # which the head is built with again
+
+
+BAD = [{"readout": "eos"}, {"temperature": 5.0}, {"temperature": 0.001}, {"chain_dropout": 1.5}]
+
+
+@pytest.mark.parametrize("bad", [*BAD, {"chain_dropout": -0.5}, {"max_new_tokens": 0}])
 def test_unusable_settings_are_named(tiny, bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values())))):
         make_cot(tiny, **bad)

@@ -131,6 +131,16 @@ def test_pictures_show_the_words_and_no_two_renderings_are_equal():
             assert middle.min() >= 213
 
 
+def test_large_things_are_drawn_larger_than_small_ones():
+    covered = {}
+    for size in scenes.SIZES:
+        scene = (None, None, None, None, (size, "red", "rectangle"), None, None, None, None)
+        picture = np.asarray(scenes.render(scene, random.Random(0))).astype(int)
+        covered[size] = (np.abs(picture - scenes.COLOURS["red"]).max(axis=2) < 30).mean()
+    assert covered["large"] == pytest.approx((2 * 0.36 / 3) ** 2, rel=0.1)  # of the picture; a cell is a ninth of it
+    assert covered["small"] == pytest.approx((2 * 0.19 / 3) ** 2, rel=0.1)
+
+
 def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     sizes = scenes.write_scenes(tmp_path / "a", seed=3, references=4, edits=5)
     scenes.write_scenes(tmp_path / "b", seed=3, references=4, edits=5)
@@ -144,6 +154,8 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     gallery = (tmp_path / "a/gallery.iid.txt").read_text().split()
     assert sizes == {split: 24 for split in scenes.SPLITS}
     assert len(gallery) == 24
+    pictures = [path.read_bytes() for path in (tmp_path / "a/images").iterdir()]
+    assert len(pictures) == len(set(pictures)) == 72, "each has its own jitter and background"
     for record in read_records(tmp_path / "a/records.iid.jsonl"):
         assert {record.reference, *record.targets} <= set(gallery)
 

@@ -50,6 +50,14 @@ def test_no_word_is_no_loss_and_still_has_gradients():
     assert not layer.weight.grad.any()
 
 
+def test_a_single_word_of_a_bfloat16_model_has_its_cross_entropy_in_float32():
+    torch.manual_seed(0)
+    layer, hidden = torch.nn.Linear(WIDTH, WORDS).bfloat16(), torch.randn(1, WIDTH).bfloat16()
+    loss = token_loss(layer, hidden, torch.tensor([7]), WORDS)
+    assert loss.dtype == torch.float32
+    assert loss.equal(functional.cross_entropy(layer(hidden).float(), torch.tensor([7])))
+
+
 def test_tiles_bound_memory():
     whole, tiled = (peak_bytes(lambda tile=tile: loss_and_gradients(tile)) for tile in (ROWS * WORDS, 8 * WORDS))
     assert whole > 3 * 4 * ROWS * WORDS  # logits, their logarithmic softmax, their gradient

@@ -1,0 +1,53 @@
+"""Bounds of a dialogue, and what is said and shown of an answer."""
+
+import pytest
+from PIL import Image
+from test_demo import make_dialogue, png
+
+from cir_cot.dialogue import MAX_BYTES, MAX_WORDS, SIDE, TURNS, checked_text, empty_state, kept, told
+from cir_cot.records import InputError
+from cir_cot.search import Answer
+
+
+def answer(**facts) -> Answer:
+    values = {"hits": [("s060", 0.9876), ("gone", 0.5), ("s070", 0.25)], "explanation": "", "flag": "", "choices": {}}
+    return Answer(**values | {"encode_seconds": 1.234, "search_seconds": 0.0056} | facts)
+
+
+def test_a_picture_in_too_many_bytes_is_refused_before_it_is_decoded(tmp_path):
+    page = make_dialogue(tmp_path)
+    small = png(30)
+    whole = small + bytes(MAX_BYTES - len(small))  # what follows a picture's end is not read
+    assert page.upload(whole)["picture"].size == (8, 6)
+    with pytest.raises(InputError, match="more than 10 MB"):
+        page.upload(whole + b"\0")
+
+
+def test_pictures_are_shown_with_place_score_and_id_and_what_the_folder_lacks_is_left_out(tmp_path):
+    shown = make_dialogue(tmp_path).pictures(answer())
+    assert [words for _, words in shown] == ["1 · 0.988 · s060", "3 · 0.250 · s070"]
+    assert [picture.getpixel((0, 0))[0] for picture, _ in shown] == [60, 70]
+
+
+def test_the_longest_text_is_read_and_no_longer_one():
+    assert checked_text(f"  {'x' * MAX_WORDS} ") == "x" * MAX_WORDS
+    with pytest.raises(InputError, match=f"the reasoning has {MAX_WORDS + 1} letters; at most {MAX_WORDS}"):
+        checked_text("x" * (MAX_WORDS + 1), "reasoning")
+
+
+def test_the_last_turns_are_remembered_with_small_pictures():
+    state = empty_state() | {"picture": Image.new("RGB", (4 * SIDE, 2 * SIDE))}
+    for turn in range(TURNS + 3):
+        state = kept(state, str(turn), answer())
+    assert [turn["text"] for turn in state["turns"]] == [str(turn) for turn in range(3, TURNS + 3)]
+    assert {turn["picture"].size for turn in state["turns"]} == {(SIDE, SIDE // 2)}
+    assert state["picture"].size == (4 * SIDE, 2 * SIDE)
+    assert state["hits"] == ["s060", "gone", "s070"]
+    assert kept(state, "x", answer(hits=[]))["turns"][-1]["first"] == "nothing"
+
+
+def test_an_answer_is_told_with_times_flag_and_the_parts_that_took_a_share():
+    words = told(answer(flag="cut", choices={"a": 0.75, "b": 0.0, "c": 0.25}, explanation="x"), "fast", 1234)
+    assert words == "fast: read in 1.23 s, 1,234 pictures searched in 5.6 ms. Note: cut. Chosen: a 75%, c 25%"
+    assert told(answer(explanation="the words weigh 0.5"), "own", 1).endswith(" ms. the words weigh 0.5")
+    assert told(answer(explanation="<caption>a</caption>"), "own", 1).endswith(" ms.")
