@@ -466,27 +466,6 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation.py",
-        "        for path in (subset, chains):\n            path.unlink",
-        "        for path in (subset,):\n            path.unlink",
-        ["tests/test_evaluation.py::test_saving_again_leaves_nothing_of_the_earlier_run"],
-        "chains of an earlier run stay",
-    ),
-    (
-        "cir_cot/evaluation.py",
-        "mtime=0))",
-        "))",
-        ["tests/test_evaluation.py::test_saving_again_leaves_nothing_of_the_earlier_run"],
-        "the same rankings give other bytes",
-    ),
-    (
-        "cir_cot/evaluation.py",
-        "if values.count(values[0]) == len(values) else",
-        "if True else",
-        ["tests/test_evaluation.py::test_saved_rankings_score_to_the_same_numbers"],
-        "the protocol of several categories is that of the first",
-    ),
-    (
-        "cir_cot/evaluation.py",
         "    if missing:\n        raise",
         "    if False:\n        raise",
         ["tests/test_evaluation.py::test_missing_pictures_are_counted_before_anything_is_encoded"],
@@ -1297,7 +1276,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/protocols.py",
-        "len(gallery) or max(benchmark.ks))",
+        "available or max(benchmark.ks))",
         "max(benchmark.ks))",
         ["tests/test_protocols.py"],
         "a full list of a small gallery counts as short",
@@ -1599,6 +1578,21 @@ MUTANTS = [
         "if False:",
         ["tests/test_report.py"],
         "the annotated part is not shown beside a wrong one",
+    ),
+    # ---- cir_cot/results.py
+    (
+        "cir_cot/results.py",
+        "mtime=0))",
+        "))",
+        ["tests/test_evaluation.py::test_saving_again_leaves_nothing_of_the_earlier_run"],
+        "the same rankings give other bytes",
+    ),
+    (
+        "cir_cot/results.py",
+        "if values.count(values[0]) == len(values) else",
+        "if True else",
+        ["tests/test_evaluation.py::test_saved_rankings_score_to_the_same_numbers"],
+        "the protocol of several categories is that of the first",
     ),
     # ---- cir_cot/scenes.py
     (
