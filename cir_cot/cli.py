@@ -6,12 +6,16 @@ Imports no torch, so that `cir-cot score` and `cir-cot --help` answer at once.
 import ast
 import importlib
 import importlib.util
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import NoReturn, TextIO
 
 from cir_cot import __version__
-from cir_cot.records import InputError
+from cir_cot.errors import InputError, shown
 
 COMMANDS = {
     "score": "cir_cot.eval.score",
@@ -36,8 +40,8 @@ COMMANDS = {
     "quickstart": "cir_cot.train.quickstart",
     "tiny-base": "cir_cot.train.tiny_base",
 }
-DONE, PROBLEMS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130  # exit codes; 130 = 128 + SIGINT, as shells have it
-MISSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+DONE, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells have it
 
 
 def summary(module: str) -> str:
@@ -68,30 +72,63 @@ def main(argv: Sequence[str]) -> int | None:
         print(f"cir-cot {__version__}")
         return DONE
     if name not in COMMANDS:
-        raise InputError(f"{name!r} is no command; the commands are {', '.join(COMMANDS)}")
+        near = get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{shown(name)} is no command; {meant}The commands are {', '.join(COMMANDS)}")
     return importlib.import_module(COMMANDS[name]).main(rest)
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call `main(argv)` and exit with its code; bad input and missing files end in one line on stderr and code 2.
+    """Call `main(argv)` and exit with its code; bad input and what the system refuses are one line and code 2.
 
-    Every script ends with `run(main)`. Anything else that goes wrong is a defect of ours and keeps its traceback.
+    Every script ends with `run(main)`. A reader of the output that has gone (`| head`) ends it quietly. Anything else
+    that goes wrong is a defect of ours and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letter shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = main(sys.argv[1:] if argv is None else argv)
+        code = _completed(main, sys.argv[1:] if argv is None else argv)
     except InputError as error:
         code = _refuse(str(error))
-    except MISSING as error:
-        code = _refuse(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except OSError as error:  # a missing file, a full disk, a network that is down
+        code = _refuse(f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = _say("interrupted", INTERRUPTED)
+    _let_go(sys.stdout)
+    _let_go(sys.stderr)
     raise SystemExit(code)
 
 
+def _completed(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | str | None:
+    """Run `main` and write out what it has printed -> its exit code, that of argparse's own exits included."""
+    try:
+        code = main(argv)
+    except SystemExit as exit:
+        code = exit.code
+    if sys.stdout is not None:
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+    return code
+
+
 def _refuse(message: str) -> int:
-    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
-    return UNUSABLE
+    return _say("error: " + " ".join(message.split("\n")), UNUSABLE)
+
+
+def _say(message: str, code: int) -> int:
+    with suppress(OSError):  # nobody reads stderr
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Lead a stream that cannot be written to nowhere, so that Python's own flush at the end does not fail on it."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def entry() -> NoReturn:

@@ -1,7 +1,10 @@
 """The command line: what it lists, what it refuses and how, and that it answers without torch."""
 
 import importlib.util
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -108,6 +111,84 @@ def test_our_own_defects_keep_their_traceback(error):
         cli.run(raising(error), [])
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "out.jsonl"), "No space left on device: out.jsonl"),
+        (OSError(30, "Read-only file system"), "Read-only file system"),
+        (ConnectionError("no route"), "no route"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_code_2(error, message, capsys):
+    assert exit_of(raising(error)) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def in_a_shell(words, **environment):
+    """Run a shell command whose `$cli` is ours -> exit code of the pipe's first part, stdout, stderr."""
+    cli = f"{shlex.quote(sys.executable)} -m cir_cot.cli"
+    done = subprocess.run(
+        ["bash", "-c", f"{words.replace('$cli', cli)}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | environment,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "score --help", "scenes --help"])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_command_quietly(words, buffered):
+    # the pipe's reader is gone before a word is written
+    code, out, errors = in_a_shell(f"(sleep 0.3; $cli {words}) | true", PYTHONUNBUFFERED=buffered)
+    assert code in (0, 141)  # argparse itself lets an unbuffered one pass
+    assert (out, errors) == ("", "")
+
+
+def test_a_reader_of_both_streams_that_has_gone_hides_no_exit_code():
+    assert in_a_shell("(sleep 0.3; $cli scre) 2>&1 | true") == (2, "", "")
+
+
+def test_a_full_disk_under_the_output_is_one_line():
+    assert in_a_shell("$cli --help > /dev/full") == (2, "", "error: No space left on device\n")
+    assert in_a_shell("$cli scre 2> /dev/full") == (2, "", "")
+
+
+def test_a_command_without_an_output_works():
+    assert in_a_shell("$cli --version >&-") == (0, "", "")
+
+
+def test_letters_that_the_terminal_lacks_are_written_as_numbers():
+    program = "from cir_cot.cli import run; run(lambda argv: print('caf\\u00e9 \\udcff'))"
+    command = [sys.executable, "-c", program]
+    for encoding, word in (("ascii", b"caf\\xe9 \\udcff\n"), ("utf-8", "caf\u00e9 \\udcff\n".encode())):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        assert subprocess.run(command, capture_output=True, check=True, env=environment).stdout == word
+
+
+def test_ctrl_c_in_a_running_process_is_code_130_and_one_line():
+    program = "import sys; from cir_cot.cli import run; run(lambda argv: print('on', flush=True) or sys.stdin.read())"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as process:
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("scroe", "score"), ("serach", "search"), ("prompt_pool", "prompt-pool")])
+def test_a_mistyped_command_names_the_nearest(typed, meant, capsys):
+    assert exit_of(cli.main, [typed]) == 2
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err
+
+
+def test_a_command_like_no_other_is_not_guessed(capsys):
+    assert exit_of(cli.main, ["x" * 10_000]) == 2
+    error = capsys.readouterr().err
+    assert "mean" not in error
+    assert len(error) < 600
+
+
 def test_a_script_refuses_bad_input_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "cir_cot.data_gen.scenes", "--out", str(tmp_path), "--seed", "0", "--size", "85"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -129,7 +210,7 @@ def test_light_commands_import_nothing_heavy(argv):
     )
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
-    assert "cir_cot.records" in loaded
+    assert "cir_cot.errors" in loaded
     assert not HEAVY & loaded
 
 

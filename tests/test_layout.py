@@ -21,7 +21,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # another. `heads` stands for the whole sub-package, `load_retriever` included: it maps a saved folder to a head, so it
 # lives beside HEADS and not in retriever.py, which would then import upward.
 ORDER = (
-    {"errors", "_torchvision", "same_origin", "private_folder"},
+    {"errors", "_torchvision"},
     {"files"},
     {"storage"},
     {"records"},
