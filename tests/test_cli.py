@@ -227,15 +227,16 @@ MODEL = {
     "--dtype",
     "--out",
     "--json",
+    "--overwrite",
 }
 OPTIONS = {
     "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
-    "submit": BENCHMARK | {"--rankings", "--subset-rankings", "--reference", "--out", "--json"},
+    "submit": BENCHMARK | {"--rankings", "--subset-rankings", "--reference", "--out", "--json", "--overwrite"},
     "check-submission": {"--root", "--json"},
     "check": BENCHMARK | {"--chains", "--report", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
-    "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains"},
-    "scenes": {"--out", "--seed", "--references", "--test-references", "--edits", "--size", "--page"},
+    "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains", "--overwrite"},
+    "scenes": {"--out", "--seed", "--references", "--test-references", "--edits", "--size", "--page", "--overwrite"},
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
 }
