@@ -6,6 +6,7 @@ import pytest
 import torch
 import training
 
+from cir_cot import budget
 from cir_cot.budget import describe, estimate, histogram, spread, standing_bytes, token_counts
 from cir_cot.tuning import plan
 
@@ -52,11 +53,13 @@ def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):
     assert "will not fit" not in describe(fitting)
 
 
-def test_the_longest_row_is_always_proposed(tmp_path):
-    facts = estimated(tmp_path, free=0)
-    longest = max(upper for upper, _ in facts["histogram"])
-    assert facts["proposed_chunk_tokens"] == 256
-    assert longest - 10 < 256
+def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "ROUND", 16)  # far less than a row has
+    run = training.trainer(tmp_path, rows=12)
+    counts = token_counts(run.data_collator([run.train_dataset[index, 0] for index in range(12)]))
+    longest = max(query + target for query, target in zip(counts["query"], counts["target"], strict=True))
+    assert longest > 2 * 16
+    assert estimated(tmp_path, free=0)["proposed_chunk_tokens"] == -(-longest // 16) * 16
 
 
 def test_standing_bytes_of_a_head(tmp_path):
