@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from . import layouts
+from .errors import InputError, shown
 from .fashioniq import fashioniq
+from .files import read_json
 from .genecis import genecis
 from .images import ImageStore
 from .layouts import UnavailableError, around, check_entry, choose, find, open_images, read_entries, read_names, strings
 from .protocols import Benchmark, coco_id, protocol_of
 from .protocols import score_rankings as score_rankings
-from .records import InputError, Record, read_json, read_records
+from .records import Record, read_records
 from .records import attach_chains as attach_chains
 
 CIRCO_TEXTS = {
@@ -69,7 +71,7 @@ def _cirr_records(path: Path, split: str) -> tuple[list[Record], dict[str, dict[
         members = strings(entry["img_set"].get("members"), f"{where}: 'members' of 'img_set'")
         soft = entry.get("target_soft", {})
         if not all(isinstance(weight, (int, float)) for weight in soft.values()):
-            raise InputError(f"{where}: 'target_soft' must map images to numbers, got {soft!r}")
+            raise InputError(f"{where}: 'target_soft' must map images to numbers, got {shown(soft)}")
         targets = (entry["target_hard"],) if "target_hard" in keys else ()
         pair, text = str(entry["pairid"]), entry["caption"]
         records.append(Record(pair, entry["reference"], text, targets, subset=members, source=f"cirr/{split}"))
@@ -140,7 +142,8 @@ def _circo_gallery(base: Path) -> dict[str, str]:
             return {str(image["id"]): image["file_name"] for image in images}
     for name in layouts.CIRCO_IDS:
         if (base / name).exists():
-            return {coco_id(image, str(base / name)): f"{int(image):012d}.jpg" for image in read_names(base / name)}
+            where = str(base / name)
+            return {coco_id(image, where): f"{int(image):012d}.jpg" for image in read_names(base / name)}
     return {}
 
 

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from . import layouts
+from .errors import InputError, shown
 from .images import Box
 from .layouts import around, check_entry, choose, find, open_images, read_entries
 from .protocols import Benchmark, coco_id, protocol_of
-from .records import InputError, Record
+from .records import Record
 
 GENECIS_CATEGORIES = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 
@@ -66,5 +67,5 @@ def _genecis_image(entry: object, where: str) -> tuple[str, str, Box | None]:
     check_entry(entry, {"image_id": str, "instance_bbox": list}, where)
     box = entry["instance_bbox"]
     if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box) or min(box[2:]) <= 0:
-        raise InputError(f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {box!r}")
+        raise InputError(f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {shown(box)}")
     return "_".join([entry["image_id"], *map(str, box)]), f"{entry['image_id']}.jpg", tuple(box)

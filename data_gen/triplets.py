@@ -91,6 +91,8 @@ def picture_ids(folder: Path) -> list[str]:
         raise InputError(f"{folder}: no such folder; put the pictures there, or a link to them")
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    if not names:
+        raise InputError(f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read")
     for one, other in pairwise(sorted(names)):
         if one == other:
             raise InputError(f"{folder}: two pictures have the id {one!r}; give one of them another name")

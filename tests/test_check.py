@@ -1,7 +1,9 @@
 """`cir-cot check`: what it finds in a dataset, what of it is an error, and what the real files give."""
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -167,6 +169,21 @@ def test_a_picture_too_long_for_its_width_is_a_fault(own, capsys):
     assert (code, errors) == (1, {"corrupt_image": 1})
     assert "val1.png: 4000 x 3 pixels" in report["errors"][0]["examples"][0]
     assert report["parts"]["folder val"]["effective_gallery"] == 3
+
+
+def test_pictures_that_may_not_be_read_are_faults(own, capsys, monkeypatch):
+    """As an owner sees them; whoever runs the tests may be allowed to read everything."""
+    real = Path.open
+
+    def opened(path, *rest, **options):
+        if path.name == "val1.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    code, errors, _, report = checked(capsys, own)
+    assert (code, errors) == (1, {"corrupt_image": 1})
+    assert report["errors"][0]["examples"][0].endswith("val1.png: cannot be read (Permission denied)")
 
 
 def test_pictures_that_lead_out_of_the_folder_are_faults(own, capsys, tmp_path_factory):

@@ -174,6 +174,13 @@ def test_files_that_are_no_labels_are_refused(own, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_without_pictures_is_named(own):
+    (own / "images").rename(own / "elsewhere")
+    (own / "images").mkdir()
+    with pytest.raises(InputError, match="images: no pictures .* in it, or it cannot be read"):
+        made(own)
+
+
 def test_pictures_that_share_an_id_and_pictures_without_a_line(own, capsys):
     made(own, "--val", "0")
     assert "not used" not in capsys.readouterr().out
