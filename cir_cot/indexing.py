@@ -163,7 +163,7 @@ def _write(
     if is_qdrant(facts["kind"]):
         index = QdrantIndex(facts) if old is None else old
         index.facts = facts
-        index.fill(rows, fresh, held)
+        index.fill(rows, fresh, held, new=old is None)
     else:
         if old is not None and old.facts.get("tuned"):
             facts["tuned"] = old.facts["tuned"]

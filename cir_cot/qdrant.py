@@ -21,6 +21,7 @@ from .retriever import Retriever
 
 PREFIX = "qdrant:"
 SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # of the names that points get from image ids
+ROW = {"id", "hash", "payload"}  # what a point of an index holds
 BLOCK = 512  # points sent or fetched at a time
 
 
@@ -51,11 +52,23 @@ class QdrantIndex:
             import qdrant_client
         except ImportError:
             raise InputError("a Qdrant collection needs the package: pip install 'cir-cot[qdrant]'") from None
+        from qdrant_client.http.exceptions import ApiException
+
         self.facts, self.models = facts, qdrant_client.models
-        if place.startswith(("http://", "https://")):
-            self.client = qdrant_client.QdrantClient(url=place, api_key=os.environ.get("QDRANT_API_KEY"))
-        else:
-            self.client = qdrant_client.QdrantClient(path=place)
+        try:
+            if place.startswith(("http://", "https://")):
+                self.client = qdrant_client.QdrantClient(
+                    url=place, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False
+                )
+                self._there()
+            else:
+                self.client = qdrant_client.QdrantClient(path=place)
+        except (RuntimeError, OSError, ValueError, ApiException) as error:
+            why = str(error).partition("\n")[0]
+            raise InputError(
+                f"{place}: no Qdrant collection can be opened here ({why}); start the server, or wait for whoever has "
+                "the folder open"
+            ) from error
 
     def close(self) -> None:
         """Give the server's connection, or the folder's lock, back."""
@@ -102,7 +115,12 @@ class QdrantIndex:
         rows, offset = {}, None
         while self._there():
             points, offset = self.client.scroll(self.collection, limit=BLOCK, offset=offset, with_payload=True)
-            rows |= {point.payload["id"]: point.payload for point in points}
+            for point in points:
+                if not isinstance(point.payload, dict) or not point.payload.keys() >= ROW:
+                    raise InputError(
+                        f"collection {self.collection!r}: point {point.id} is not of an index; name another collection"
+                    )
+                rows[point.payload["id"]] = point.payload
             if offset is None:
                 break
         return rows
@@ -129,11 +147,22 @@ class QdrantIndex:
         self.client.delete(self.collection, self.models.PointIdsList(points=[point_name(name) for name in ids]))
         return self
 
-    def fill(self, rows: Sequence[tuple[str, str]], fresh: Vectors, payloads: Mapping[str, dict]) -> None:
-        """Make the (id, hash) rows the content of the collection; unchanged points stay as they are."""
+    def fill(
+        self, rows: Sequence[tuple[str, str]], fresh: Vectors, payloads: Mapping[str, dict], new: bool = False
+    ) -> None:
+        """Make the (id, hash) rows the content of the collection; unchanged points stay as they are.
+
+        InputError where a `new` index would replace or remove what another one has put there.
+        """
         if not self._there():
             self._create()
-        held = self._rows()
+        held, hashes = self._rows(), dict(rows)
+        foreign = [name for name, row in held.items() if hashes.get(name) != row["hash"]] if new else []
+        if foreign:
+            raise InputError(
+                f"collection {self.collection!r}: holds {len(foreign)} pictures of another index, the first "
+                f"{foreign[0]!r}; name another collection"
+            )
         wanted = {name: {"id": name, "hash": digest, "payload": payloads.get(name, {})} for name, digest in rows}
         changed = [row for name, row in wanted.items() if row != held.get(name)]
         at = {row["hash"]: name for name, row in held.items()}

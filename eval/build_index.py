@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.records import InputError, read_jsonl
+from cir_cot.records import InputError, read_bytes, read_jsonl
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,7 +54,10 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
     """Return the ids to index; InputError names a listed one that has no picture."""
     if gallery is None:
         return list(files)
-    names = [line.strip() for line in Path(gallery).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in read_bytes(gallery).decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{gallery}: not UTF-8 text ({error})") from error
     if missing := [name for name in names if name not in files]:
         raise InputError(f"{gallery}: {len(missing)} of {len(names)} images have no picture, the first {missing[0]!r}")
     return list(dict.fromkeys(names))
@@ -115,9 +118,10 @@ def main(argv: Sequence[str]) -> int:
     from cir_cot.index_files import read_facts
 
     facts = {key: value for key, value in read_facts(Path(args.out)).items() if key != "probe"}
+    folder = args.out.encode("utf-8", "backslashreplace").decode()
     for name, why in facts["unreadable"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
-    words = f"{facts['count']} pictures in {args.out}, {facts['kind']}, {facts['dtype']}, {facts['width']} numbers each"
+    words = f"{facts['count']} pictures in {folder}, {facts['kind']}, {facts['dtype']}, {facts['width']} numbers each"
     print(json.dumps(facts, ensure_ascii=False) if args.json else words)
     return 1 if facts["unreadable"] else 0
 

@@ -203,6 +203,43 @@ def test_payloads_filter_and_stay_through_updates(images, tmp_path, kind):
     index.close()
 
 
+@pytest.fixture
+def shop(tmp_path):
+    pytest.importorskip("qdrant_client")
+    return f"qdrant:{tmp_path / 'collection'}#shop"
+
+
+def test_what_another_index_put_into_a_collection_stays(images, tmp_path, shop):
+    made(images, tmp_path / "index", kind=shop).close()
+    write_shades(tmp_path / "others", [5, 10, 15])
+    with pytest.raises(InputError, match=f"'shop': holds {len(SHADES) - 1} pictures of another index"):
+        made(list_pictures(tmp_path / "others"), tmp_path / "other", kind=shop)
+    index = open_index(tmp_path / "index")
+    assert len(index) == len(SHADES)
+    index.close()
+
+
+def test_points_that_are_not_of_an_index_are_refused(images, tmp_path, shop):
+    index = made(images, tmp_path / "index", kind=shop)
+    point = index.models.PointStruct(id=7, vector=[1.0, 0.0], payload={"title": "a song"})
+    index.client.upsert("shop", [point])
+    with pytest.raises(InputError, match="point 7 is not of an index"):
+        index.remove(["s010"])
+    index.close()
+    with pytest.raises(InputError, match="point 7 is not of an index"):
+        made(images, tmp_path / "index", kind=shop)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves its lock file open
+def test_a_collection_that_cannot_be_opened_is_one_line(images, tmp_path, shop):
+    index = made(images, tmp_path / "index", kind=shop)
+    with pytest.raises(InputError, match="collection: no Qdrant collection can be opened here"):
+        open_index(tmp_path / "index")
+    index.close()
+    with pytest.raises(InputError, match="localhost:9: no Qdrant collection can be opened here"):
+        made(images, tmp_path / "other", kind="qdrant:http://localhost:9#shop")
+
+
 def test_another_retriever_is_refused(images, tmp_path, kind):
     index = made(images, tmp_path / "index", kind=kind)
     index.check(Plain())
