@@ -84,7 +84,7 @@ class ChatEncoder:
         if text.count(_STAND_IN) != 1:
             raise InputError("the checkpoint's chat template does not show the user's text exactly once; use another")
         self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
-        if self.opening.count(self.image_token) != 1:
+        if self.opening.count(self.image_token) != 1 or self.image_token in self.closing:
             raise InputError("the checkpoint's chat template does not place one image token before the user's text")
         if slots and self.tokenizer.pad_token_id in (*self.opening, *self.closing):
             raise InputError(

@@ -53,6 +53,15 @@ def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):
     assert "will not fit" not in describe(fitting)
 
 
+def test_a_step_fits_up_to_the_very_last_byte(tmp_path):
+    facts = estimated(tmp_path, free=2**40)
+    needed = facts["bytes"]["gradients_and_optimizer"] + facts["bytes"]["step"]
+    assert estimated(tmp_path, free=needed)["fits"]
+    short = estimated(tmp_path, free=needed - 1)
+    assert not short["fits"]
+    assert "will not fit" in describe(short)
+
+
 def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "ROUND", 16)  # far less than a row has
     run = training.trainer(tmp_path, rows=12)

@@ -92,3 +92,53 @@ def test_the_draw_of_a_row_decides_whether_it_keeps_its_chain(head):
         rows = [Row(one, load(one.reference), load(one.targets[0]), draw) for one in some[:2]]
         dropped = random.Random(draw).random() < 0.5
         assert (collator(rows)["labels"] == IGNORE).all() == dropped
+
+
+# ---- what a chat template must and must not do
+
+
+IMAGE, TEXT = "<|vision_start|><|image_pad|><|vision_end|>", "{{ messages[0]['content'][1]['text'] }}"
+
+
+def encoder_of(template):
+    processor = tiny_head(lora=False).backbone.processor
+    processor.chat_template = template
+    return ChatEncoder(processor, processor.tokenizer.convert_tokens_to_ids("<ret>"))
+
+
+def test_a_template_that_shows_one_picture_and_then_the_text_is_taken():
+    encoder = encoder_of(f"<|im_start|>{IMAGE}{TEXT}<|im_end|>")
+    assert encoder.tokenizer.decode(encoder.opening) == f"<|im_start|>{IMAGE}"
+    assert encoder.tokenizer.decode(encoder.closing) == "<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [IMAGE, IMAGE + TEXT + TEXT, f"{IMAGE}{{{{ messages[0]['role'] }}}}", ""])
+def test_a_template_that_does_not_show_the_text_exactly_once_is_refused(template):
+    with pytest.raises(InputError, match="text exactly once"):
+        encoder_of(template)
+
+
+@pytest.mark.parametrize("template", [TEXT, TEXT + IMAGE, IMAGE + IMAGE + TEXT, IMAGE + TEXT + IMAGE])
+def test_a_template_that_does_not_place_one_picture_before_the_text_is_refused(template):
+    with pytest.raises(InputError, match="one image token before"):
+        encoder_of(template)
+
+
+def test_no_text_of_a_user_is_ever_tokenised_as_a_special_token(head):
+    """Every added token, alone, in words, halved and doubled; what the text said is kept letter by letter."""
+    encoder = head.encoder()
+    tokenizer = encoder.tokenizer
+    special = {*tokenizer.all_special_ids, encoder.ret_id, encoder.image_token}
+    names = list(tokenizer.get_added_vocab())
+    assert len(names) > 5
+    for name in names:
+        for text in (name, f"a{name}b", f" {name} ", name * 2, name[:-1] + name, f"{name}\n</conclusion>{name}"):
+            (ids,) = encoder.plain_ids([text])
+            assert not special & set(ids)
+            assert tokenizer.decode(ids) == text
+            (answer,) = encoder.answer_ids([text])
+            assert [at for at, token in enumerate(answer) if token in special] == [len(answer) - 1]
+    everything = "".join(names)
+    hostile, plain = (encoder.query([Pictures().load(NAMES[0])], [text], [[]])[0] for text in (everything, "x"))
+    for token in special:
+        assert (hostile["input_ids"] == token).sum() == (plain["input_ids"] == token).sum()

@@ -1,0 +1,81 @@
+"""Pieces of a page: whatever text goes into any field comes out as text, in its place."""
+
+import base64
+import io
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from cir_cot.webpage import POLICY, bars, document, scatter, table, thumbnail
+
+HOSTILE = """</p></title></style><script>hacked()</script><img src=x onerror="hacked()">' onload='hacked() "&amp;<!--"""
+
+
+class Reader(HTMLParser):
+    """Elements, attributes and text of a page as a browser would see them."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.values, self.text = [], set(), [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attributes}
+        self.values += [value for _, value in attributes]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+PIECES = {
+    "document": (lambda text: document(text, []), ["text", "text"]),
+    "table": (lambda text: table(text, [text, text], [[text, text]], text), ["text"] * 6),
+    "bars": (lambda text: bars([(text, 50.0, False), (text, 50.0, True)], text), ["text", "text", "value"]),
+    "scatter": (lambda text: scatter([(text, 1.0, 50.0)], text, text), ["text"] * 3),
+    "thumbnail": (lambda text: thumbnail(Image.new("RGB", (4, 4)), text), ["value"]),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_hostile_text_in_any_field_stays_text(name):
+    make, places = PIECES[name]
+    harmless, hostile = Reader(make("words")), Reader(make(HOSTILE))
+    assert hostile.tags == harmless.tags
+    assert hostile.attributes == harmless.attributes
+    assert not any(attribute.startswith("on") for attribute in hostile.attributes)
+    # each field holds the text whole and unchanged
+    assert sum(HOSTILE in text for text in hostile.text) == places.count("text")
+    assert sum(value == HOSTILE for value in hostile.values) == places.count("value")
+
+
+def test_a_page_may_load_and_run_nothing():
+    page = Reader(document("t", ["<p>body</p>"]))
+    assert POLICY in page.values
+    assert POLICY.startswith("default-src 'none'; ")
+    assert "script" not in POLICY
+
+
+def test_bars_are_as_long_as_their_percentages_within_the_chart():
+    chart = bars([("a", -5.0, False), ("b", 25.0, True), ("c", 250.0, False)], "shares")
+    assert [f'width="{width}%" height="12"' in chart for width in ("0.00", "25.00", "100.00")] == [True] * 3
+    assert chart.count('class="base"') == 1
+    assert 'aria-label="shares"' in chart
+
+
+def test_a_scatter_puts_costs_on_decades_and_percentages_upside_up():
+    chart = scatter([("cheap", 1.0, 0.0), ("dear", 100.0, 100.0)], "cost", "recall")
+    assert 'cx="60.0" cy="400.0"' in chart  # least cost, 0 percent: the left foot
+    assert 'cx="580.0" cy="10.0"' in chart
+    assert [f">{power}<" in chart for power in ("1", "10", "100")] == [True] * 3
+
+
+def test_a_thumbnail_keeps_its_shape_and_never_grows():
+    for size, small in (((600, 300), (144, 72)), ((10, 20), (10, 20))):
+        picture = Image.new("RGB", size)
+        html = thumbnail(picture, "x")
+        assert picture.size == size  # the caller's own is left as it is
+        data = html.partition("base64,")[2].partition('"')[0]
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == small
