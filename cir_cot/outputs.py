@@ -1,20 +1,20 @@
 """Folders of results: which files a command wrote there, so that it replaces those and no others.
 
-`written.json` lists them with digests. A file that is not listed, or that somebody has changed since, is not ours: a
-command refuses to replace it unless it is told to. Folders of earlier versions have no list; there a file is ours if
-results.json says that it is one of these folders and the file has the form that was written.
+They are listed in the folder's manifest (`cir_cot.ownership`). Beside what that module does, files that an earlier run
+wrote and this one may not write again are removed, and folders of earlier versions, which have no list, are recognised:
+a file is ours there if results.json says that it is such a folder and the file has the form that was written.
 """
 
 import gzip
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .files import read_json, write_text_atomic
+from .files import read_json
+from .ownership import digest, read_manifest, write_manifest
 from .records import InputError
 
-MANIFEST, RESULTS = "written.json", "results.json"
+COMMAND, RESULTS = "results", "results.json"
 CHAIN_KEYS = {"id", "explanation", "flag"}
 
 
@@ -51,32 +51,17 @@ def is_ours(path: Path) -> bool:
     """Whether a run of this project wrote the file, and nobody changed it."""
     if not path.is_file():
         return False
-    manifest = _read(path.parent)
-    if manifest is None:
+    files = read_manifest(path.parent).get(COMMAND)
+    if files is None:
         return _is_of_an_earlier_version(path)
-    return path.name in manifest and manifest[path.name] in (None, digest(path))
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(folder: Path) -> dict | None:
-    """Return the list of a folder, None where there is none."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    content = read_json(folder / MANIFEST)
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise InputError(f"{folder / MANIFEST}: not the list that a command writes; remove it and give --overwrite")
-    return content["files"]
+    return path.name in files and files[path.name] in (None, digest(path))
 
 
 def _list(folder: Path, files: dict, without: Sequence[str] = ()) -> None:
-    """Add files to a folder's list."""
-    kept = {name: value for name, value in (_read(folder) or {}).items() if name not in without}
-    write_text_atomic(folder / MANIFEST, json.dumps({"files": kept | files}, indent=1) + "\n")
+    """Add files to a folder's list, and take names from it."""
+    content = read_manifest(folder)
+    kept = {name: value for name, value in content.get(COMMAND, {}).items() if name not in without}
+    write_manifest(folder, content | {COMMAND: kept | files})
 
 
 def _is_of_an_earlier_version(path: Path) -> bool:

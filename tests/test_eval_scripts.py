@@ -62,7 +62,7 @@ def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, 
     assert answer["protocol"]["reference"] == "removed"
     assert set(answer["by_source"]) == {record.source for record in read_records(scenes / "records.iid.jsonl")}
     assert "R@50" in errors
-    files = {"results.json", "rankings.json.gz", "report.md", "report.html", "written.json", ".lock"}
+    files = {"results.json", "rankings.json.gz", "report.md", "report.html", ".cir-cot.json", ".lock"}
     chains = {"chains.jsonl"} if reading in ("full", "oracle", "text_only") else set()
     assert {path.name for path in out.iterdir()} == files | chains
     argv = ["--benchmark", "folder", "--root", str(scenes), "--split", "iid", "--json"]

@@ -424,7 +424,7 @@ def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
     assert (tmp_path / "out/rankings.json.gz").read_bytes()[4:8] == bytes(4), "no time: the same rankings, same bytes"
     save_results([evaluate(Toy(), benchmark, images, reading="fast")], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"results.json", "rankings.json.gz", "written.json"}
+    assert names == {"results.json", "rankings.json.gz", ".cir-cot.json"}
     assert json.loads((tmp_path / "out/results.json").read_text())["protocol"]["reading"] == "fast"
 
 

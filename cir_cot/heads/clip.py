@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from cir_cot.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.collate import Row, image_number
+from cir_cot.devices import pick_device
 from cir_cot.retriever import Head, QueryOutput, concatenate, load_head_weights
 
 
@@ -103,11 +104,12 @@ class ClipRetriever(Head):
     @classmethod
     def load(cls, folder: str | Path, facts: dict, device: str | None = None, dtype: str = "float32") -> Self:
         """Load a saved folder to use it."""
-        settings, frozen = dict(facts["settings"]), facts["frozen"]
+        place = pick_device(device)  # before weights are read
+        settings, frozen = dict(facts["settings"]), facts.get("frozen", False)
         base = facts["backbone"] if frozen else str(folder)
         head = cls(load_clip(base, settings.pop("pad_ratio"), dtype, frozen), facts["backbone"], **settings)
         load_head_weights(head, folder)
-        return head.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        return head.to(place).eval()
 
 
 def _unit(vectors: Tensor) -> Tensor:

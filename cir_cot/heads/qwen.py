@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.devices import pick_device
 from cir_cot.records import InputError
 from cir_cot.retriever import Head, load_head_weights
 
@@ -94,5 +95,6 @@ class QwenHead(Head):
     @classmethod
     def load(cls, folder: str | Path, facts: dict, device: str | None = None, **options) -> Self:
         """Load a saved folder to use it; `options` (dtype, attn, quantization, pixels) go to `load_backbone`."""
+        place = pick_device(device)  # before weights are read
         head = cls.resume(folder, facts, trainable=False, settings={}, **options)
-        return head.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        return head.to(place).eval()
