@@ -142,6 +142,7 @@ def call(words: Sequence[str], folder: Path, steps: int) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     command = [sys.executable, "-m", "cir_cot.cli", *words, "--output_dir", str(folder), "--max_steps", str(steps)]
+    command += ["--overwrite"]  # what an interrupted run of this benchmark left
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn, where
 
 from . import _torchvision  # noqa: F401  # isort: skip
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+from .loading import load_tensors, loading
 from .records import InputError, parse_json
 
 DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.1}  # r, dropout: ReCALL (2602.01639); alpha = 2 r: TRACE (2603.02929)
@@ -86,20 +87,22 @@ def load_adapter(model: nn.Module, folder: str | Path, token: int, trainable: bo
     kind = raw.get("peft_type") if isinstance(raw, dict) else None
     if kind != "LORA":
         raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}, only LORA adapters are supported")
-    config = LoraConfig.from_pretrained(folder)
+    with loading(f"{folder / CONFIG}: cannot be read"):
+        config = LoraConfig.from_pretrained(folder)
+        rows = {row for rows in (config.trainable_token_indices or {}).values() for row in rows}
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # the base may have moved; whether it fits is checked below
-    rows = {row for rows in (config.trainable_token_indices or {}).values() for row in rows}
     if rows - {token}:
         raise InputError(f"{folder}: trains the rows {sorted(rows)}, here the retrieval token is {token}: another base")
-    model = _wrap(model, config)
+    with loading(f"{folder / CONFIG}: does not fit this base"):
+        model = _wrap(model, config)
     load_adapter_weights(model, folder)
     return model
 
 
 def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
     """Load adapter_model.safetensors into an adapter in place; InputError when names or shapes differ."""
-    saved = load_file(Path(folder) / WEIGHTS)
+    saved = load_tensors(Path(folder) / WEIGHTS)
     ours = {name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     if odd := sorted(ours.items() ^ {name: value.shape for name, value in saved.items()}.items()):
         raise InputError(f"{folder}: does not fit this base, {odd[0][0]} differs; load the base it was trained on")

@@ -7,11 +7,11 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from . import _torchvision  # noqa: F401  # isort: skip
 import transformers
 
+from .loading import loading
 from .records import InputError
 from .resizing import token_side
 
@@ -22,21 +22,22 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 def read_model_type(path: str) -> str:
     """`model_type` of the checkpoint's config.json, "" when it has none; InputError when there is no checkpoint."""
-    try:
+    with loading(f"{path}: no checkpoint could be read here"):
         config, _ = transformers.PretrainedConfig.get_config_dict(_located(path))
-    except OSError as error:
-        raise InputError(f"{path}: no checkpoint could be read here ({_first_line(error)})") from error
-    return config.get("model_type", "")
+        kind = str(config.get("model_type", ""))
+    for part in ("text_config", "vision_config"):
+        if part in config and not (isinstance(config[part], dict) and config[part]):
+            # transformers would build a model of its default sizes, 7B and more, before it found out
+            raise InputError(f"{path}: {part} of config.json is {config[part]!r:.100}; restore the file")
+    return kind
 
 
 def load_model(
     path: str, kind: type = transformers.AutoModelForImageTextToText, **options: object
 ) -> transformers.PreTrainedModel:
     """The model of a checkpoint; `options` go to from_pretrained. InputError when a weight is missing or unreadable."""
-    try:
+    with loading(f"{path}: the checkpoint cannot be loaded"):
         model, info = kind.from_pretrained(_located(path), use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: the checkpoint cannot be loaded ({_first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
         raise InputError(f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
     return model
@@ -44,10 +45,12 @@ def load_model(
 
 def load_processor(path: str) -> transformers.ProcessorMixin:
     """The processor of a checkpoint, with its tokenizer and chat template."""
-    try:
-        return transformers.AutoProcessor.from_pretrained(_located(path))
-    except OSError as error:
-        raise InputError(f"{path}: the processor cannot be loaded ({_first_line(error)})") from error
+    with loading(f"{path}: the processor cannot be loaded"):
+        processor = transformers.AutoProcessor.from_pretrained(_located(path))
+    for part in ("image_processor", "tokenizer"):  # transformers falls back to a bare tokenizer
+        if not hasattr(processor, part):
+            raise InputError(f"{path}: the processor has no {part}; restore processor_config.json")
+    return processor
 
 
 def model_options(dtype: torch.dtype, attn: str, quantization: str | None) -> dict[str, object]:
@@ -64,6 +67,8 @@ def bound_pixels(images: transformers.image_processing_utils.BaseImageProcessor,
     """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
     bounds = {"shortest_edge": low, "longest_edge": high}  # areas, whatever Qwen calls them
     size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
+    if not all(isinstance(size.get(key), int) for key in bounds):
+        raise InputError(f"the image processor's size is {size}: no pair of areas; restore the processor's files")
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
     area = token_side(images) ** 2
@@ -92,7 +97,3 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
 
 def _located(path: str) -> str:
     return str(Path(__file__).parent / "assets" / "tiny_base") if path == TINY_BASE else path
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

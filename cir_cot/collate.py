@@ -17,6 +17,7 @@ from torch import Tensor
 from .fashioniq import training_caption
 from .features import Vectors
 from .images import ImageStore
+from .loading import loading
 from .prompts import QUERY, TARGET, cot_to_text, query_prompt
 from .records import InputError, Record
 
@@ -80,10 +81,12 @@ class ChatEncoder:
         self.tokenizer = processor.tokenizer
         self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        with loading("the checkpoint's chat template cannot be used"):
+            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         if text.count(_STAND_IN) != 1:
             raise InputError("the checkpoint's chat template does not show the user's text exactly once; use another")
-        self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
+        with loading("the checkpoint's tokenizer cannot be used"):
+            self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
         if self.opening.count(self.image_token) != 1 or self.image_token in self.closing:
             raise InputError("the checkpoint's chat template does not place one image token before the user's text")
         if slots and self.tokenizer.pad_token_id in (*self.opening, *self.closing):

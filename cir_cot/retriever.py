@@ -12,6 +12,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from . import __version__
+from .files import read_json
+from .loading import load_tensors
 from .prompts import PROMPTS_VERSION
 from .records import InputError
 
@@ -104,16 +106,15 @@ def save_retriever(head: Head, folder: str | Path) -> None:
 def read_settings(folder: str | Path) -> dict:
     """Return retriever.json of a saved folder; InputError when it is no retriever, unfinished, or of another format."""
     path = Path(folder) / SETTINGS_FILE
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no {SETTINGS_FILE} here; give the folder that training wrote") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); save the retriever again") from None
+    if not path.exists():
+        raise InputError(f"{folder}: no {SETTINGS_FILE} here; give the folder that training wrote")
+    facts = read_json(path)
     wanted = {"format": int, "kind": str, "backbone": str, "dim": int, "prompts": str, "settings": dict}
     for key, kind in wanted.items():
-        if not isinstance(facts, dict) or not isinstance(facts.get(key), kind):
+        if not isinstance(facts, dict) or type(facts.get(key)) is not kind:
             raise InputError(f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again")
+    if type(facts.get("frozen", False)) is not bool:
+        raise InputError(f"{path}: 'frozen' is {facts['frozen']!r}, neither true nor false; save the retriever again")
     if facts["format"] != FORMAT:
         raise InputError(
             f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
@@ -139,7 +140,7 @@ def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise InputError(f"{path}: missing; give the folder that training wrote")
-    stored = safetensors.torch.load_file(path)
+    stored = load_tensors(path)
     stored, own = (
         {name: value for name, value in weights.items() if not name.startswith(without)}
         for weights in (stored, own_weights(head))

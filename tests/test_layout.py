@@ -25,7 +25,7 @@ ORDER = (
     {"files"},
     {"storage"},
     {"records"},
-    {"prompts", "answers", "metrics", "provenance", "ownership", "roofline", "loading", "devices"},
+    {"prompts", "answers", "metrics", "provenance", "ownership", "roofline", "loading", "devices", "processes"},
     {"images", "scenes", "losses", "sampler", "filters", "webpage", "features", "gradcache", "launch", "measure"},
     {"meter", "published", "resizing", "resume", "token_loss", "journal", "config", "outputs", "device_meter"},
     {"chain_report", "layouts", "protocols", "budget", "vision_cache", "teacher", "spending"},

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -21,29 +21,36 @@ from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
 from cir_cot.evaluation import Result, encode_gallery, evaluate
 from cir_cot.heads import load_retriever
+from cir_cot.processes import start, stop, unwinding
 from cir_cot.readings import chain_metrics
 from cir_cot.recipe import device_name, write_json
+from cir_cot.records import InputError
 from cir_cot.report import Table, summary_table, text_table, write_report
 from cir_cot.results import save_results
+from cir_cot.storage import locked
 
 CONFIGS = Path(__file__).parent / "configs"
 SPLITS = ("iid", "novel")
 READINGS = ("full", "fast", "oracle", "image_only", "text_only")
 KEYS = ("R@1", "R@5", "R@10")
+SUMMARY, MARK = "summary.json", "quickstart.json"
+PARTS = ("scenes", "stage1", "model", "no_chain", "no_chain.log", "results", "report.md", "report.html")
 BATCH = 250  # pictures or queries encoded at a time
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def command(*words: str, log: Path | None = None) -> subprocess.Popen:
     """Start a command of the project in a process of its own, with one thread; its output goes to `log` if given."""
-    out = None if log is None else log.open("w")
-    call = [sys.executable, "-m", "cir_cot.cli", *words]
-    return subprocess.Popen(call, env={**os.environ, **ONE_THREAD}, stdout=out, stderr=out and subprocess.STDOUT)
+    return start([sys.executable, "-m", "cir_cot.cli", *words], {**os.environ, **ONE_THREAD}, log)
 
 
 def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> None:
-    """Wait for a command; SystemExit names it and where it wrote when it failed."""
-    if process.wait():
+    """Wait for a command; SystemExit names it and where it wrote when it failed. It ends when the waiting does."""
+    try:
+        code = process.wait()
+    finally:
+        stop([process])
+    if code:
         raise SystemExit(f"{what} failed with exit code {process.returncode}" + (f"; see {log}" if log else ""))
 
 
@@ -54,7 +61,7 @@ def train_both(out: Path, extra: Sequence[str]) -> float:
     shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), *extra]
 
     def sft(config: str, folder: str, *more: str, log: Path | None = None) -> subprocess.Popen:
-        paths = ["--config", str(CONFIGS / f"{config}.yaml"), "--output_dir", str(out / folder)]
+        paths = ["--config", str(CONFIGS / f"{config}.yaml"), "--output_dir", str(out / folder), "--overwrite"]
         return command("sft", *paths, *shared, *more, log=log)
 
     running = [no_chain := sft("quickstart_no_chain", "no_chain", log=log)]
@@ -65,8 +72,7 @@ def train_both(out: Path, extra: Sequence[str]) -> float:
         finish(running[-1], "stage 2, chains and retrieval")
         finish(no_chain, "training without chains", log)
     finally:
-        for process in running:
-            process.kill()
+        stop(running)
     return (time.time() - started) / 60
 
 
@@ -85,7 +91,7 @@ def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
             options = {"gallery": gallery, "model": folder, "limit": limit, "batch_size": BATCH, "seed": seed}
             result = evaluate(retriever, benchmark, images, reading=reading, **options)
             result.protocol["reading"] = name
-            save_results([result], out / "results" / split / name)
+            save_results([result], out / "results" / split / name, overwrite=True)
             results.append(result)
     return results
 
@@ -123,10 +129,37 @@ def chain_table(results: dict[str, list[Result]]) -> tuple[Table, dict[str, floa
     return table, {split: round(values["exact_conclusion"], 2) for split, values in metrics.items()}
 
 
+def measure_all(out: Path, limit: int, seed: int) -> dict[str, list[Result]]:
+    """Evaluate both splits side by side -> results by split."""
+    with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
+        try:
+            jobs = {split: pool.submit(measure, out, split, limit, seed) for split in SPLITS}
+            return {split: job.result() for split, job in jobs.items()}
+        except BaseException:
+            for child in active_children():  # otherwise the pool would wait for the end of their work
+                child.kill()
+            raise
+
+
+def make_room(out: Path, overwrite: bool) -> None:
+    """Make the folder and mark it as a quickstart's; InputError where something else, or a finished one, is in it."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out names a folder")
+    if (out / SUMMARY).exists() and not overwrite:
+        raise InputError(f"{out}: holds a finished quickstart; give another --out, or --overwrite to run it again")
+    found = next((name for name in PARTS if (out / name).exists()), None)
+    if found and not (out / MARK).exists() and not overwrite:
+        raise InputError(f"{out / found}: was there before any quickstart; give another --out, or --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MARK, {"note": "cir-cot quickstart writes this folder and may replace what is in it"})
+    (out / SUMMARY).unlink(missing_ok=True)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run every step, then write summary.json, report.md and report.html and print the table."""
     parser = argparse.ArgumentParser(prog="cir-cot quickstart", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for data, models, results and the report")
+    parser.add_argument("--overwrite", action="store_true", help="run again in a folder that holds a finished one")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)")
     parser.add_argument("--references", type=int, default=1000, help="scenes to train on, 16 edits each (default 1000)")
     parser.add_argument("--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)")
@@ -135,23 +168,25 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--max-steps", type=int, help="stop both trainings early, to see that everything runs")
     args = parser.parse_args(argv)
+    with unwinding(), locked(Path(args.out)):
+        make_room(Path(args.out), args.overwrite)
+        return run_all(args)
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """Draw the scenes, train, evaluate and report."""
     started, out = time.time(), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").unlink(missing_ok=True)
     scenes = ["--out", str(out / "scenes"), "--seed", str(args.seed), "--references", str(args.references)]
-    scenes += ["--test-references", str(args.test_references)]
+    scenes += ["--test-references", str(args.test_references), "--overwrite"]
     finish(command("scenes", *scenes), "writing the scenes")
     trained = train_both(out, ["--max_steps", str(args.max_steps)] if args.max_steps else [])
-    with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
-        jobs = {split: pool.submit(measure, out, split, args.queries, args.seed) for split in SPLITS}
-        results = {split: job.result() for split, job in jobs.items()}
+    results = measure_all(out, args.queries, args.seed)
     chains, exact = chain_table(results)
     everything = [result for measured in results.values() for result in measured]
-    write_report(
-        out, everything, title="Quickstart: chain-of-thought retrieval on scenes", tables=[chains], seed=args.seed
-    )
+    title = "Quickstart: chain-of-thought retrieval on scenes"
+    write_report(out, everything, title=title, tables=[chains], seed=args.seed, overwrite=True)
     facts = summary(results, exact, (time.time() - started) / 60)
-    write_json(out / "summary.json", facts)
+    write_json(out / SUMMARY, facts)
     print("\n" + text_table(summary_table(everything)) + "\n\n" + text_table(chains))
     print(
         f"\n{facts['gallery']} pictures in the gallery, the reference removed, {facts['queries']} queries a split. "

@@ -16,7 +16,8 @@ from torch.nn import functional
 from cir_cot.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.collate import Row, image_number
 from cir_cot.devices import pick_device
-from cir_cot.retriever import Head, QueryOutput, concatenate, load_head_weights
+from cir_cot.loading import loading
+from cir_cot.retriever import SETTINGS_FILE, Head, QueryOutput, concatenate, load_head_weights
 
 
 class ClipCollator:
@@ -107,7 +108,9 @@ class ClipRetriever(Head):
         place = pick_device(device)  # before weights are read
         settings, frozen = dict(facts["settings"]), facts.get("frozen", False)
         base = facts["backbone"] if frozen else str(folder)
-        head = cls(load_clip(base, settings.pop("pad_ratio"), dtype, frozen), facts["backbone"], **settings)
+        encoder = load_clip(base, settings.pop("pad_ratio", None), dtype, frozen)
+        with loading(f"{Path(folder) / SETTINGS_FILE}: no such head can be built"):
+            head = cls(encoder, facts["backbone"], **settings)
         load_head_weights(head, folder)
         return head.to(place).eval()
 

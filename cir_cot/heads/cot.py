@@ -63,7 +63,7 @@ class CotRetriever(QwenHead):
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384")
         self.chain_dropout, self.max_new_tokens, self.reading = chain_dropout, max_new_tokens, "full"
-        self.threshold = threshold
+        self.threshold = float(threshold)
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cir_cot.backbone import Backbone, load_backbone
+from cir_cot.collate import ChatEncoder
 from cir_cot.devices import pick_device
+from cir_cot.loading import loading
 from cir_cot.records import InputError
-from cir_cot.retriever import Head, load_head_weights
+from cir_cot.retriever import SETTINGS_FILE, Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
 COLDEST, WARMEST = 0.01, 1.0  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
@@ -88,9 +91,19 @@ class QwenHead(Head):
             backbone.load_adapter(folder, trainable)
         own = facts["settings"]
         anew = settings.get("target_encoder") not in (None, own.get("target_encoder"))
-        head = cls(backbone, base, **own | ({"projection": None} if anew else {}) | settings)
+        with loading(f"{folder / SETTINGS_FILE}: no such head can be built"):
+            head = cls(backbone, base, **own | ({"projection": None} if anew else {}) | settings)
+        head.check(facts, folder)
         load_head_weights(head, folder, without=("project.",) if anew else ())
         return head
+
+    def check(self, facts: dict, folder: Path) -> None:
+        """Encode a picture's inputs once, so that damaged processor files show now and not at the first query."""
+        encoder = ChatEncoder(self.backbone.processor, self.backbone.ret_id)
+        with loading(f"{folder}: the image processor cannot be used"):
+            encoder.target([Image.new("RGB", (56, 56))])
+        if self.dim != facts["dim"] and self.projection == facts["settings"].get("projection"):
+            raise InputError(f"{folder / SETTINGS_FILE}: dim is {facts['dim']}, the head's is {self.dim}")
 
     @classmethod
     def load(cls, folder: str | Path, facts: dict, device: str | None = None, **options) -> Self:
