@@ -71,7 +71,8 @@ def bound_pixels(images: transformers.image_processing_utils.BaseImageProcessor,
         raise InputError(f"the image processor's size is {size}: no pair of areas; restore the processor's files")
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
-    area = token_side(images) ** 2
+    with loading("the image processor's patch_size and merge_size cannot be used"):
+        area = token_side(images) ** 2
     if size["longest_edge"] < area:
         raise InputError(f"max_pixels {size['longest_edge']} is less than one visual token: give at least {area}")
     images.size = size

@@ -1,6 +1,7 @@
 """Gradient caching equals the plain step: loss and every gradient, for any chunks; what reaches the device and when."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import training
 from torch import nn
 from training import awake_head as head
 
-from cir_cot.gradcache import PartCollator, cut, part_size, parts_of, row_tokens, select, stretch
+from cir_cot.gradcache import Chunk, PartCollator, cached_step, cut, part_size, parts_of, row_tokens, select, stretch
 from cir_cot.meter import supervised_tokens
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # row 2 has no chain; 18 and 19 have the targets of 0 and 1
@@ -289,3 +290,32 @@ def test_a_loss_that_needs_all_rows_is_that_of_the_plain_step(tmp_path):
     assert parts[1] > parts[0] + 0.1
     with pytest.raises(ValueError, match="contrastive_weight above 0"):
         routed_step(tmp_path, 4, contrastive_weight=0.0)
+
+
+def test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero():
+    """Where weights are shared out, a process that skipped a layer would leave the others waiting."""
+    layer = torch.nn.Linear(3, 2)
+    batch = {"ids": torch.arange(4), "rows": torch.randn(4, 3)}
+    chunks, seen = [Chunk(batch), Chunk(batch, weighs=False)], []
+
+    def encode(chunk: Chunk, again: bool) -> dict:
+        vectors = layer(chunk.part["rows"])
+        return {"query": vectors, "target": vectors, "aux": {}, "temperature": 0.1}
+
+    def backward(loss: torch.Tensor, last: bool) -> None:
+        layer.zero_grad()
+        loss.backward()
+        seen.append({name: value.grad.clone() for name, value in layer.named_parameters()})
+
+    cached_step(
+        chunks,
+        encode=encode,
+        contrast=lambda out, ids: (out["query"] * out["target"]).sum(),
+        add=lambda out, chunk: 0.0,
+        backward=backward,
+        no_sync=nullcontext,
+        device=torch.device("cpu"),
+    )
+    assert all(gradient.any() for gradient in seen[0].values())
+    assert seen[1].keys() == seen[0].keys()
+    assert not any(gradient.any() for gradient in seen[1].values())

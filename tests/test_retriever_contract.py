@@ -1,10 +1,12 @@
 """The contract of a head, run over every head: what index, evaluation, submission, demo and trainer rely on."""
 
+import math
 import random
 from functools import cache
 
 import pytest
 import torch
+import training
 
 from cir_cot import scenes
 from cir_cot.backbone import load_backbone
@@ -311,3 +313,11 @@ BAD = [{"readout": "eos"}, {"temperature": 5.0}, {"temperature": 0.001}, {"chain
 def test_unusable_settings_are_named(tiny, bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values())))):
         make_cot(tiny, **bad)
+
+
+def test_a_learned_temperature_stays_within_its_bounds_and_is_saved_so():
+    head = training.tiny_head(learn_temperature=True)
+    for wild, bound in ((1e-6, 0.01), (50.0, 1.0), (0.3, 0.3)):
+        torch.nn.init.constant_(head.log_temperature, math.log(wild))
+        assert head.temperature().item() == pytest.approx(bound)
+        assert head.settings()["temperature"] == pytest.approx(bound)

@@ -150,3 +150,12 @@ def test_settings_that_cannot_work_are_refused():
         ShardedBatches(RowSampler(rows, 0), 1, 0, 9)
     with pytest.raises(InputError, match="group_by must be one of none, reference, category, got 'colour'"):
         RowSampler(rows, 0, "colour")
+
+
+def test_a_short_block_never_shifts_the_others_across_the_batches():
+    rows = catalogue(7, 5)  # seven blocks of four of one reference, seven rows left over: a block of four, one of three
+    for number in range(40):
+        order = [rows[index].reference for index, _ in epoch(RowSampler(rows, 0, "reference", 4), number)]
+        blocks = [order[at : at + 4] for at in range(0, 35, 4)]
+        assert sum(len(set(block)) == 1 for block in blocks[:-1]) == 7
+        assert len(blocks[-1]) == 3

@@ -1,5 +1,8 @@
 """The chain's loss in tiles: the same number and gradients as at once, less memory."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
@@ -62,3 +65,31 @@ def test_tiles_bound_memory():
     whole, tiled = (peak_bytes(lambda tile=tile: loss_and_gradients(tile)) for tile in (ROWS * WORDS, 8 * WORDS))
     assert whole > 3 * 4 * ROWS * WORDS  # logits, their logarithmic softmax, their gradient
     assert tiled < whole / 3
+
+
+RANK = """
+import sys, torch
+from cir_cot.token_loss import token_loss
+rank, store = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+calls = []
+def logits(states):
+    calls.append(len(states))
+    return states @ torch.ones(4, 10)
+rows = (9, 2)[rank]
+token_loss(logits, torch.zeros(rows, 4, requires_grad=True), torch.zeros(rows, dtype=torch.long), 10, 30).backward()
+torch.distributed.barrier()
+print(*calls)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_processes_with_unequal_rows_compute_equally_many_tiles(tmp_path):
+    call = [sys.executable, "-c", RANK]
+    with (
+        subprocess.Popen([*call, "0", tmp_path / "store"], stdout=subprocess.PIPE, text=True) as many,
+        subprocess.Popen([*call, "1", tmp_path / "store"], stdout=subprocess.PIPE, text=True) as few,
+    ):
+        sizes = [[int(size) for size in process.communicate()[0].split()] for process in (many, few)]
+    # once more each in the backward pass, in reverse
+    assert sizes == [[3, 3, 3, 3, 3, 3], [1, 1, 0, 0, 1, 1]]

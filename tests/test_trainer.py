@@ -1,8 +1,11 @@
 """The trainer with the real chain head on a tiny Qwen2.5-VL: exact resume, accumulation, what it saves and logs."""
 
+import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ import training
 from safetensors import safe_open
 from transformers import TrainerCallback
 
+from cir_cot.collate import image_number
 from cir_cot.losses import batch_statistics
 from cir_cot.records import InputError
 from cir_cot.resume import COMPLETE, latest_checkpoint
+from cir_cot.rows import used
 from cir_cot.sampler import RowSampler
 
 PARTS = ("loss", "lm_loss", "contrastive_loss", "grad_norm", "in_batch_r1", "supervised_tokens")
@@ -302,3 +307,17 @@ def test_state_of_a_checkpoint_is_readable_json(uninterrupted):
     complete = json.loads((Path(uninterrupted.args.output_dir) / "checkpoint-6" / COMPLETE).read_text())
     assert complete["rows"] == 22
     assert complete["processes"] == 1
+
+
+def test_training_shows_the_first_target_and_masks_by_it(tmp_path):
+    run = training.trainer(tmp_path)
+    shown = []
+    several = replace(run.train_dataset.records[0], targets=("red-blue", "green-cyan"))
+    run.train_dataset.records = [several, *run.train_dataset.records[1:]]
+    run.train_dataset.images = run.train_dataset.targets = SimpleNamespace(load=shown.append)
+    row = run.train_dataset[0, 0]
+    assert shown == [several.reference, "red-blue"]
+    picture = training.Pictures().load("red-blue")
+    batch = run.data_collator([dataclasses.replace(row, reference=picture, target=picture)])
+    assert batch["ids"].tolist() == [image_number("red-blue")]
+    assert used([several]) == [several.reference, "red-blue"]
