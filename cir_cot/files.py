@@ -172,7 +172,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Example: `with replacing("rows.parquet") as temporary: table.to_parquet(temporary)`
     """
     try:
-        target = link_target(Path(path))
+        target = Path(os.path.realpath(path))
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -191,14 +191,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere"
         ) from error
-
-
-def link_target(path: Path) -> Path:
-    """Return the file that symbolic links lead to, existing or not; OSError for a circle of links."""
-    target = Path(os.path.realpath(path))
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return target
 
 
 def sync(path: Path) -> None:

@@ -677,6 +677,7 @@ BAD_FASHIONIQ = [
     ([{"candidate": "a", "captions": ["x", "y"]}], "entry 0: key 'target' is missing"),
     ([PAIR | {"target": None}], "entry 0: 'target' must be str, got None"),
     ([PAIR | {"captions": ["x"]}], "entry 0: two captions are expected, got 1"),
+    ([PAIR | {"captions": ["x", "y", "z"]}], "entry 0: two captions are expected, got 3"),
     ([PAIR | {"captions": ["x", 3]}], "entry 0: 'captions' must be a list of strings"),
 ]
 
@@ -699,6 +700,12 @@ def test_bad_galleries_are_named(tmp_path, names, message):
     dump(tmp_path / "image_splits" / "split.dress.val.json", names)
     with pytest.raises(InputError, match=f"split.dress.val.json: .*{message}"):
         one("fashioniq", tmp_path, "val", "dress")
+
+
+def test_the_first_target_of_circo_is_the_one_that_recall_counts(tmp_path):
+    query = CIRCO_QUERY | {"target_img_id": 7, "gt_img_ids": [5, 7, 9]}
+    dump(tmp_path / "annotations" / "val.json", [query])
+    assert one("circo", tmp_path, "val").records[0].targets == ("7", "5", "9")
 
 
 def test_a_query_id_twice_is_refused(tmp_path):

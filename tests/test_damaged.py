@@ -170,6 +170,26 @@ def test_files_damaged_in_every_place_end_in_one_line_or_are_read(tmp_path, case
         (tmp_path / name).write_text(json.dumps(content))
 
 
+def damaged_circo(root, **query):
+    content = circo("val")["annotations/val.json"]
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / "val.json").write_text(json.dumps([content[0] | query]))
+    return load_benchmark("circo", root, "val")
+
+
+def test_a_bool_is_no_number(tmp_path):
+    with pytest.raises(InputError, match="'reference_img_id' must be int, got True"):
+        damaged_circo(tmp_path, reference_img_id=True)
+
+
+def test_captions_of_annotation_files_are_bounded(tmp_path):
+    assert damaged_circo(tmp_path, relative_caption="x" * 4000)
+    with pytest.raises(
+        InputError, match=r"entry 0: 'relative_caption' has 4001 characters, more than the 4000 allowed"
+    ):
+        damaged_circo(tmp_path, relative_caption="x" * 4001)
+
+
 # ---- time linear in the number of ids
 
 MANY = 123_403  # as many as CIRCO has; a search that is quadratic in them takes minutes

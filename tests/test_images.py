@@ -269,3 +269,10 @@ def test_the_store_cuts_the_boxes_it_knows(folder):
     store = ImageStore(folder, {"a": "a.png", "a_box": "a.png"}, {"a_box": (50, 40, 10, 20)})
     assert store.load("a").size == (100, 80)
     assert store.load("a_box").size == (34, 34)
+
+
+def test_two_boxes_of_a_picture_have_two_fingerprints(folder):
+    Image.new("RGB", (100, 80), WHITE).save(folder / "a.png")
+    files = dict.fromkeys(("whole", "one", "two"), "a.png")
+    store = ImageStore(folder, files, {"one": (50, 40, 10, 20), "two": (50, 40, 10, 21)})
+    assert len({store.fingerprint(name) for name in files}) == 3

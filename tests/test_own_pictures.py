@@ -102,6 +102,12 @@ def test_the_same_seed_writes_the_same_and_later_pictures_stay_in_their_split(ow
     assert (own / "gallery.val.txt").read_text().split() == [name for name, *_ in rows[:30] if name in held]
 
 
+def test_about_the_asked_share_is_held_out():
+    names = [f"picture-{number}" for number in range(2000)]
+    for share in (0.1, 0.5):
+        assert len(triplets.split(names, share)["val"]) == pytest.approx(2000 * share, rel=0.15)
+
+
 CAPTIONS = {
     ("a blue shirt with long sleeves", "A red shirt with long sleeves."): "red instead of blue",
     ("a blue shirt", "a blue shirt with a belt"): "with a belt",

@@ -221,6 +221,33 @@ def test_the_split_of_a_circo_file_is_told_by_its_queries(circo, capsys):
     assert (code, report["split"]) == (0, "val")
 
 
+def test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too(circo, capsys):
+    queries = json.loads((circo / "annotations" / "val.json").read_text())
+    queries = [queries[0] | {"id": number} for number in range(4)]
+    write(circo / "annotations" / "val.json", queries)
+    code, (report,) = checked(capsys, circo, write(circo / "val.json", {str(n): IDS["0"] for n in range(4)}))
+    assert (code, report["split"]) == (0, "val")
+
+
+def test_a_file_of_exactly_the_servers_limit_is_valid(cirr, capsys, monkeypatch):
+    file = write(cirr / "exact.json", json.dumps(RECALL | LISTS))
+    monkeypatch.setattr(submission, "MAX_BYTES", file.stat().st_size)
+    assert checked(capsys, cirr, file)[0] == 0
+    monkeypatch.setattr(submission, "MAX_BYTES", file.stat().st_size - 1)
+    assert checked(capsys, cirr, file)[0] == 1
+
+
+def test_one_bad_file_of_two_is_a_failure(circo, capsys):
+    good, bad = write(circo / "good.json", IDS), write(circo / "bad.json", {"0": IDS["0"]})
+    assert checked(capsys, circo, good, bad)[0] == checked(capsys, circo, bad, good)[0] == 1
+
+
+def test_what_was_written_but_is_not_valid_is_a_failure(cirr, capsys, monkeypatch):
+    monkeypatch.setattr(submission, "MAX_BYTES", 100)
+    code, facts, _ = submitted(capsys, cirr, "cirr", "test1", full())
+    assert (code, facts["problems"]) == (1, 2)
+
+
 def test_without_the_gallery_that_much_is_not_checked(circo, capsys):
     (circo / "coco2017_unlabeled_ids.txt").unlink()
     code, (report,) = checked(capsys, circo, write(circo / "x.json", IDS | {"1": [*range(1, 50), 10**9]}))
