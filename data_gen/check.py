@@ -15,6 +15,7 @@ from cir_cot.cli import run
 from cir_cot.filters import FILTERS, duplicates
 from cir_cot.images import ImageStore
 from cir_cot.layouts import UnavailableError
+from cir_cot.ownership import writing
 from cir_cot.protocols import Benchmark, label
 from cir_cot.records import InputError, Record, write_text_atomic
 
@@ -37,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     report, records, stores = check(args.benchmark, args.root, args.split, args.chains)
     if args.report:
-        write_text_atomic(args.report, chain_report.page(report, records, stores))
+        page = Path(args.report)
+        with writing(page.parent, "check", [page.name], args.overwrite):
+            write_text_atomic(page, chain_report.page(report, records, stores))
     print(json.dumps(report, ensure_ascii=False) if args.json else text(report))
     return 1 if report["errors"] else 0
 
@@ -52,6 +55,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--chains", nargs="+", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
     )
     parser.add_argument("--report", metavar="FILE", help="also write a web page: distributions, chains with pictures")
+    parser.add_argument("--overwrite", action="store_true", help="also replace a --report that it did not write itself")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

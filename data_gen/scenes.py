@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from cir_cot.cli import run
+from cir_cot.ownership import writing
 from cir_cot.records import Record, read_records
 from cir_cot.scenes import KINDS, write_scenes
 from cir_cot.storage import written
@@ -75,8 +76,9 @@ def main(argv: Sequence[str]) -> None:
         queries = gallery * args.edits // (args.edits + 1)
         print(f"{split:6} {queries:7} queries  {gallery:7} pictures  {args.out}")
     if args.page:
-        with written(Path(args.page)):
-            draw_page(Path(args.out)).save(args.page, optimize=True)
+        page = Path(args.page)
+        with written(page), writing(page.parent, "scenes", [page.name], args.overwrite):
+            draw_page(Path(args.out)).save(page, optimize=True)
 
 
 if __name__ == "__main__":

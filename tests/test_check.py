@@ -149,6 +149,16 @@ def test_the_web_page_is_written_beside_the_list(own, capsys, tmp_path):
     assert "Passed every filter: 2 of 2" in (tmp_path / "page.html").read_text()
 
 
+def test_a_page_of_somebody_else_is_not_replaced(own, capsys, tmp_path):
+    (tmp_path / "records.mine.jsonl").write_text("mine")
+    with pytest.raises(InputError, match="records.mine.jsonl: not written by cir-cot check, or edited since"):
+        checked(capsys, own, "--report", tmp_path / "records.mine.jsonl")
+    assert (tmp_path / "records.mine.jsonl").read_text() == "mine"
+    for more in ([], [], ["--overwrite"]):
+        assert checked(capsys, own, "--report", tmp_path / "page.html", *more)[0] == 0
+        (tmp_path / "page.html").touch()
+
+
 def test_faults_of_pictures_and_the_effective_gallery(own, capsys):
     (own / "images" / "val1.png").unlink()
     raw = (own / "images" / "val2.png").read_bytes()

@@ -200,3 +200,11 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.x: Not a directory; make room or give another folder"):
         scenes.write_scenes(tmp_path / "file" / "x", seed=1, references=2, edits=2)
+
+
+def test_a_page_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / "mine.png").write_text("mine")
+    argv = ["--out", str(tmp_path / "x"), "--seed", "1", "--references", "2", "--edits", "8", "--page"]
+    with pytest.raises(InputError, match=r"mine\.png: not written by cir-cot scenes, or edited since"):
+        write_scenes_command([*argv, str(tmp_path / "mine.png")])
+    assert (tmp_path / "mine.png").read_text() == "mine"
