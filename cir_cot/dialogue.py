@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from .errors import shown
 from .images import ImageStore, decode
 from .prompts import PARTS, written_parts
 from .readings import OWN_READINGS, ChainReader
-from .records import Cot, InputError
+from .records import Cot, InputError, check_text
 from .search import Answer, Search
 
 MAX_BYTES, MAX_PIXELS, MAX_WORDS = 10 * 2**20, 2**25, 1000  # of an uploaded picture, and letters of a text
@@ -44,7 +45,7 @@ class Dialogue:
     def start_from(self, name: str, turns: Sequence[dict]) -> dict:
         """Return the state with a picture of the gallery as the reference; InputError for any other id."""
         if name not in self.known:
-            raise InputError(f"{name!r} is not in the gallery")
+            raise InputError(f"{shown(name)} is not in the gallery")
         return {"picture": self.images.load(name), "id": name, "hits": [], "turns": list(turns)}
 
     def upload(self, data: bytes | None) -> dict:
@@ -90,13 +91,11 @@ def checked_picture(state: dict) -> Image.Image:
 
 
 def checked_text(text: str, name: str = "change") -> str:
-    """Return what somebody has typed; InputError if it is empty or too long."""
+    """Return what somebody has typed; InputError if it is empty, too long or no text."""
     text = (text or "").strip()
     if not text:
         raise InputError(f"the {name} is empty; write what should be there")
-    if len(text) > MAX_WORDS:
-        raise InputError(f"the {name} has {len(text)} letters; at most {MAX_WORDS} are read")
-    return text
+    return check_text(text, f"the {name}", MAX_WORDS)
 
 
 def told(answer: Answer, way: str, size: int) -> str:

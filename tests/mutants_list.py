@@ -345,8 +345,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/dialogue.py",
-        "if len(text) > MAX_WORDS:",
-        "if len(text) > MAX_WORDS + 1:",
+        'return check_text(text, f"the {name}", MAX_WORDS)',
+        'return check_text(text, f"the {name}", MAX_WORDS + 1)',
         ["tests/test_dialogue.py"],
         "a letter too many is read",
     ),

@@ -31,7 +31,7 @@ def test_pictures_are_shown_with_place_score_and_id_and_what_the_folder_lacks_is
 
 def test_the_longest_text_is_read_and_no_longer_one():
     assert checked_text(f"  {'x' * MAX_WORDS} ") == "x" * MAX_WORDS
-    with pytest.raises(InputError, match=f"the reasoning has {MAX_WORDS + 1} letters; at most {MAX_WORDS}"):
+    with pytest.raises(InputError, match=f"the reasoning has {MAX_WORDS + 1} characters, more than the {MAX_WORDS}"):
         checked_text("x" * (MAX_WORDS + 1), "reasoning")
 
 
