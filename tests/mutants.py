@@ -10,6 +10,7 @@ import of torch. Subprocesses of the tests see the edited copy by PYTHONPATH.
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -177,6 +178,8 @@ def preload(root: Path, names: Sequence[str]) -> None:
     for name in names:
         with contextlib.suppress(ImportError, AttributeError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # collections in the forks then leave all of this alone
 
 
 def guard(mutant: Mutant, outcomes: dict[str, str]) -> str:

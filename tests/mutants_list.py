@@ -33,7 +33,7 @@ MUTANTS = [
         "cir_cot/chain_export.py",
         'if len(records) < most), "n>1M")',
         'if len(records) <= most), "n>1M")',
-        ["tests/test_chain_export.py"],
+        ["tests/test_chain_export.py::test_the_card_states_the_hubs_kind_of_size"],
         "1,000 rows are called fewer than 1K",
     ),
     (
