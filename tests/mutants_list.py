@@ -7,6 +7,110 @@ code does the same; without it an edit that survives is a fault of the tests.
 """
 
 MUTANTS = [
+    # ---- cir_cot/adapter.py
+    (
+        "cir_cot/adapter.py",
+        "return where((x == token)[..., None], row.to(out.dtype), out)",
+        "return out",
+        ["tests/test_backbone.py::test_the_trained_row_computes_what_peft_computes"],
+        "the trained row is not read",
+    ),
+    (
+        "cir_cot/adapter.py",
+        "        out[..., token] = (x @ row.to(x.dtype)).to(out.dtype)\n",
+        "",
+        ["tests/test_backbone.py::test_the_trained_row_computes_what_peft_computes"],
+        "the trained row is not written",
+    ),
+    (
+        "cir_cot/adapter.py",
+        '["embed_tokens"] if model.config.tie_word_embeddings else',
+        '["embed_tokens"] if True else',
+        ["tests/test_backbone.py::test_with_lora_only_the_adapters_and_the_row_change"],
+        "an untied head's row is not trained",
+    ),
+    (
+        "cir_cot/adapter.py",
+        '    if kind != "LORA":',
+        "    if False:",
+        ["tests/test_backbone.py::test_a_foreign_adapter_is_refused"],
+        "another kind of adapter is loaded",
+    ),
+    (
+        "cir_cot/adapter.py",
+        "    if rows - {token}:",
+        "    if False:",
+        ["tests/test_backbone.py::test_a_foreign_adapter_is_refused"],
+        "an adapter that trains another row is loaded",
+    ),
+    # ---- cir_cot/benchmarks.py
+    (
+        "cir_cot/benchmarks.py",
+        '{"val": "eval", "test": "eval"}.get(split, split), ("train", "eval"))',
+        '{"val": "train", "test": "eval"}.get(split, split), ("train", "eval"))',
+        ["tests/test_benchmarks.py::test_shoes_pictures_are_found_by_name"],
+        "Shoes val is its training split",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        "if target in listed and start in listed:",
+        "if target in listed:",
+        ["tests/test_benchmarks.py::test_shoes_pictures_are_found_by_name"],
+        "a Shoes reference may be outside the gallery",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        'images = [entry["target_img_id"], *entry["gt_img_ids"]]',
+        'images = [*entry["gt_img_ids"], entry["target_img_id"]]',
+        ["tests/test_benchmarks.py::test_circo_has_its_main_target_first"],
+        "R@k counts another target of CIRCO",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        'return {str(image["id"]): image["file_name"] for image in images}',
+        'return {str(image["id"]): image["file_name"] for image in sorted(images, key=lambda one: one["id"])}',
+        ["tests/test_benchmarks.py::test_circo_gallery_is_what_the_info_file_lists"],
+        "CIRCO's gallery is in another order",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        'weights=weights if labels == "soft" else None',
+        "weights=weights",
+        [
+            "tests/test_benchmarks.py::test_cirr_layouts",
+            "tests/test_evaluation.py::test_cirr_subset_recall_is_within_the_set",
+        ],
+        "hard labels are scored as graded ones",
+        "with graded labels of 1 for the target alone the numbers are the same; the real ones need the annotation files",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        "        if record.id in seen:",
+        "        if False:",
+        ["tests/test_benchmarks.py::test_a_query_id_twice_is_refused"],
+        "a query id twice",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        "    if not records:\n",
+        "    if records is None:\n",
+        ["tests/test_benchmarks.py::test_an_empty_folder_dataset_is_refused"],
+        "an empty dataset has no numbers",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        "        if option not in known:",
+        "        if False:",
+        ["tests/test_benchmarks.py::test_unknown_options_are_refused_with_the_known_ones"],
+        "an unknown option is a TypeError",
+    ),
+    (
+        "cir_cot/benchmarks.py",
+        "    if category is not None:\n",
+        "    if False:\n",
+        ["tests/test_benchmarks.py::test_unknown_options_are_refused_with_the_known_ones"],
+        "a category that does not exist is ignored",
+    ),
     # ---- cir_cot/chain_export.py
     (
         "cir_cot/chain_export.py",
@@ -471,6 +575,70 @@ MUTANTS = [
         ["tests/test_evaluation.py::test_missing_pictures_are_counted_before_anything_is_encoded"],
         "missing pictures are found out late",
     ),
+    # ---- cir_cot/fashioniq.py
+    (
+        "cir_cot/fashioniq.py",
+        "        if len(pair) != 2:",
+        "        if len(pair) < 2:",
+        ["tests/test_benchmarks.py::test_bad_annotations_are_named_with_their_place"],
+        "a caption pair of three is a traceback",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "{first.strip(STRIPPED).capitalize()} and",
+        "{first.strip(STRIPPED)} and",
+        ["tests/test_benchmarks.py::test_caption_joins_are_exact"],
+        "CLIP4Cir's join is not capitalised",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        '.split(" ")[:30])',
+        '.split(" ")[:31])',
+        ["tests/test_benchmarks.py::test_covr_keeps_thirty_words"],
+        "CoVR's join keeps 31 words",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "alone[0] or alone[1], alone[1] or alone[0]",
+        "alone[0], alone[1]",
+        ["tests/test_benchmarks.py::test_training_captions_are_a_quarter_each"],
+        "a blank caption stands alone",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "[int(draw * 4)]",
+        "[round(draw * 3)]",
+        ["tests/test_benchmarks.py::test_training_captions_are_a_quarter_each"],
+        "the four texts are not drawn evenly",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "    if not 0 <= draw < 1:",
+        "    if not 0 <= draw <= 1:",
+        ["tests/test_benchmarks.py::test_training_captions_are_a_quarter_each"],
+        "a draw of 1 is an IndexError",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "for image in (record.reference, *record.targets)}",
+        "for image in record.targets}",
+        ["tests/test_benchmarks.py::test_the_val_union_gallery_holds_references_and_targets"],
+        "the val-union gallery lacks the references",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        "outside=frozenset(listed).difference(members)",
+        "outside=frozenset()",
+        ["tests/test_benchmarks.py::test_the_val_union_gallery_holds_references_and_targets"],
+        "images outside the smaller gallery may not be named",
+    ),
+    (
+        "cir_cot/fashioniq.py",
+        'f"{index}.{number}" if join in SEVERAL_QUERIES else str(index)',
+        "str(index)",
+        ["tests/test_benchmarks.py::test_a_pair_that_makes_two_queries_has_two_ids"],
+        "two queries of a caption pair share an id",
+    ),
     # ---- cir_cot/features.py
     (
         "cir_cot/features.py",
@@ -499,6 +667,35 @@ MUTANTS = [
         "{i: key for i, key in enumerate(keys)}.items() if index not in self]",
         ["tests/test_features.py"],
         "the cache is never asked",
+    ),
+    # ---- cir_cot/genecis.py
+    (
+        "cir_cot/genecis.py",
+        "list(dict.fromkeys([target, *(image(item, where)",
+        "list(([target, *(image(item, where)",
+        ["tests/test_benchmarks.py::test_genecis_ranks_its_own_candidates"],
+        "a candidate listed twice counts twice",
+    ),
+    (
+        "cir_cot/genecis.py",
+        "if len(box) != 4 or",
+        "if len(box) < 4 or",
+        ["tests/test_benchmarks.py::test_genecis_of_other_forms_is_refused"],
+        "a box of five numbers",
+    ),
+    (
+        "cir_cot/genecis.py",
+        "min(box[2:]) <= 0",
+        "min(box[2:]) < 0",
+        ["tests/test_benchmarks.py::test_genecis_of_other_forms_is_refused"],
+        "a box without a width",
+    ),
+    (
+        "cir_cot/genecis.py",
+        "            boxes[name] = box\n",
+        "            pass\n",
+        ["tests/test_benchmarks.py::test_genecis_ranks_its_own_candidates"],
+        "the whole picture is shown in place of its box",
     ),
     # ---- cir_cot/gradcache.py
     (
@@ -608,6 +805,14 @@ MUTANTS = [
         ["tests/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"],
         "the rows of chunks without weight are skipped",
         "chunks without weight are the last ones: nothing starts behind them",
+    ),
+    # ---- cir_cot/heads/__init__.py
+    (
+        "cir_cot/heads/__init__.py",
+        'if facts["kind"] not in HEADS:',
+        "if False:",
+        ["tests/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        "an unknown kind is a KeyError",
     ),
     # ---- cir_cot/heads/clip.py
     (
@@ -1109,6 +1314,57 @@ MUTANTS = [
         ["tests/test_metrics.py"],
         "a query without target is a miss",
     ),
+    # ---- cir_cot/mteb_tasks.py
+    (
+        "cir_cot/mteb_tasks.py",
+        "part / 100 for key",
+        "part for key",
+        ["tests/test_mteb.py"],
+        "percentages are called fractions",
+    ),
+    (
+        "cir_cot/mteb_tasks.py",
+        "return normalize(vectors, dim=-1)",
+        "return vectors",
+        ["tests/test_mteb.py"],
+        "vectors of a cosine model are not normalised",
+    ),
+    (
+        "cir_cot/mteb_tasks.py",
+        '(flat["R@10"] + flat["R@50"]) / 2',
+        'flat["R@10"]',
+        ["tests/test_mteb.py"],
+        "FashionIQ's average is R@10",
+    ),
+    (
+        "cir_cot/mteb_tasks.py",
+        "hashlib.sha256(probe(retriever).tobytes()).hexdigest()[:16]",
+        '"0"',
+        ["tests/test_mteb.py"],
+        "results of another checkpoint are taken from mteb's cache",
+    ),
+    (
+        "cir_cot/mteb_tasks.py",
+        'if wanted != {"image", "text"} & batch.keys():',
+        "if False:",
+        ["tests/test_mteb.py"],
+        "texts are ignored in documents",
+    ),
+    # ---- cir_cot/noise.py
+    (
+        "cir_cot/noise.py",
+        "if index % 3 else self.words // 2",
+        "if True else self.words // 2",
+        ["tests/test_noise.py"],
+        "rows do not differ in length",
+    ),
+    (
+        "cir_cot/noise.py",
+        "np.random.default_rng(index).integers",
+        "np.random.default_rng(0).integers",
+        ["tests/test_noise.py"],
+        "all pictures are the same",
+    ),
     # ---- cir_cot/prompts.py
     (
         "cir_cot/prompts.py",
@@ -1287,6 +1543,21 @@ MUTANTS = [
         "return benchmark.members",
         ["tests/test_protocols.py"],
         "GeneCIS ranks the whole gallery",
+    ),
+    # ---- cir_cot/provenance.py
+    (
+        "cir_cot/provenance.py",
+        '        git("ls-files", "--error-unmatch", here.name)\n',
+        "",
+        ["tests/test_provenance.py"],
+        "somebody else's commit is named",
+    ),
+    (
+        "cir_cot/provenance.py",
+        '"--porcelain", "-uno"',
+        '"--porcelain"',
+        ["tests/test_provenance.py"],
+        "files that are not tracked make a checkout dirty",
     ),
     # ---- cir_cot/published.py
     (
@@ -1594,6 +1865,113 @@ MUTANTS = [
         ["tests/test_evaluation.py::test_saved_rankings_score_to_the_same_numbers"],
         "the protocol of several categories is that of the first",
     ),
+    # ---- cir_cot/retriever.py
+    (
+        "cir_cot/retriever.py",
+        "flag for part in parts for flag in part.flags or",
+        "flag for part in parts for flag in",
+        ["tests/test_tables.py::test_outputs_of_batches_are_joined_in_order"],
+        "flags of a batch are emptied",
+    ),
+    (
+        "cir_cot/retriever.py",
+        "else torch.zeros(0, dim)",
+        "else torch.zeros(1, dim)",
+        ["tests/test_tables.py::test_outputs_of_batches_are_joined_in_order"],
+        "no query has an embedding",
+    ),
+    (
+        "cir_cot/retriever.py",
+        "slice(at, at + self.batch_size)",
+        "slice(at, at + self.batch_size - 1)",
+        ["tests/test_retriever_contract.py::test_a_large_call_is_answered_in_batches_without_losing_a_row"],
+        "the last row of each batch is lost",
+    ),
+    (
+        "cir_cot/retriever.py",
+        'if facts["prompts"] != PROMPTS_VERSION:',
+        "if False:",
+        ["tests/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        "a retriever of other prompts is read",
+    ),
+    (
+        "cir_cot/retriever.py",
+        'if facts["format"] != FORMAT:',
+        "if False:",
+        ["tests/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        "a folder of another format is read",
+    ),
+    (
+        "cir_cot/retriever.py",
+        "stored.keys() ^ own.keys()",
+        "own.keys() - stored.keys()",
+        ["tests/test_retriever_contract.py::test_weights_of_another_head_are_refused"],
+        "tensors that no head has are dropped in silence",
+    ),
+    (
+        "cir_cot/retriever.py",
+        "if value.shape != own[name].shape:",
+        "if value.dim() != own[name].dim():",
+        ["tests/test_retriever_contract.py::test_weights_of_another_head_are_refused"],
+        "weights of another size",
+    ),
+    (
+        "cir_cot/retriever.py",
+        'not name.startswith(("backbone.", "foreign."))',
+        'not name.startswith(("backbone.",))',
+        ["tests/test_foreign.py"],
+        "a foreign encoder is saved with the head",
+    ),
+    (
+        "cir_cot/retriever.py",
+        '{**facts, **facts["settings"]}.items() if key != "settings"',
+        'facts.items() if key != "settings"',
+        ["tests/test_retriever_contract.py::test_the_card_states_every_setting"],
+        "the card leaves out the settings",
+    ),
+    (
+        "cir_cot/retriever.py",
+        'base_model: {json.dumps(facts["backbone"])}',
+        'base_model: {facts["backbone"]}',
+        ["tests/test_retriever_contract.py::test_the_card_states_every_setting"],
+        "a base's name breaks the card's header",
+    ),
+    # ---- cir_cot/rows.py
+    (
+        "cir_cot/rows.py",
+        "*record.targets[:1])]",
+        "*record.targets)]",
+        ["tests/test_rows.py"],
+        "a row is left out for a target that is not trained on",
+    ),
+    (
+        "cir_cot/rows.py",
+        "if missing and not args.drop_missing:",
+        "if False:",
+        ["tests/test_rows.py"],
+        "a missing picture surfaces in the middle of training",
+    ),
+    (
+        "cir_cot/rows.py",
+        "if missing.isdisjoint(used([record]))]",
+        "if used([record])[0] not in missing]",
+        ["tests/test_rows.py"],
+        "a row without its target stays",
+    ),
+    (
+        "cir_cot/rows.py",
+        "[captions[index] for index in kept] if vary_captions",
+        "captions if vary_captions",
+        ["tests/test_rows.py"],
+        "rows get captions of others when some are left out",
+    ),
+    (
+        "cir_cot/rows.py",
+        "        if self.temperature <= 0:",
+        "        if self.temperature < 0:",
+        ["tests/test_rows.py"],
+        "a temperature of 0",
+    ),
     # ---- cir_cot/scenes.py
     (
         "cir_cot/scenes.py",
@@ -1816,6 +2194,14 @@ MUTANTS = [
         ["tests/test_tiny.py::test_a_written_checkpoint_loads_as_a_real_one"],
         "tie=False is ignored",
     ),
+    # ---- cir_cot/tiny_clip.py
+    (
+        "cir_cot/tiny_clip.py",
+        "with torch.random.fork_rng(devices=[]):\n",
+        "if True:\n",
+        ["tests/test_clip.py::test_a_tiny_clip_leaves_the_global_random_state_alone"],
+        "a tiny CLIP changes the global random state",
+    ),
     # ---- cir_cot/token_loss.py
     (
         "cir_cot/token_loss.py",
@@ -1837,6 +2223,53 @@ MUTANTS = [
         "logits(states), words",
         ["tests/test_token_loss.py"],
         "the loss is computed in the model's own precision",
+    ),
+    # ---- cir_cot/webpage.py
+    (
+        "cir_cot/webpage.py",
+        "default-src 'none'; img-src data:;",
+        "default-src *; img-src data:;",
+        ["tests/test_report.py::test_the_page_is_well_formed_and_loads_nothing"],
+        "a page may load anything",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "<td>{escape(value)}</td>",
+        "<td>{value}</td>",
+        [
+            "tests/test_report.py::test_markup_in_texts_and_chains_stays_text",
+            "tests/test_chain_report.py::test_every_text_is_escaped_and_nothing_is_loaded",
+        ],
+        "a cell's markup is markup",
+    ),
+    (
+        "cir_cot/webpage.py",
+        'alt="{escape(alt)}"',
+        'alt="{alt}"',
+        ["tests/test_report.py::test_markup_in_an_image_id_stays_in_the_alternative_text"],
+        "an id's quotation mark ends the attribute",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "{escape(words)}</text>'\n            f'<rect class=\"track\"",
+        "{words}</text>'\n            f'<rect class=\"track\"",
+        ["tests/test_webpage.py"],
+        "a bar's label is markup",
+    ),
+    ("cir_cot/webpage.py", "max(0.0, min(100.0, value))", "value", ["tests/test_webpage.py"], "a bar leaves its track"),
+    (
+        "cir_cot/webpage.py",
+        "small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)",
+        "pass",
+        ["tests/test_webpage.py"],
+        "whole pictures are in the page",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "(math.log10(cost) - low) / (high - low), height",
+        "(cost - low) / (high - low), height",
+        ["tests/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"],
+        "points stand at their cost",
     ),
     # ---- eval/calibrate.py
     (

@@ -288,6 +288,12 @@ def test_circo_texts_with_the_shared_concept_are_an_option(tmp_path):
         assert benchmark.protocol["text"] == style
 
 
+def test_circo_has_its_main_target_first(tmp_path):
+    query = CIRCO_QUERY | {"target_img_id": 9, "gt_img_ids": [8, 9, 10]}
+    dump(tmp_path / "annotations" / "val.json", [query])
+    assert one("circo", tmp_path, "val").records[0].targets == ("9", "8", "10")
+
+
 @pytest.mark.parametrize("base", [".", "CIRCO"])
 @pytest.mark.parametrize("inner", ["COCO2017_unlabeled", "."])
 def test_circo_gallery_is_what_the_info_file_lists(tmp_path, base, inner):
@@ -576,6 +582,22 @@ def test_fashioniq_layouts(tmp_path, base, captions, images, extension):
     for benchmark in load_benchmark("fashioniq", tmp_path, "val"):
         draw(tmp_path / images.format(c=benchmark.category) / f"{benchmark.category}1.{extension}")
         assert benchmark.images().load(f"{benchmark.category}1").size == (8, 6)
+
+
+def test_the_val_union_gallery_holds_references_and_targets(tmp_path):
+    fashioniq_root(tmp_path)
+    benchmark = one("fashioniq", tmp_path, "val", "dress", gallery="val-union")
+    assert (benchmark.gallery, benchmark.outside) == (["dress0", "dress1"], {"dress2"})
+    union = one("fashioniq", tmp_path, "val", "dress", gallery="all-categories")
+    assert len(union.gallery) == 9
+    assert union.outside == frozenset()
+
+
+def test_a_pair_that_makes_two_queries_has_two_ids(tmp_path):
+    fashioniq_root(tmp_path)
+    records = one("fashioniq", tmp_path, "val", "dress", caption_join="both-orders").records
+    wanted = [("0.0", "is red and has no belt"), ("0.1", "has no belt and is red")]
+    assert [(record.id, record.text) for record in records] == wanted
 
 
 @pytest.mark.parametrize(

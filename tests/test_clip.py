@@ -75,6 +75,12 @@ def test_features_are_those_of_transformers_and_need_no_batch(tiny):
     assert encoder.dim == theirs.shape[1] == words.shape[1]
 
 
+def test_a_tiny_clip_leaves_the_global_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    write_tiny_clip(tmp_path, corpus=CORPUS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_the_users_words_never_end_a_text_early(tiny):
     encoder = load_clip(str(tiny))
     tokenizer = encoder.inputs.processor.tokenizer

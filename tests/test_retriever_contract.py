@@ -5,8 +5,10 @@ import random
 from functools import cache
 
 import pytest
+import safetensors.torch
 import torch
 import training
+import yaml
 
 from cir_cot import scenes
 from cir_cot.backbone import load_backbone
@@ -20,6 +22,7 @@ from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.prompts import cot_to_text
 from cir_cot.readings import ChainReader
 from cir_cot.records import Cot, InputError
+from cir_cot.retriever import model_card
 from cir_cot.tiny import write_tiny
 from cir_cot.tiny_clip import write_tiny_clip
 
@@ -226,6 +229,44 @@ def test_a_folder_that_is_no_such_retriever_is_refused_by_name(make, tmp_path, f
         (tmp_path / "retriever.json").write_text(json.dumps(facts | {file: content}))
     with pytest.raises(InputError, match=words):
         load_retriever(tmp_path)
+
+
+def test_a_large_call_is_answered_in_batches_without_losing_a_row(make):
+    head = make()
+    images, texts = references()
+    whole = head.encode_query(images, texts).embeddings, head.encode_target(images)
+    head.batch_size = 4
+    for vectors, parts in zip(
+        whole, (head.encode_query(images, texts).embeddings, head.encode_target(images)), strict=True
+    ):
+        assert parts.shape == (6, head.dim)
+        assert difference(vectors, parts) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "wider"])
+def test_weights_of_another_head_are_refused(tiny, tmp_path, change):
+    head = make_cot(tiny, projection=16)
+    head.save(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "head.safetensors")
+    if change == "more":
+        stored["odd"] = torch.zeros(1)
+    elif change == "fewer":
+        del stored["log_temperature"]
+    else:
+        stored["project.weight"] = torch.zeros(17, head.backbone.hidden_size)
+    safetensors.torch.save_file(stored, tmp_path / "head.safetensors")
+    words = {"more": "odd do not fit", "fewer": "log_temperature do not fit", "wider": r"project.weight is \(17, "}
+    with pytest.raises(InputError, match=words[change]):
+        load_retriever(tmp_path, device="cpu")
+
+
+def test_the_card_states_every_setting():
+    facts = {"kind": "cot", "backbone": 'a "base": x', "dim": 8, "settings": {"readout": "ret", "threshold": 0.25}}
+    card = model_card(facts)
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == 'a "base": x'
+    for row in ("| dim | `8` |", "| readout | `ret` |", "| threshold | `0.25` |"):
+        assert row in card
+    assert "| settings |" not in card
 
 
 @pytest.mark.parametrize("kind", ADAPTED)

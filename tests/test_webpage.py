@@ -2,12 +2,13 @@
 
 import base64
 import io
+import re
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from cir_cot.webpage import POLICY, bars, document, scatter, table, thumbnail
+from cir_cot.webpage import POLICY, SIDE, bars, document, scatter, table, thumbnail
 
 HOSTILE = """</p></title></style><script>hacked()</script><img src=x onerror="hacked()">' onload='hacked() "&amp;<!--"""
 
@@ -79,3 +80,24 @@ def test_a_thumbnail_keeps_its_shape_and_never_grows():
         assert picture.size == size  # the caller's own is left as it is
         data = html.partition("base64,")[2].partition('"')[0]
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == small
+
+
+def test_bars_stay_within_their_track_and_their_labels_are_text():
+    drawn = bars([("<b>a", -5.0, False), ("b", 150.0, True), ("c", 33.333, False)], "a <chart>")
+    assert re.findall(r'class="(bar|base)"[^>]* width="([^"]*)"', drawn) == [
+        ("bar", "0.00%"),
+        ("base", "100.00%"),
+        ("bar", "33.33%"),
+    ]
+    assert "&lt;b&gt;a" in drawn
+    assert "<b>" not in drawn
+    assert 'aria-label="a &lt;chart&gt;"' in drawn
+
+
+def test_a_thumbnail_is_small_and_holds_its_picture():
+    picture = Image.new("RGB", (4 * SIDE, 2 * SIDE), (200, 30, 30))
+    data = re.search(r"base64,([^\"]*)", thumbnail(picture, 'a "b"'))[1]
+    small = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert small.size == (SIDE, SIDE // 2)
+    assert all(abs(a - b) < 12 for a, b in zip(small.getpixel((5, 5)), (200, 30, 30), strict=True))
+    assert picture.size == (4 * SIDE, 2 * SIDE)
