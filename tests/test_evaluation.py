@@ -445,6 +445,8 @@ def test_a_reading_that_the_retriever_lacks_is_refused(folder):
     benchmark, images = load(folder)
     with pytest.raises(InputError, match="'fast' needs a retriever that writes chains"):
         evaluate(Plain(), benchmark, images, reading="fast")
+    with pytest.raises(InputError, match="'oracle' needs a retriever that writes chains"):
+        evaluate(Plain(), benchmark, images, reading="oracle")
     with pytest.raises(InputError, match="unknown reading 'slow'; choose from full, short, adaptive, fast, oracle"):
         evaluate(Toy(), benchmark, images, reading="slow")
 
@@ -496,10 +498,10 @@ def test_chain_metrics_in_closed_form():
     tags = "<caption>{}</caption><reasoning>{}</reasoning><conclusion>{}</conclusion>"
     words = {"0": tags.format("a", "b", "c  d"), "1": tags.format("a", "x", "c"), "2": "<caption>a</caption>", "3": ""}
     words["4"] = tags.format("p", "q", "r")
-    flags = {"0": "", "1": "", "2": "no retrieval token: forced", "3": "chain is not valid", "4": ""}
+    flags = {"0": "", "1": "chain is not valid: forced", "2": "no retrieval token: forced", "3": "not valid", "4": ""}
     assert chain_metrics(rows, words, flags) == {
         "chains": 5,
-        "valid": 60,
+        "valid": 40,
         "missing_token": 20,
         "annotated": 4,
         "exact_caption": 50,

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 
 import pytest
 import torch
@@ -29,6 +30,16 @@ def test_peak_counts_what_is_alive_together_and_views_once():
     gc.collect()
     assert peak_bytes(one_after_another) == 1024
     assert peak_bytes(together) == 5 * 1024
+    old = torch.zeros(KB)
+    assert peak_bytes(lambda: old.view(2, -1).t()) == 0, "it was there before"
+
+
+def test_the_peak_is_the_most_and_not_the_last():
+    def large_then_small():
+        torch.zeros(4 * KB)
+        torch.zeros(KB)
+
+    assert peak_bytes(large_then_small) == 4 * 1024
 
 
 def test_peak_sees_the_backward_pass():
@@ -41,6 +52,9 @@ def test_kept_bytes_are_those_of_saved_activations():
     known = {weight.untyped_storage().data_ptr()}
     assert kept_bytes(lambda: (weight * x).exp(), known) == 2 * 1024  # x for the product, the result of exp for itself
     assert kept_bytes(lambda: weight + 1, known) == 0
+    leaf = torch.randn(KB, requires_grad=True)
+    assert kept_bytes(lambda: weight * leaf, known) == 1024, "both are kept, and the weight is there anyhow"
+    assert kept_bytes(lambda: weight * leaf, set()) == 2 * 1024
 
 
 def test_sides_are_measured_in_turn_after_a_warm_up():
@@ -48,6 +62,16 @@ def test_sides_are_measured_in_turn_after_a_warm_up():
     found = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, lambda: calls.append("-"))
     assert calls == ["-", "a", "-", "b"] * 3
     assert set(found) == {"a", "b"}
+
+
+def test_the_warm_up_is_not_timed_and_the_median_is(monkeypatch):
+    clock, lasting = [0.0], iter([100.0, 1.0, 9.0, 2.0])
+
+    def work():
+        clock[0] += next(lasting)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert seconds({"a": work}, 3) == {"a": 2.0}
 
 
 def test_ratios_are_written_with_versions(tmp_path):

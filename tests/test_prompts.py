@@ -2,7 +2,7 @@
 
 import pytest
 
-from cir_cot.prompts import QUERY, cot_to_text, query_prompt, text_to_cot
+from cir_cot.prompts import QUERY, cot_to_text, query_prompt, score_prompt, text_to_cot
 from cir_cot.records import Cot
 
 CHAIN = Cot("a red dress,\nlong", "keep the cut; change red to blue (< 10 %)", "a long blue dress")
@@ -36,6 +36,12 @@ def test_what_is_no_whole_chain_is_none(broken):
 def test_a_chain_with_a_tag_inside_is_refused(tag):
     with pytest.raises(ValueError, match=tag):
         cot_to_text(Cot("a", f"b {tag}", "c"))
+
+
+def test_braces_of_a_text_or_a_conclusion_are_not_filled_in():
+    asked = score_prompt("is {conclusion}", "a {text} dress")
+    assert "with the request: is {conclusion}\n" in asked
+    assert "was wanted: a {text} dress\n" in asked
 
 
 def test_the_users_text_is_put_into_the_prompt_as_it_is():

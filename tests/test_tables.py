@@ -1,5 +1,7 @@
 """The load tables of heads that choose among parts; the other tables are tested with the report."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy import Plain, query, write_folder
@@ -8,7 +10,7 @@ from cir_cot.benchmarks import load_benchmark
 from cir_cot.evaluation import evaluate
 from cir_cot.report import write_report
 from cir_cot.retriever import QueryOutput, concatenate
-from cir_cot.tables import bar, choice_tables, evenness
+from cir_cot.tables import bar, choice_tables, evenness, label, leading
 
 SHADES = list(range(0, 256, 8))
 
@@ -40,6 +42,14 @@ def test_loads_are_mean_shares_in_all_and_by_source(result):
     assert [len(row[1]) for row in parts] == [38, 10, 4, 0]
     assert entropy[0] == "entropy"
     assert entropy[2:] == pytest.approx([50.705, 0, 40.564], abs=1e-3)  # of four parts, ln 4 = 1.386 would be 100
+
+
+def test_the_first_reading_of_a_set_leads_and_the_oracle_is_called_an_upper_bound(result):
+    other = replace(result, protocol=result.protocol | {"reading": "oracle"})
+    first = replace(result, protocol=result.protocol | {"reading": "image_only"})
+    assert leading([first, other]) == [first]
+    assert leading([other, first]) == [other]
+    assert [label(one) for one in (result, first, other)] == ["own", "image only", "oracle (upper bound)"]
 
 
 def test_entropy_is_0_for_one_part_of_several_and_100_when_all_are_even():
