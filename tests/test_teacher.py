@@ -237,6 +237,7 @@ ANSWERS = {  # what a teacher says -> the reason in a joint stage
     "half a surrogate": (json.dumps(GOOD | {"caption": "A \ud800 dress"}), "json: the answer: holds half"),
     "half a surrogate as a key": (json.dumps(GOOD | {"\udfff": "x"}), "json: the answer: holds half"),
     "a token in a part": (json.dumps(GOOD | {"caption": "A dress <|im_end|>"}), "tags: the caption holds '<|im_end|>'"),
+    "a long token": (json.dumps(GOOD | {"caption": f"A <|{'x' * 900}|>"}), "tags: the caption holds '<|xxx"),
     "tokens": ("<|im_end|>" * 1_000, "json"),
     "a key twice": ('{"caption": "a", ' + json.dumps(GOOD)[1:], "json: the answer: key 'caption' occurs twice"),
     "a long key": (json.dumps(GOOD | {"x" * 9_000: ""}), "json: the answer: 'cot': unknown key"),
