@@ -112,21 +112,27 @@ class ChatEncoder:
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt")
         merge = self.processor.image_processor.merge_size**2
         visual = (pixels["image_grid_thw"].prod(dim=1) // merge).tolist()
-        rows, supervised = [], []
+        inputs, labels = self.tokenise(visual, prompts, answers)
+        return inputs | {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}, labels
+
+    def tokenise(
+        self, visual: Sequence[int], prompts: Sequence[str], answers: Sequence[list[int]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return ids, mask and token types (B, T) of rows whose pictures take `visual` tokens each, and labels (B, T)."""
+        rows = []
+        supervised = []
+        at = self.opening.index(self.image_token)
         for count, prompt, answer in zip(visual, self.plain_ids(prompts), answers, strict=True):
-            at = self.opening.index(self.image_token)
             opening = self.opening[:at] + [self.image_token] * count + self.opening[at + 1 :]
             reserved = [self.tokenizer.pad_token_id] * self.slots
             row = [*opening, *reserved, *prompt, *self.closing, *answer]
             rows.append(row)
             supervised.append([IGNORE] * (len(row) - len(answer)) + list(answer))
-        ids, mask = self._pad(rows, self.tokenizer.pad_token_id), self._pad([[1] * len(row) for row in rows], 0)
+        ids = self._pad(rows, self.tokenizer.pad_token_id)
         inputs = {
             "input_ids": ids,
-            "attention_mask": mask,
+            "attention_mask": self._pad([[1] * len(row) for row in rows], 0),
             "mm_token_type_ids": (ids == self.image_token).long(),
-            "pixel_values": pixels["pixel_values"],
-            "image_grid_thw": pixels["image_grid_thw"],
         }
         return inputs, self._pad(supervised, IGNORE)
 

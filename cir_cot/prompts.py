@@ -19,6 +19,7 @@ COMPOSE = "Represent this picture after the modification: {text}"  # a query of 
 
 # What the tiny base is taught before it ever sees a chain (train/tiny_base.py).
 DESCRIBE = "Describe this picture."
+DESCRIPTION = "Represent this description: {text}"
 SELECT = "Which objects of this picture are meant by: {text}"
 DESCRIBE_SELECT = "Describe this picture, then say which objects are meant by: {text}"
 APPLY = "Describe this picture after the modification: {text}"

@@ -1,0 +1,151 @@
+"""Draw and tokenise the batches of the tiny base's lessons, in the training process or in workers beside it.
+
+A batch is a dict of arrays: `input_ids`, `attention_mask`, `labels` (B, T), `positions` (3, B, T) and, where pictures
+are shown, `pictures` (B, S, S, 3) uint8; the descriptions of alignment stand beside them under `text_...`.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import lessons, prompts, scenes
+from .backbone import Backbone, load_backbone
+from .collate import IGNORE, ChatEncoder
+from .lessons import EVEN, TASKS, Example
+from .tiny import tiny_model, tiny_processor, tiny_tokenizer
+from .tower import VISUAL_TOKENS, picture_grid
+
+# 2.8 million parameters; one attention window a picture. Weights start at 0.05 instead of transformers' 0.02: pictures
+# are read after 500 steps instead of 1,500 (docs/log.md).
+SIZES = {"hidden": 192, "layers": 6, "heads": 6, "kv_heads": 3, "intermediate": 512, "window": 84, "init_std": 0.05}
+ALIGN = "align"
+BY, END, YES, NO = " by", ";", " yes", " no"
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a step teaches, and all that a worker needs to draw its rows.
+
+    `most_objects`, where it is given, teaches selectors from text alone, of scenes of at most so many objects.
+    """
+
+    name: str
+    rows: int
+    seed: int
+    most_objects: int | None = None
+    alone: Sequence[float] = EVEN
+
+
+def new_base(seed: int) -> Backbone:
+    """Build an untrained base; its tokenizer knows every word of the scenes, and the retrieval token."""
+    tokenizer = tiny_tokenizer(lessons.corpus(), 512)
+    model = tiny_model("qwen2_5_vl", tokenizer, seed, **SIZES)
+    return load_backbone((model, tiny_processor("qwen2_5_vl", tokenizer)), freeze_vision=False)
+
+
+@cache
+def worker_base() -> tuple[Backbone, ChatEncoder]:
+    """Build once in a process what tokenising needs; the weights are not used."""
+    torch.set_num_threads(1)
+    base = new_base(0)
+    return base, ChatEncoder(base.processor, base.ret_id)
+
+
+def draw_batch(lesson: Lesson) -> Batch:
+    """Draw and tokenise the rows of a lesson."""
+    base, encoder = worker_base()
+    rng = random.Random(lesson.seed)
+    if lesson.name == ALIGN:
+        return alignment_batch(base, encoder, rng, lessons.draw_distinct_scenes(rng, lesson.rows))
+    if lesson.most_objects is not None:
+        drawn = [lessons.select(rng, False, lesson.alone, most=lesson.most_objects) for _ in range(lesson.rows)]
+        return language_batch(base, encoder, rng, drawn, verdicts=True, pictures=False)
+    drawn = [TASKS[lesson.name](rng, False, lesson.alone) for _ in range(lesson.rows)]
+    return language_batch(base, encoder, rng, drawn, verdicts=lesson.name == "select")
+
+
+def language_batch(
+    base: Backbone,
+    encoder: ChatEncoder,
+    rng: random.Random,
+    drawn: Sequence[Example],
+    verdicts: bool = False,
+    pictures: bool = True,
+) -> Batch:
+    """Tokenise examples; supervise their answers, or with `verdicts` only an answer's selector and verdicts."""
+    ids = encoder.plain_ids([example.answer for example in drawn])
+    answers = [[*answer, encoder.tokenizer.eos_token_id] for answer in ids]
+    batch = tokenise(base, encoder, [example.prompt for example in drawn], answers)
+    if verdicts:
+        batch["labels"] = supervise_verdicts(batch["labels"], encoder)
+    if not pictures:
+        return to_arrays(without_pictures(batch, encoder))
+    return to_arrays(batch) | {"pictures": render([example.scene for example in drawn], rng)}
+
+
+def alignment_batch(base: Backbone, encoder: ChatEncoder, rng: random.Random, drawn: Sequence[scenes.Scene]) -> Batch:
+    """Tokenise scenes twice: as pictures, and under `text_...` as descriptions alone."""
+    picture_side = tokenise(base, encoder, [prompts.TARGET] * len(drawn), [[encoder.ret_id]] * len(drawn))
+    # half of the descriptions stand in the question, half in the answer
+    questions = []
+    answers = []
+    for scene in drawn:
+        text = scenes.scene_text(scene)
+        asked = rng.random() < 0.5
+        questions.append(prompts.DESCRIPTION.replace("{text}", text) if asked else prompts.DESCRIBE)
+        answers.append("" if asked else text)
+    text_side = tokenise(base, encoder, questions, encoder.answer_ids(answers))
+    text_side = without_pictures(text_side, encoder)
+    batch = picture_side | {f"text_{name}": value for name, value in text_side.items()}
+    return to_arrays(batch) | {"pictures": render(drawn, rng)}
+
+
+def tokenise(
+    base: Backbone, encoder: ChatEncoder, questions: Sequence[str], answers: Sequence[list[int]]
+) -> dict[str, Tensor]:
+    """Tokenise rows with a picture each -> input_ids, attention_mask, labels (B, T), positions (3, B, T)."""
+    inputs, labels = encoder.tokenise([VISUAL_TOKENS] * len(questions), questions, answers)
+    positions = base.positions(inputs | {"image_grid_thw": picture_grid(len(questions))})
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "labels": labels,
+        "positions": positions,
+    }
+
+
+def supervise_verdicts(labels: Tensor, encoder: ChatEncoder) -> Tensor:
+    """Keep of labels (B, T) the restated selector and the verdicts; object names would drown them."""
+    by, end, yes, no = (torch.tensor(ids[0]) for ids in encoder.plain_ids([BY, END, YES, NO]))
+    begun = (labels == by).cumsum(dim=1) > 0
+    ended = (begun & (labels == end)).cumsum(dim=1) > 0
+    selector = begun & ~ended
+    verdict = (labels == yes) | (labels == no)
+    return labels.masked_fill(~(selector | verdict), IGNORE)
+
+
+def without_pictures(batch: dict[str, Tensor], encoder: ChatEncoder) -> dict[str, Tensor]:
+    """Drop the tokens that stand for pictures, the same places in each row; positions count from 0 without them."""
+    seen = (batch["input_ids"][0] == encoder.image_token).nonzero()[:, 0]
+    keep = torch.ones(batch["input_ids"].shape[1], dtype=torch.bool)
+    keep[seen[0] - 1 : seen[-1] + 2] = False  # with the tokens that open and close a picture
+    kept = {name: batch[name][:, keep] for name in ("input_ids", "attention_mask", "labels")}
+    positions = (kept["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    return kept | {"positions": positions.expand(3, -1, -1).contiguous()}
+
+
+def render(drawn: Sequence[scenes.Scene], rng: random.Random) -> np.ndarray:
+    """Draw scenes as pictures (B, S, S, 3) uint8."""
+    return np.stack([np.asarray(scenes.render(scene, rng)) for scene in drawn])
+
+
+def to_arrays(batch: dict[str, Tensor]) -> Batch:
+    """Convert tensors to arrays, which travel between processes as plain bytes."""
+    return {name: value.numpy() for name, value in batch.items()}
