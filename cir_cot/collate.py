@@ -118,7 +118,7 @@ class ChatEncoder:
     def tokenise(
         self, visual: Sequence[int], prompts: Sequence[str], answers: Sequence[list[int]]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return ids, mask and token types (B, T) of rows whose pictures take `visual` tokens each, and labels (B, T)."""
+        """Return ids, mask and token types (B, T) of rows with `visual` tokens a picture, and labels (B, T)."""
         rows = []
         supervised = []
         at = self.opening.index(self.image_token)
