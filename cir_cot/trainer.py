@@ -145,8 +145,6 @@ class CirTrainer(Trainer):
         if coalesce:
             model.set_gradient_accumulation_boundary(is_boundary=True)
             model.step()
-        if self.vision is not None and self.vision.folder is None:
-            self.vision.forget()
         return loss
 
     def _encode(self, model: nn.Module, chunk: Chunk, again: bool) -> dict:

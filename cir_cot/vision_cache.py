@@ -71,13 +71,18 @@ class VisionCache:
 
     @contextmanager
     def attached(self) -> Iterator["VisionCache"]:
-        """Within it the tower looks up first, and runs on what is missing only."""
+        """Within it the tower looks up first, and runs on what is missing only.
+
+        At its end, without a folder, all features are forgotten: those of a step would pile up over a run.
+        """
         whole = self.tower.forward
         self.tower.forward = lambda patches, grid_thw, **options: self._features(whole, patches, grid_thw, options)
         try:
             yield self
         finally:
             del self.tower.forward  # the class's own shows again
+            if self.folder is None:
+                self.forget()
 
     @torch.no_grad()
     def _features(self, run, patches: Tensor, grid: Tensor, options: dict) -> BaseModelOutputWithPooling:

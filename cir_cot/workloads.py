@@ -16,6 +16,7 @@ from . import _torchvision  # noqa: F401  # isort: skip
 from transformers.trainer_callback import PrinterCallback
 
 from . import plain_peers
+from .decoding import Writing
 from .device_meter import StepWatch, count_waits, forget_peak, timed, trace, wait
 from .evaluation import inference
 from .gradcache import row_tokens
@@ -74,16 +75,14 @@ def train(head: CotRetriever, rows: int, chunk: int, given: Conditions, record: 
                                  logging_first_step=False, report_to="none", disable_tqdm=True)  # fmt: skip
         trainer = CirTrainer(head, arguments, pairs, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
-        began = time.perf_counter()
         trainer.train()
-        whole = time.perf_counter() - began
     tokens, supervised = (trainer.meter.sums[name][0].item() / steps for name in ("tokens", "supervised_tokens"))
     sample = head.encoder().target(asked(NoisePairs(len(PHOTOGRAPHS), PHOTOGRAPHS))[0])
     patches = 2 * rows * patches_of(sample) / len(PHOTOGRAPHS)
     price = costs(head.backbone.plain)
     floor = given.card.seconds(*price.training(tokens, supervised, patches, -int(-tokens // chunk), given.recompute))
     found = facts(rows, tokens, sum(watch.seconds) / given.steps, floor, head.backbone.device)
-    more = {"supervised": supervised, "patches": patches, "data_seconds": (whole - sum(watch.seconds)) / steps}
+    more = {"supervised": supervised, "patches": patches}
     return found | more | waiting(watch.waits, 1) | traced(watch.kernels)
 
 
@@ -132,22 +131,28 @@ def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
             for _ in range(TRACED):
                 next(few)
         few.close()
+        cold = _write_all(head, queries)[1]  # shapes that the device has not met yet can cost it more
         forget_peak(device)
-        wait(device)
-        began = time.perf_counter()
-        writing = head.write(*queries)
-        last = next(writing)
-        first = time.perf_counter() - began
-        for step in writing:
-            last = step
-        whole = time.perf_counter() - began
+        first, whole, last = _write_all(head, queries)
     lengths = [len(row.ids) + 1 for row in last.rows]  # with the retrieval token; a few tokens were given
     floor, each = writing_floor(head, inputs, max(lengths), given.card)
     found = facts(rows, sum(lengths), whole, floor, device)
-    found |= {"steps": max(lengths), "host_seconds": host, "first_seconds": first}
+    found |= {"steps": max(lengths), "cold_seconds": cold, "host_seconds": host, "first_seconds": first}
     found |= {"step_seconds": (whole - first) / max(lengths), "step_roofline_seconds": each}
     kernels["kernels"] /= TRACED
     return found | waiting(waits, TRACED) | traced(kernels)
+
+
+def _write_all(head: CotRetriever, queries: tuple[list, list[str]]) -> tuple[float, float, Writing]:
+    """Write all chains -> seconds until the first token, seconds in all, and what was written."""
+    wait(head.backbone.device)
+    began = time.perf_counter()
+    writing = head.write(*queries)
+    last = next(writing)
+    first = time.perf_counter() - began
+    for step in writing:
+        last = step
+    return first, time.perf_counter() - began, last
 
 
 def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
@@ -158,12 +163,12 @@ def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
         plain_peers.write(backbone, encoder.query(*queries, [[]] * rows)[0], count)
 
     with inference(head):
-        write(TRACED)
+        cold = timed(partial(write, given.new_tokens), backbone.device)
         forget_peak(backbone.device)
         seconds = timed(partial(write, given.new_tokens), backbone.device)
     floor, each = writing_floor(head, encoder.query(*queries, [[]] * rows)[0], given.new_tokens, given.card)
     found = facts(rows, rows * given.new_tokens, seconds, floor, backbone.device)
-    return found | {"steps": given.new_tokens, "step_roofline_seconds": each}
+    return found | {"steps": given.new_tokens, "cold_seconds": cold, "step_roofline_seconds": each}
 
 
 def encode(head: CotRetriever, rows: int, given: Conditions) -> dict:

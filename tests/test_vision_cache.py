@@ -235,3 +235,11 @@ def test_without_a_folder_nothing_outlives_forget():
         assert len(cache) == 3
         cache.forget()
         assert len(cache) == 0
+
+
+@pytest.mark.parametrize("tokens", [400, 10_000], ids=["chunks", "one chunk"])
+def test_features_do_not_outlive_the_step_that_shares_them(tmp_path, tokens):
+    """Otherwise host memory grows by every picture of the data: a megabyte each for a 7B model."""
+    run = training.trainer(tmp_path, max_steps=2, chunk_tokens=tokens)
+    run.train()
+    assert len(run.vision) == 0
