@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
     add("--write", action="store_true", help="write the threshold into the checkpoint's settings")
     add("--out", metavar="FILE", help="write the curve here, as JSON")
+    add("--overwrite", action="store_true", help="replace FILE if it is there")
     add("--json", action="store_true", help="print the curve as JSON, and everything else to stderr")
     return parser.parse_args(argv)
 
@@ -80,6 +82,8 @@ def write_threshold(folder: str, threshold: float) -> None:
 def main(argv: Sequence[str]) -> int:
     """Measure the curve, choose the threshold, print and write both."""
     args = parse(argv)
+    if args.out and os.path.lexists(args.out) and not args.overwrite:
+        raise InputError(f"{args.out} is there already; give another --out, or --overwrite to replace it")
     (benchmark, *others) = load_benchmark(args.benchmark, args.root, args.split, args.category)
     if others:
         raise InputError(f"{args.benchmark} has several categories; name one with --category")

@@ -68,3 +68,15 @@ def test_a_checkpoint_is_calibrated(benchmark, tmp_path, capsys):
     assert adaptive.metrics == answer["chosen"]["metrics"]
     with pytest.raises(InputError, match="'R@3' is not one of R@1"):
         calibrate.main(command(tmp_path / "model", root, "--metric", "R@3"))
+
+
+def test_a_file_that_is_there_is_replaced_with_overwrite_alone(benchmark, tmp_path):
+    root, _ = benchmark
+    curve = tmp_path / "curve.json"
+    curve.write_text("a user's")
+    with pytest.raises(InputError, match="curve.json is there already; .*--overwrite"):
+        calibrate.main(command(tmp_path / "model", root, "--out", curve))  # before it looks for the model
+    assert curve.read_text() == "a user's"
+    tiny_head(lora=False, max_new_tokens=4).save(tmp_path / "model")
+    assert calibrate.main(command(tmp_path / "model", root, "--out", curve, "--overwrite")) == 0
+    assert json.loads(curve.read_text())["curve"]
