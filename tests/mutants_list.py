@@ -199,6 +199,27 @@ MUTANTS = [
         ["tests/test_backbone.py::test_decoding_with_the_cache_equals_the_full_forward"],
         "rows that have finished stay in the cache",
     ),
+    (
+        "cir_cot/backbone.py",
+        "if ret_id >= model.get_input_embeddings()",
+        "if ret_id > model.get_input_embeddings()",
+        ["tests/test_backbone.py::test_the_matrix_grows_only_when_no_row_is_spare"],
+        "the token has no row when none is spare",
+    ),
+    (
+        "cir_cot/backbone.py",
+        "layer.weight[:count].float().mean(dim=0)",
+        "layer.weight.float().mean(dim=0)",
+        ["tests/test_backbone.py::test_the_token_takes_a_spare_row_at_the_mean_of_the_others"],
+        "spare rows count in the mean",
+    ),
+    (
+        "cir_cot/backbone.py",
+        "    if RET in added:\n        return added[RET]\n",
+        "",
+        ["tests/test_backbone.py"],
+        "a token that is there is set back to the mean",
+    ),
     # ---- cir_cot/benchmarks.py
     (
         "cir_cot/benchmarks.py",
@@ -267,6 +288,13 @@ MUTANTS = [
         ["tests/test_benchmarks.py::test_unknown_options_are_refused_with_the_known_ones"],
         "a category that does not exist is ignored",
     ),
+    (
+        "cir_cot/benchmarks.py",
+        '[entry["target_img_id"], *entry["gt_img_ids"]]',
+        '[*entry["gt_img_ids"], entry["target_img_id"]]',
+        ["tests/test_benchmarks.py::test_the_first_target_of_circo_is_the_one_that_recall_counts"],
+        "R@k of CIRCO counts another target",
+    ),
     # ---- cir_cot/budget.py
     (
         "cir_cot/budget.py",
@@ -274,6 +302,20 @@ MUTANTS = [
         "sum(not is_shrunk(one.height",
         ["tests/test_budget.py::test_what_is_counted"],
         "the estimate counts the pictures that stay as they are",
+    ),
+    (
+        "cir_cot/budget.py",
+        '"fits": each * chunk <= room',
+        '"fits": each * chunk < room',
+        ["tests/test_budget.py::test_a_step_fits_up_to_the_very_last_byte"],
+        "a step that just fits is refused",
+    ),
+    (
+        "cir_cot/budget.py",
+        "room = max(0, free - training)",
+        "room = max(0, free - weights)",
+        ["tests/test_budget.py::test_a_step_fits_up_to_the_very_last_byte"],
+        "gradients are forgotten",
     ),
     # ---- cir_cot/chain_export.py
     (
@@ -422,6 +464,87 @@ MUTANTS = [
         ],
         "a checkpoint without image processor is a traceback",
     ),
+    # ---- cir_cot/cli.py
+    (
+        "cir_cot/cli.py",
+        "    except BrokenPipeError:\n        code = BROKEN_PIPE\n",
+        "",
+        ["tests/test_cli.py::test_a_reader_that_has_gone_ends_a_command_quietly"],
+        "a closed pipe is an error",
+    ),
+    (
+        "cir_cot/cli.py",
+        "    _let_go(sys.stdout)\n",
+        "",
+        ["tests/test_cli.py::test_a_reader_that_has_gone_ends_a_command_quietly"],
+        "Python complains at its end",
+    ),
+    (
+        "cir_cot/cli.py",
+        "    _let_go(sys.stderr)\n",
+        "",
+        [
+            "tests/test_cli.py::test_a_full_disk_under_the_output_is_one_line",
+            "tests/test_cli.py::test_a_reader_of_both_streams_that_has_gone_hides_no_exit_code",
+        ],
+        "a full disk under stderr changes the exit code",
+    ),
+    (
+        "cir_cot/cli.py",
+        "        sys.stdout.flush()  # here",
+        "        pass  # here",
+        ["tests/test_cli.py::test_a_full_disk_under_the_output_is_one_line"],
+        "a full disk is told by nobody",
+    ),
+    (
+        "cir_cot/cli.py",
+        'sys.stdout.reconfigure(errors="backslashreplace")',
+        "pass",
+        ["tests/test_cli.py::test_letters_that_the_terminal_lacks_are_written_as_numbers"],
+        "letters that the terminal lacks are a traceback",
+    ),
+    (
+        "cir_cot/cli.py",
+        "    except OSError as error:  # a missing",
+        "    except FileNotFoundError as error:  # a missing",
+        ["tests/test_cli.py::test_what_the_system_refuses_is_one_line_and_code_2"],
+        "a full disk is a traceback",
+    ),
+    (
+        "cir_cot/cli.py",
+        "if error.filename else error.strerror or str(error)",
+        "if error.filename else str(error.strerror)",
+        ["tests/test_cli.py::test_what_the_system_refuses_is_one_line_and_code_2"],
+        "an error without a number says None",
+    ),
+    (
+        "cir_cot/cli.py",
+        'meant = f"did you mean {near[0]!r}? " if near else ""',
+        'meant = ""',
+        ["tests/test_cli.py::test_a_mistyped_command_names_the_nearest"],
+        "no command is suggested",
+    ),
+    (
+        "cir_cot/cli.py",
+        "{shown(name)} is no command",
+        "{name!r} is no command",
+        ["tests/test_cli.py::test_a_command_like_no_other_is_not_guessed"],
+        "a long word floods the terminal",
+    ),
+    (
+        "cir_cot/cli.py",
+        "if sys.stdout is not None:",
+        "if True:",
+        ["tests/test_cli.py::test_a_command_without_an_output_works"],
+        "a closed stdout is a traceback",
+    ),
+    (
+        "cir_cot/cli.py",
+        "INTERRUPTED, BROKEN_PIPE = 130, 141",
+        "INTERRUPTED, BROKEN_PIPE = 1, 141",
+        ["tests/test_cli.py::test_ctrl_c_in_a_running_process_is_code_130_and_one_line"],
+        "Ctrl-C is another code",
+    ),
     # ---- cir_cot/clip.py
     (
         "cir_cot/clip.py",
@@ -550,6 +673,27 @@ MUTANTS = [
         '            "ids": torch.tensor([image_number(row.record.targets[-1]) for row in rows]),',
         ["tests/test_trainer.py::test_training_shows_the_first_target_and_masks_by_it"],
         "negatives are masked by the last target",
+    ),
+    (
+        "cir_cot/collate.py",
+        "if text.count(_STAND_IN) != 1:",
+        "if False:",
+        ["tests/test_collate.py::test_a_template_that_does_not_show_the_text_exactly_once_is_refused"],
+        "a template without the text is taken",
+    ),
+    (
+        "cir_cot/collate.py",
+        "if self.opening.count(self.image_token) != 1 or self.image_token in self.closing:",
+        "if self.image_token in self.closing:",
+        ["tests/test_collate.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"],
+        "a template without a picture is taken",
+    ),
+    (
+        "cir_cot/collate.py",
+        " or self.image_token in self.closing:",
+        ":",
+        ["tests/test_collate.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"],
+        "a picture after the text is taken",
     ),
     # ---- cir_cot/config.py
     (
@@ -799,6 +943,13 @@ MUTANTS = [
         "for name, share in answer.choices.items())",
         ["tests/test_dialogue.py"],
         "parts that took no share are named",
+    ),
+    (
+        "cir_cot/dialogue.py",
+        "{shown(name)} is not in the gallery",
+        "{name!r} is not in the gallery",
+        ["tests/test_demo.py::test_only_pictures_of_the_gallery_can_be_had"],
+        "a long id floods the page",
     ),
     # ---- cir_cot/encoding.py
     (
@@ -1164,13 +1315,6 @@ MUTANTS = [
         "target = path",
         ["tests/test_files.py::test_a_link_stays_and_its_target_is_written"],
         "the link is replaced by a file",
-    ),
-    (
-        "cir_cot/files.py",
-        "    if target.is_symlink():",
-        "    if False:",
-        ["tests/test_files.py::test_a_circle_of_links_is_refused_and_stays"],
-        "a circle of links is replaced",
     ),
     (
         "cir_cot/files.py",
@@ -1846,6 +1990,13 @@ MUTANTS = [
         ["tests/test_images.py::test_links_do_not_leave_the_folder"],
         "a link leads out of the folder",
     ),
+    (
+        "cir_cot/images.py",
+        'repr(self.boxes.get(image_id, "")).encode()',
+        'b""',
+        ["tests/test_images.py::test_two_boxes_of_a_picture_have_two_fingerprints"],
+        "two boxes of a picture have one fingerprint",
+    ),
     # ---- cir_cot/index.py
     (
         "cir_cot/index.py",
@@ -2172,6 +2323,23 @@ MUTANTS = [
         ["tests/test_damaged.py::test_an_image_listed_twice_among_many_is_found"],
         "an image is twice in the gallery",
     ),
+    (
+        "cir_cot/layouts.py",
+        "or isinstance(value, bool):",
+        "or False:",
+        [
+            "tests/test_benchmarks.py::test_bad_annotations_are_named_with_their_place",
+            "tests/test_damaged.py::test_a_bool_is_no_number",
+        ],
+        "true counts as 1",
+    ),
+    (
+        "cir_cot/layouts.py",
+        "        if kind is str:",
+        "        if False:",
+        ["tests/test_damaged.py::test_captions_of_annotation_files_are_bounded"],
+        "captions of any length are read",
+    ),
     # ---- cir_cot/loading.py
     (
         "cir_cot/loading.py",
@@ -2204,6 +2372,42 @@ MUTANTS = [
             "tests/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[adapter_config.json: no expression]"
         ],
         "a bad expression in an adapter is a traceback",
+    ),
+    # ---- cir_cot/local_server.py
+    (
+        "cir_cot/local_server.py",
+        "allowed_hosts=[*HOSTS, *hosts]",
+        'allowed_hosts=["*"]',
+        ["tests/test_demo.py::test_a_name_that_leads_here_is_not_answered"],
+        "DNS rebinding is answered",
+    ),
+    (
+        "cir_cot/local_server.py",
+        "allowed_hosts=[*HOSTS, *hosts]",
+        "allowed_hosts=[*HOSTS]",
+        ["tests/test_demo.py::test_this_machines_names_and_named_hosts_are_answered"],
+        "a named host is refused",
+    ),
+    (
+        "cir_cot/local_server.py",
+        '("localhost", LOCAL, "[::1]")',
+        '("localhost", LOCAL)',
+        ["tests/test_demo.py::test_this_machines_names_and_named_hosts_are_answered"],
+        "the IPv6 name of this machine is refused",
+    ),
+    (
+        "cir_cot/local_server.py",
+        "socket.create_server((LOCAL, port))",
+        'socket.create_server(("0.0.0.0", port))',
+        ["tests/test_demo.py::test_a_port_that_is_taken_or_none_is_one_clear_line"],
+        "the page is open to the network",
+    ),
+    (
+        "cir_cot/local_server.py",
+        "if not 0 <= port <= 65535:",
+        "if not 0 <= port <= 65536:",
+        ["tests/test_demo.py::test_a_port_that_is_taken_or_none_is_one_clear_line"],
+        "port 65536 is a traceback",
     ),
     # ---- cir_cot/local_teacher.py
     (
@@ -2590,6 +2794,67 @@ MUTANTS = [
         "    known |= dict.fromkeys((*names, *unread))\n",
         ["tests/test_ownership.py::test_a_run_that_was_stopped_can_be_repeated"],
         "the list is written at the end only",
+    ),
+    # ---- cir_cot/private_folder.py
+    (
+        "cir_cot/private_folder.py",
+        "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef remove_stale",
+        "        pass\n\n\ndef remove_stale",
+        ["tests/test_private_folder.py::test_nobody_else_can_look_into_it_and_it_is_gone_afterwards"],
+        "copies stay",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "    remove_stale(Path(tempfile.gettempdir()), prefix)\n",
+        "",
+        [
+            "tests/test_private_folder.py::test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_is_kept"
+        ],
+        "copies of a killed process stay",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        [
+            "tests/test_private_folder.py::test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_is_kept"
+        ],
+        "folders in use are removed",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "folder.is_symlink() or ",
+        "",
+        ["tests/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"],
+        "a link's folder is taken for one's own",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "or folder.stat().st_uid != os.getuid()",
+        "",
+        ["tests/test_private_folder.py::test_another_users_folder_is_kept"],
+        "another user's folder is removed",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "(signal.SIGTERM, signal.SIGHUP)",
+        "(signal.SIGTERM,)",
+        ["tests/test_private_folder.py::test_it_is_gone_after_a_signal"],
+        "copies stay when the terminal is closed",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "raise SystemExit(128 + number)",
+        "raise SystemExit(number)",
+        ["tests/test_private_folder.py::test_it_is_gone_after_a_signal"],
+        "another exit code",
+    ),
+    (
+        "cir_cot/private_folder.py",
+        "(folder / LOCK).open()",
+        '(folder / LOCK).open("a")',
+        ["tests/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"],
+        "folders without a lock are removed",
     ),
     # ---- cir_cot/processes.py
     (
@@ -3657,6 +3922,84 @@ MUTANTS = [
         ["tests/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"],
         "smaller chunks make another run",
     ),
+    # ---- cir_cot/same_origin.py
+    (
+        "cir_cot/same_origin.py",
+        "if origin is not None and origin.lower() not in own:",
+        "if False:",
+        ["tests/test_demo.py::test_an_upload_from_another_origin_is_refused"],
+        "another site may upload",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'if site == "same-origin" or (site == "none" and reading) or link:',
+        'if site != "cross-site" or link:',
+        ["tests/test_demo.py::test_an_upload_from_another_origin_is_refused"],
+        "another port of this machine may upload",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        '(site == "none" and reading)',
+        'site == "none"',
+        ["tests/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        "a form opened as a file may upload",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'link = reading and path == "/" and',
+        "link = reading and",
+        ["tests/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        "a link from another site reads the configuration",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'path == "/" and headers.get("sec-fetch-mode") == "navigate"',
+        'path == "/"',
+        ["tests/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        "another site fetches the page without opening it",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'return "" if referer.lower().startswith(tuple(f"{name}/" for name in own)) else "the referer is not this page"',
+        'return ""',
+        ["tests/test_demo.py::test_an_upload_from_another_origin_is_refused"],
+        "any referer may upload",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'return "" if reading and not path.startswith(data) else',
+        'return "" if reading else',
+        ["tests/test_demo.py::test_a_picture_is_uploaded_and_read_by_the_page_alone"],
+        "pictures are read by who does not say who asks",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'return "" if reading and not path.startswith(data) else',
+        'return "" if not path.startswith(data + "u") else',
+        ["tests/test_demo.py::test_a_picture_is_uploaded_and_read_by_the_page_alone"],
+        "pictures are read by who does not say who asks",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        'own = (f"http://{host}", f"https://{host}")',
+        'own = (f"http://{host}",)',
+        ["tests/test_demo.py::test_this_machines_names_and_named_hosts_are_answered"],
+        "a proxy with encryption is refused",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        '*message.get("headers", ()), *added',
+        '*message.get("headers", ())',
+        ["tests/test_demo.py::test_every_answer_has_the_security_headers"],
+        "no security headers",
+    ),
+    (
+        "cir_cot/same_origin.py",
+        "await self.app(scope, receive, send_with_headers)",
+        "await self.app(scope, receive, send)",
+        ["tests/test_demo.py::test_every_answer_has_the_security_headers"],
+        "pages lack the security headers",
+    ),
     # ---- cir_cot/sampler.py
     (
         "cir_cot/sampler.py",
@@ -3778,6 +4121,14 @@ MUTANTS = [
         ["tests/test_search.py::test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded"],
         "90,000 letters are encoded",
     ),
+    ("cir_cot/search.py", "k + len(left_out)", "k", ["tests/test_search.py"], "a picture too few is found"),
+    (
+        "cir_cot/search.py",
+        "if hit[0] not in left_out][:k]",
+        "if hit[0] not in left_out]",
+        ["tests/test_search.py"],
+        "more pictures than asked for",
+    ),
     # ---- cir_cot/sentence_form.py
     (
         "cir_cot/sentence_form.py",
@@ -3898,6 +4249,20 @@ MUTANTS = [
         "    if False:",
         ["tests/test_damaged.py::test_an_image_submitted_twice_among_many_is_found"],
         "a picture twice is valid",
+    ),
+    (
+        "cir_cot/submission.py",
+        "    if len(lists) == len(test.records):",
+        "    if len(lists) >= len(test.records):",
+        ["tests/test_submit.py::test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too"],
+        "a file of val with more queries than test is checked as test",
+    ),
+    (
+        "cir_cot/submission.py",
+        "        if Path(path).stat().st_size > MAX_BYTES:",
+        "        if Path(path).stat().st_size >= MAX_BYTES:",
+        ["tests/test_submit.py::test_a_file_of_exactly_the_servers_limit_is_valid"],
+        "a file of exactly 5 MB is refused",
     ),
     # ---- cir_cot/tables.py
     (
@@ -4233,6 +4598,62 @@ MUTANTS = [
         ["tests/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"],
         "points stand at their cost",
     ),
+    (
+        "cir_cot/webpage.py",
+        "<title>{escape(title)}",
+        "<title>{title}",
+        ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
+        "a title is HTML",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "<td>{escape(value)}",
+        "<td>{value}",
+        ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
+        "a cell is HTML",
+    ),
+    (
+        "cir_cot/webpage.py",
+        '<th scope="row">{escape(first)}',
+        '<th scope="row">{first}',
+        ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
+        "a row's name is HTML",
+    ),
+    (
+        "cir_cot/webpage.py",
+        'aria-label="{escape(what)}"',
+        'aria-label="{what}"',
+        ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
+        "a chart's label is HTML",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "{number} {escape(words)}",
+        "{number} {words}",
+        ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
+        "a point's label is HTML",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "max(0.0, min(100.0, value))",
+        "min(100.0, value)",
+        ["tests/test_webpage.py::test_bars_are_as_long_as_their_percentages_within_the_chart"],
+        "a bar of negative width",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "y = height - (height - 10) * percent / 100\n        parts.append(f'<path",
+        "y = height * percent / 100\n        parts.append(f'<path",
+        ["tests/test_webpage.py"],
+        "the axis is upside down",
+    ),
+    (
+        "cir_cot/webpage.py",
+        "small = picture.copy()",
+        "small = picture",
+        ["tests/test_webpage.py::test_a_thumbnail_keeps_its_shape_and_never_grows"],
+        "the caller's picture shrinks",
+    ),
     # ---- cir_cot/wire.py
     (
         "cir_cot/wire.py",
@@ -4389,6 +4810,16 @@ MUTANTS = [
         ["tests/test_own_pictures.py::test_edits_of_captions_say_what_differs"],
         "an edit has four parts",
     ),
+    (
+        "data_gen/triplets.py",
+        'digest()[:8], "big") < share * 2**64',
+        'digest()[:8], "big") < share * 2**63',
+        [
+            "tests/test_own_pictures.py::test_edits_of_labels_lead_to_every_picture_that_has_them",
+            "tests/test_own_pictures.py::test_about_the_asked_share_is_held_out",
+        ],
+        "half the asked share is held out",
+    ),
     # ---- eval/calibrate.py
     (
         "eval/calibrate.py",
@@ -4403,6 +4834,64 @@ MUTANTS = [
         "records[: len(pictures)]",
         ["tests/test_calibrate.py::test_a_checkpoint_is_calibrated"],
         "every batch is as sure as the first queries' words",
+    ),
+    # ---- eval/check_submission.py
+    (
+        "eval/check_submission.py",
+        '    return 1 if any(one["problems"] for one in reports) else 0',
+        '    return 1 if all(one["problems"] for one in reports) else 0',
+        ["tests/test_submit.py::test_one_bad_file_of_two_is_a_failure"],
+        "a bad file beside a good one passes",
+    ),
+    # ---- eval/demo.py
+    (
+        "eval/demo.py",
+        "blocks.has_launched = True",
+        "pass",
+        ["tests/test_demo.py::test_an_event_takes_no_file_that_was_not_uploaded"],
+        "a forged event reads any picture of this machine",
+    ),
+    (
+        "eval/demo.py",
+        "checks(hosts, data=",
+        "checks([], data=",
+        ["tests/test_demo.py::test_this_machines_names_and_named_hosts_are_answered"],
+        "--allowed-host does nothing",
+    ),
+    (
+        "eval/demo.py",
+        'if "*" in name or "/" in name or not name',
+        'if "/" in name or not name',
+        ["tests/test_demo.py::test_an_allowed_host_is_a_name"],
+        "--allowed-host '*' answers every name",
+    ),
+    (
+        "eval/demo.py",
+        'listen(port) as listening, private_folder("cir-cot-demo-") as folder:\n        keep_copies_in(folder)\n        page = load_page()\n',
+        'private_folder("cir-cot-demo-") as folder:\n        keep_copies_in(folder)\n        page = load_page()\n        listening = listen(port)\n',
+        ["tests/test_demo.py::test_a_busy_port_ends_the_command_before_a_model_is_loaded"],
+        "a busy port is noticed after the model is loaded",
+    ),
+    (
+        "eval/demo.py",
+        "{number}. {escape(turn['text'])}",
+        "{number}. {turn['text']}",
+        ["tests/test_demo.py::test_what_people_and_models_write_is_escaped"],
+        "a visitor's text is HTML",
+    ),
+    (
+        "eval/demo.py",
+        "→ {escape(turn['first'])}",
+        "→ {turn['first']}",
+        ["tests/test_demo.py::test_what_people_and_models_write_is_escaped"],
+        "an image id is HTML",
+    ),
+    (
+        "eval/demo.py",
+        "{escape(words)}</p>",
+        "{words}</p>",
+        ["tests/test_demo.py::test_what_people_and_models_write_is_escaped"],
+        "a message is HTML",
     ),
     # ---- eval/score.py
     (
@@ -4419,6 +4908,14 @@ MUTANTS = [
         '        cot = row.get("cot")',
         ["tests/test_search.py::test_a_chain_of_null_is_no_chain"],
         "a chain of null is a traceback",
+    ),
+    # ---- eval/submit.py
+    (
+        "eval/submit.py",
+        "    return 1 if problems else 0",
+        "    return 0",
+        ["tests/test_submit.py::test_what_was_written_but_is_not_valid_is_a_failure"],
+        "an invalid submission passes",
     ),
     # ---- setup.cfg
     (
