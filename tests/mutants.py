@@ -275,6 +275,8 @@ def run(root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float 
         preload(copies[0], modules)
         for outcome in tqdm(attempt(copies, usable, seconds), total=len(usable), desc="edits", unit=" edits"):
             found[outcome.mutant] = outcome
+            if outcome.state != "noticed":
+                tqdm.write(f"{outcome.state}: {outcome.mutant.file}: {outcome.mutant.breaks}", file=sys.stderr)
     return [found[mutant] for mutant in mutants]
 
 
