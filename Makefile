@@ -37,6 +37,7 @@ demo: $(STAMP)
 	  $(if $(IMAGES),--images $(IMAGES),--images $(SCENES)/images --gallery $(SCENES)/gallery.iid.txt)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX)
 
+# PYTEST_ADDOPTS="-n 2 --dist loadfile" make test: two files at a time, on a machine with two idle cores.
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest
 
