@@ -872,6 +872,14 @@ MUTANTS = [
         ],
         "a tag's tokens count against the part's budget",
     ),
+    # ---- cir_cot/device_meter.py
+    (
+        "cir_cot/device_meter.py",
+        'in ("kernel", "cpu_op", "gpu_memcpy", "gpu_memset")',
+        'in ("kernel", "cpu_op", "gpu_memset")',
+        ["tests/test_fullsize.py::test_kernels_are_summed_by_kind_and_name"],
+        "copies are left out of the kernels",
+    ),
     # ---- cir_cot/devices.py
     (
         "cir_cot/devices.py",
@@ -2712,6 +2720,13 @@ MUTANTS = [
         ["tests/test_noise.py"],
         "all pictures are the same",
     ),
+    (
+        "cir_cot/noise.py",
+        "self.sizes[index % len(self.sizes)]",
+        "self.sizes[0]",
+        ["tests/test_fullsize.py::test_noise_pairs_have_the_sizes_that_they_are_given"],
+        "all pictures have one size",
+    ),
     # ---- cir_cot/outputs.py
     (
         "cir_cot/outputs.py",
@@ -3829,6 +3844,28 @@ MUTANTS = [
         ["tests/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[retriever.json: frozen text]"],
         "any text freezes a retriever",
     ),
+    # ---- cir_cot/roofline.py
+    (
+        "cir_cot/roofline.py",
+        "passes = 2 + recompute + (chunks > 1)",
+        "passes = 2 + recompute",
+        ["tests/test_fullsize.py::test_a_step_costs_what_its_passes_cost"],
+        "the floor of a cached step leaves out its second encoding",
+    ),
+    (
+        "cir_cot/roofline.py",
+        "return max(flops / self.flops, moved / self.bandwidth)",
+        "return flops / self.flops",
+        ["tests/test_fullsize.py::test_a_step_costs_what_its_passes_cost"],
+        "memory bandwidth is left out of the floor",
+    ),
+    (
+        "cir_cot/roofline.py",
+        "cached=2 * width *",
+        "cached=width *",
+        ["tests/test_fullsize.py::test_the_costs_of_7b_are_those_of_its_published_size"],
+        "keys without values in the cache's bytes",
+    ),
     # ---- cir_cot/rows.py
     (
         "cir_cot/rows.py",
@@ -4311,7 +4348,7 @@ MUTANTS = [
         "cir_cot/tables.py",
         'return "oracle (upper bound)" if reading == "oracle" else reading',
         "return reading",
-        ["tests/test_report.py"],
+        ["tests/test_tables.py::test_the_first_reading_of_a_set_leads_and_the_oracle_is_called_an_upper_bound"],
         "the oracle is not called an upper bound",
     ),
     # ---- cir_cot/teacher.py
@@ -4550,6 +4587,13 @@ MUTANTS = [
         "        if False:",
         ["tests/test_vision_cache.py::test_a_damaged_identity_is_one_line"],
         "a damaged identity is a traceback",
+    ),
+    (
+        "cir_cot/vision_cache.py",
+        "            if self.folder is None:\n                self.forget()\n",
+        "",
+        ["tests/test_vision_cache.py::test_features_do_not_outlive_the_step_that_shares_them"],
+        "features of all steps pile up in host memory",
     ),
     # ---- cir_cot/webpage.py
     (

@@ -416,7 +416,7 @@ def test_genecis_rankings_hold_the_candidates(tmp_path, ranking, message):
 def test_genecis_of_other_forms_is_refused(tmp_path):
     root = genecis_root(tmp_path)
     query = json.loads((root / "genecis" / "focus_attribute.json").read_text())[0]
-    for box in ([1, 2, 3], [1, 2, 0, 4], ["1", 2, 3, 4], None):
+    for box in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 0, 4], ["1", 2, 3, 4], None):
         query["target"] = {"image_id": "7", "instance_bbox": box}
         dump(root / "genecis" / "focus_attribute.json", [query])
         with pytest.raises(InputError, match="entry 0: 'instance_bbox' must be"):

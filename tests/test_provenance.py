@@ -36,6 +36,7 @@ def test_commit_and_dirty_of_the_checkout_the_code_is_tracked_in(tmp_path):
     git(tmp_path, "add", "code.py")
     git(tmp_path, "commit", "-q", "-m", "ours")
     head = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("a run's output")
     assert loaded(path).git_state() == {"commit": head, "dirty": False}
     (tmp_path / "other").write_text("changed")
     assert loaded(path).git_state() == {"commit": head, "dirty": True}

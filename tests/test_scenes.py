@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cir_cot import cli, scenes
 from cir_cot.data_gen.scenes import main as write_scenes_command
@@ -25,6 +26,8 @@ def test_no_test_scene_is_ever_a_training_scene(splits):
     train = set(scenes.make_split(123, "train", references=80, edits=10)[1].values()) | set(splits["train"][1].values())
     for split in ("iid", "novel"):
         assert not train & set(splits[split][1].values())
+    for split, (_, gallery) in splits.items():
+        assert {scenes.is_test_scene(scene) for scene in gallery.values()} == {split != "train"}
 
 
 def test_novel_swaps_the_colours_of_rectangles_and_triangles(splits):
@@ -155,7 +158,9 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     assert sizes == {split: 24 for split in scenes.SPLITS}
     assert len(gallery) == 24
     pictures = [path.read_bytes() for path in (tmp_path / "a/images").iterdir()]
-    assert len(pictures) == len(set(pictures)) == 72, "each has its own jitter and background"
+    assert len(pictures) == len(set(pictures)) == 72
+    corners = {Image.open(path).getpixel((0, 0)) for path in (tmp_path / "a/images").iterdir()}
+    assert len(corners) > 60, "each has a background of its own"
     for record in read_records(tmp_path / "a/records.iid.jsonl"):
         assert {record.reference, *record.targets} <= set(gallery)
 
