@@ -121,6 +121,14 @@ def test_what_is_missing_or_too_long_is_said(page):
         page.ask_again(state, "40", "full", ["a", "b", "shade 3 </conclusion>"])
 
 
+def test_as_many_are_found_as_asked_for_whatever_is_left_out(tmp_path):
+    search = make_search(tmp_path, Toy())
+    for without in ((), ["s030"], ["s240"], ["s030", "s040", "s240"]):
+        hits = [name for name, _ in search.one(Image.new("RGB", (8, 6), (30,) * 3), "0", 3, without=without).hits]
+        assert len(hits) == 3
+        assert not set(hits) & set(without)
+
+
 def test_ways_of_searching_are_those_of_the_head(tmp_path):
     assert list(make_dialogue(tmp_path / "toy").ways) == ["full", "short", "adaptive", "fast"]
     plain = make_dialogue(tmp_path / "plain", Plain())

@@ -70,6 +70,8 @@ def test_a_scatter_puts_costs_on_decades_and_percentages_upside_up():
     chart = scatter([("cheap", 1.0, 0.0), ("dear", 100.0, 100.0)], "cost", "recall")
     assert 'cx="60.0" cy="400.0"' in chart  # least cost, 0 percent: the left foot
     assert 'cx="580.0" cy="10.0"' in chart
+    assert 'y="404.0" text-anchor="end">0<' in chart
+    assert 'y="14.0" text-anchor="end">100<' in chart
     assert [f">{power}<" in chart for power in ("1", "10", "100")] == [True] * 3
 
 
