@@ -14,7 +14,7 @@ from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import UNUSABLE, run
 from cir_cot.evaluation import evaluate
 from cir_cot.heads import load_retriever
-from cir_cot.heads.prompt_pool import PromptPoolRetriever, compose
+from cir_cot.heads.prompt_pool import PromptPoolRetriever, _mean, compose
 from cir_cot.losses import even_use, load_balance
 from cir_cot.prompts import COMPOSE
 from cir_cot.recipe import parse_arguments
@@ -155,6 +155,8 @@ def test_the_vector_follows_the_chosen_prompts_and_no_others():
 
 def test_a_query_without_words_is_read():
     assert head_of().encode_query(references()[0][:1], [""]).embeddings.isfinite().all()
+    at = torch.tensor([[False, False], [True, True]])
+    assert _mean(torch.tensor([[[1.0], [3.0]]] * 2), at).tolist() == [[0], [2]]
 
 
 def test_explanations_name_the_chosen_best_first_and_shares_sum_to_one():

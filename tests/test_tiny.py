@@ -87,6 +87,8 @@ def test_there_are_spare_rows(tokenizer):
     rows = tiny_model("qwen2_5_vl", tokenizer, **SMALL).get_input_embeddings().num_embeddings
     assert rows % 64 == 0
     assert rows - len(tokenizer) >= 16
+    full = tiny_tokenizer(CORPUS, vocab_size=320 - len(SPECIALS))  # 320 entries fill five times 64 rows
+    assert tiny_model("qwen2_5_vl", full, **SMALL).get_input_embeddings().num_embeddings == 384
 
 
 def test_sizes_are_taken(tokenizer):

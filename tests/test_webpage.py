@@ -103,3 +103,11 @@ def test_a_thumbnail_is_small_and_holds_its_picture():
     assert small.size == (SIDE, SIDE // 2)
     assert all(abs(a - b) < 12 for a, b in zip(small.getpixel((5, 5)), (200, 30, 30), strict=True))
     assert picture.size == (4 * SIDE, 2 * SIDE)
+
+
+def test_the_grid_of_a_scatter_has_its_hundred_above_its_nothing():
+    drawn = scatter([("a", 10.0, 50.0)], "cost", "recall")
+    heights = {label: float(y) for y, label in re.findall(r'y="([^"]*)" text-anchor="end">(\d+)<', drawn)}
+    assert sorted(heights, key=heights.get) == ["100", "80", "60", "40", "20", "0"]
+    lines = [float(y) for y in re.findall(r'<path d="M60 ([\d.]*)h', drawn)]
+    assert lines == sorted(lines, reverse=True)
