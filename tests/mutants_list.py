@@ -2838,20 +2838,6 @@ MUTANTS = [
     ),
     (
         "cir_cot/private_folder.py",
-        "folder.is_symlink() or ",
-        "",
-        ["tests/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"],
-        "a link's folder is taken for one's own",
-    ),
-    (
-        "cir_cot/private_folder.py",
-        "or folder.stat().st_uid != os.getuid()",
-        "",
-        ["tests/test_private_folder.py::test_another_users_folder_is_kept"],
-        "another user's folder is removed",
-    ),
-    (
-        "cir_cot/private_folder.py",
         "(signal.SIGTERM, signal.SIGHUP)",
         "(signal.SIGTERM,)",
         ["tests/test_private_folder.py::test_it_is_gone_after_a_signal"],
