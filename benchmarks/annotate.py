@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cir_cot.annotation import annotate, annotate_row
-from cir_cot.benchmarks import load_benchmark
+from cir_cot.chains.annotate import annotate, annotate_row
+from cir_cot.chains.job import Job, Task, content_key
+from cir_cot.chains.openai_teacher import OpenAITeacher
+from cir_cot.chains.teacher import Plan
 from cir_cot.cli import run
-from cir_cot.job import Job, Task, content_key
+from cir_cot.data import load_benchmark
+from cir_cot.files import write_text_atomic
 from cir_cot.provenance import package_versions
-from cir_cot.records import write_text_atomic
-from cir_cot.replicas import OpenAITeacher
-from cir_cot.teacher import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES, WIDTH, HEIGHT = 16, 96, 128  # stand-ins: so many pictures under all the names

@@ -10,12 +10,13 @@ from pathlib import Path
 from torch.utils._pytree import tree_leaves
 
 from cir_cot.cli import run
-from cir_cot.collate import ChainCollator, ChatEncoder
-from cir_cot.gradcache import PartCollator, cut, part_size
-from cir_cot.measure import write_ratios
-from cir_cot.noise import NoisePairs
+from cir_cot.heads.cot import ChainCollator
+from cir_cot.models.chat import ChatEncoder
+from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer
+from cir_cot.profiling.counters import write_ratios
+from cir_cot.profiling.synthetic import NoisePairs
 from cir_cot.prompts import RET
-from cir_cot.tiny import tiny_processor, tiny_tokenizer
+from cir_cot.training.gradcache import PartCollator, cut, part_size
 
 
 def batch_bytes(batch: dict) -> int:

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cir_cot.backbone import load_backbone
 from cir_cot.cli import run
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.measure import flops, peak_bytes, seconds, write_ratios
-from cir_cot.noise import NoisePairs
-from cir_cot.recipe import CirArguments
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
-from cir_cot.trainer import CirTrainer
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.profiling.counters import flops, peak_bytes, seconds, write_ratios
+from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.training.arguments import CirArguments
+from cir_cot.training.trainer import CirTrainer
 
 TEMPERATURE = 0.05
 

@@ -21,17 +21,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cir_cot.backbone import load_backbone
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.encoding import list_pictures
+from cir_cot.data import load_benchmark
+from cir_cot.data.submission import check_submission, write_submission
+from cir_cot.files import read_json, write_text_atomic
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.indexing import build, open_index
+from cir_cot.images import list_pictures
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.records import read_json, write_text_atomic
-from cir_cot.search import Search
-from cir_cot.submission import check_submission, write_submission
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.search.build import build, open_index
+from cir_cot.search.search import Search
 
 SIDE = 28  # of a made picture, pixels: one visual token
 BATCH = 64

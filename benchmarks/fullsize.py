@@ -6,7 +6,7 @@ recomputed activations, chunks) and trained by CirTrainer.train itself, optimize
 photographs' sizes within the shipped configurations' bounds. A random model closes no part of a chain, so that each is
 cut at its budget: all chains have one length.
 
-Roofline: the operations and bytes of `cir_cot.roofline` over the rates of a large matrix product and a large copy,
+Roofline: the operations and bytes of `cir_cot.profiling.roofline` over the rates of a large product and a large copy,
 measured in the same run. Beside it transformers and peft alone: the same adapter, labels= and all hidden states.
 Each case is written to --out as soon as it is measured; one that is there already is not measured again. Without a GPU,
 --size tiny shows in seconds that the script works, and nothing about speed.
@@ -21,18 +21,27 @@ from pathlib import Path
 
 import torch
 
-from cir_cot.backbone import load_backbone
 from cir_cot.cli import run
-from cir_cot.device_meter import measure_card
+from cir_cot.devices import device_name
+from cir_cot.errors import InputError
+from cir_cot.files import read_json, write_json
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.noise import NoisePairs
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import CORPUS, tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.profiling.device_meter import measure_card
+from cir_cot.profiling.qwen_sizes import SIZES, published_model
+from cir_cot.profiling.roofline import Card
+from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.workloads import (
+    Conditions,
+    decode,
+    encode,
+    encode_plain,
+    generate,
+    train,
+    train_plain,
+)
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.published import SIZES, published_model
-from cir_cot.recipe import device_name, write_json
-from cir_cot.records import InputError, read_json
-from cir_cot.roofline import Card
-from cir_cot.tiny import CORPUS, tiny_model, tiny_processor, tiny_tokenizer
-from cir_cot.workloads import Conditions, decode, encode, encode_plain, generate, train, train_plain
 
 PARTS = ("decoding", "encoding", "training")
 MIN_PIXELS, TEMPERATURE = 3136, 0.03  # those of the shipped 7B configurations

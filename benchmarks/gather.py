@@ -17,7 +17,7 @@ from torch import multiprocessing
 
 from cir_cot.cli import run
 from cir_cot.losses import gather_with_grad
-from cir_cot.measure import seconds, write_ratios
+from cir_cot.profiling.counters import seconds, write_ratios
 
 PROCESSES = 2
 

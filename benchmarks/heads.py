@@ -19,20 +19,22 @@ from pathlib import Path
 
 import torch
 
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.scenes import write_scenes
+from cir_cot.devices import device_name
+from cir_cot.errors import InputError
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.readings import reader
+from cir_cot.evaluation.report import text_table
+from cir_cot.evaluation.tables import Table
+from cir_cot.files import write_json, write_text_atomic
 from cir_cot.heads import load_retriever
 from cir_cot.heads.moe import MoeCombiner, count_parameters, hidden_for
-from cir_cot.measure import flops, seconds
-from cir_cot.protocols import Benchmark
+from cir_cot.models.tiny_clip import write_tiny_clip
+from cir_cot.profiling.counters import flops, seconds
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.readings import reader
-from cir_cot.recipe import device_name, write_json
-from cir_cot.records import InputError, write_text_atomic
-from cir_cot.report import Table, text_table
-from cir_cot.scenes import write_scenes
-from cir_cot.tiny_clip import write_tiny_clip
 from cir_cot.webpage import scatter
 
 CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"

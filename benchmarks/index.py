@@ -18,9 +18,9 @@ import faiss
 import numpy as np
 
 from cir_cot.cli import run
-from cir_cot.index import Index, assemble
-from cir_cot.indexing import gather
-from cir_cot.records import write_text_atomic
+from cir_cot.files import write_text_atomic
+from cir_cot.search.build import gather
+from cir_cot.search.faiss_index import Index, assemble
 
 CENTRES, SPREAD, LOOSE = 2000, 0.7, 2.0  # centres of the drawn vectors, and noise relative to them; LOOSE with --many
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from cir_cot.backbone import load_backbone
 from cir_cot.cli import run
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.measure import peak_bytes, write_ratios
-from cir_cot.noise import NoisePairs
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.profiling.counters import peak_bytes, write_ratios
+from cir_cot.profiling.synthetic import NoisePairs
 
 VOCABULARY = 151_936
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cir_cot.cli import run
 from cir_cot.heads.moe import SparseMoe
-from cir_cot.measure import seconds, write_ratios
+from cir_cot.profiling.counters import seconds, write_ratios
 
 
 def row_by_row(moe: SparseMoe, z: Tensor) -> Tensor:

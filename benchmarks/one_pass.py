@@ -20,13 +20,14 @@ import torch
 import transformers
 from PIL import Image
 
-from cir_cot.backbone import load_backbone
 from cir_cot.cli import run
-from cir_cot.decoding import Grammar, Row, write
+from cir_cot.files import write_text_atomic
 from cir_cot.heads.cot import CotRetriever
+from cir_cot.heads.decoding import Grammar, Row, write
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.prompts import PARTS, cot_to_text
-from cir_cot.records import Cot, write_text_atomic
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.records import Cot
 
 WORDS = ("red", "blue", "shirt", "dress", "stripes", "sleeves", "longer", "plain", "collar", "soft")
 

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from cir_cot.benchmarks import BENCHMARKS, Benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import evaluate
+from cir_cot.data import BENCHMARKS
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.files import write_text_atomic
 from cir_cot.losses import info_nce
-from cir_cot.records import Record, write_text_atomic
+from cir_cot.records import Record
 from cir_cot.retriever import QueryOutput
 
 DIM = 256

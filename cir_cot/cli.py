@@ -14,31 +14,31 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import NoReturn, TextIO
 
-from cir_cot import __version__
-from cir_cot.errors import InputError, shown
+from . import __version__
+from .errors import InputError, shown
 
 COMMANDS = {
-    "score": "cir_cot.eval.score",
-    "submit": "cir_cot.eval.submit",
-    "check-submission": "cir_cot.eval.check_submission",
-    "check": "cir_cot.data_gen.check",
-    "export-chains": "cir_cot.data_gen.export_chains",
-    "annotate": "cir_cot.data_gen.annotate",
-    "scenes": "cir_cot.data_gen.scenes",
-    "triplets": "cir_cot.data_gen.triplets",
-    "sft": "cir_cot.train.sft",
-    "prompt-pool": "cir_cot.train.prompt_pool",
-    "clip": "cir_cot.train.clip",
-    "moe": "cir_cot.train.moe",
-    "retrieval": "cir_cot.eval.retrieval",
-    "reasoning": "cir_cot.eval.reasoning",
-    "calibrate": "cir_cot.eval.calibrate",
-    "index": "cir_cot.eval.build_index",
-    "search": "cir_cot.eval.search",
-    "demo": "cir_cot.eval.demo",
-    "export": "cir_cot.eval.export",
-    "quickstart": "cir_cot.train.quickstart",
-    "tiny-base": "cir_cot.train.tiny_base",
+    "score": "cir_cot.scripts.eval.score",
+    "submit": "cir_cot.scripts.eval.submit",
+    "check-submission": "cir_cot.scripts.eval.check_submission",
+    "check": "cir_cot.scripts.data_gen.check",
+    "export-chains": "cir_cot.scripts.data_gen.export_chains",
+    "annotate": "cir_cot.scripts.data_gen.annotate",
+    "scenes": "cir_cot.scripts.data_gen.scenes",
+    "triplets": "cir_cot.scripts.data_gen.triplets",
+    "sft": "cir_cot.scripts.train.sft",
+    "prompt-pool": "cir_cot.scripts.train.prompt_pool",
+    "clip": "cir_cot.scripts.train.clip",
+    "moe": "cir_cot.scripts.train.moe",
+    "retrieval": "cir_cot.scripts.eval.retrieval",
+    "reasoning": "cir_cot.scripts.eval.reasoning",
+    "calibrate": "cir_cot.scripts.eval.calibrate",
+    "index": "cir_cot.scripts.eval.build_index",
+    "search": "cir_cot.scripts.eval.search",
+    "demo": "cir_cot.scripts.eval.demo",
+    "export": "cir_cot.scripts.eval.export",
+    "quickstart": "cir_cot.scripts.train.quickstart",
+    "tiny-base": "cir_cot.scripts.train.tiny_base",
 }
 DONE, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells have it

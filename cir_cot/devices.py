@@ -1,5 +1,10 @@
 """Where a model runs: the device that a user names, or a GPU where there is one."""
 
+import os
+import platform
+import resource
+import sys
+
 import torch
 
 from .errors import InputError
@@ -22,3 +27,25 @@ def pick_device(name: str | None = None) -> torch.device:
     if not here and not others:
         raise InputError(f"device {name!r}: not on this machine; here are {known}")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words: the GPU's name, or the processor's architecture and core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory this process ever held: on a GPU what torch allocated, else the resident set, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now, on the device or on this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize()

@@ -11,3 +11,7 @@ def shown(value: object) -> str:
     """Return the `repr` of a value for a message, cut to LONGEST characters."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+
+
+class UnavailableError(InputError):
+    """What was asked for is not there: no such file, folder, split, category or option."""

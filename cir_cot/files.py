@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import InputError, shown
@@ -203,3 +203,19 @@ def sync(path: Path) -> None:
             raise  # some network file systems cannot sync folders
     finally:
         os.close(handle)
+
+
+def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse a missing or an unknown key; the message names the first one and lists what is expected."""
+    for key in required:
+        if key not in obj:
+            raise InputError(f"{where}: key {key!r} is missing; expected {', '.join(required)}")
+    for key in obj:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {shown(key)}; allowed are {', '.join(allowed)}")
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write a mapping as indented JSON, atomically; the folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")

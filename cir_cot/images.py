@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from .records import InputError
+from .errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
@@ -156,3 +156,20 @@ def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
     square = Image.new("RGB", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
     return square
+
+
+def list_pictures(root: str | Path) -> ImageStore:
+    """Return a store of every picture below a folder, ids being paths without their extension; InputError if none."""
+    if not Path(root).is_dir():
+        raise InputError(f"{root}: no such folder of pictures")
+    files: dict[str, str] = {}
+    for path in sorted(Path(root).rglob("*")):
+        if path.suffix.lower() in EXTENSIONS and path.is_file():
+            file = path.relative_to(root)
+            name = file.with_suffix("").as_posix()
+            if name in files:
+                raise InputError(f"{root}: {files[name]} and {file} have one image id, {name!r}; rename one of them")
+            files[name] = file.as_posix()
+    if not files:
+        raise InputError(f"{root}: no picture in it ({', '.join(EXTENSIONS)})")
+    return ImageStore(root, files)

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .errors import InputError
 from .files import read_json
 from .ownership import digest, read_manifest, write_manifest
-from .records import InputError
 
 COMMAND, RESULTS = "results", "results.json"
 CHAIN_KEYS = {"id", "explanation", "flag"}

@@ -7,7 +7,8 @@ chain survives any tokenizer; only the retrieval token is an added token.
 
 import re
 
-from .records import Cot, InputError
+from .errors import InputError
+from .records import Cot
 
 PROMPTS_VERSION = "1"
 RET = "<ret>"

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .errors import InputError, shown
+from .files import check_keys, read_jsonl, write_text_atomic
 from .files import parse_json as parse_json
 from .files import read_bytes as read_bytes
 from .files import read_json as read_json
-from .files import read_jsonl, write_text_atomic
 from .files import write_bytes_atomic as write_bytes_atomic
 
 
@@ -106,16 +106,6 @@ def check_chain(cot: Cot, where: str) -> Cot:
     for key in COT_KEYS:
         check_text(getattr(cot, key), f"{where}: {key!r}", MAX_PART)
     return cot
-
-
-def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence[str]) -> None:
-    """Refuse a missing or an unknown key; the message names the first one and lists what is expected."""
-    for key in required:
-        if key not in obj:
-            raise InputError(f"{where}: key {key!r} is missing; expected {', '.join(required)}")
-    for key in obj:
-        if key not in allowed:
-            raise InputError(f"{where}: unknown key {shown(key)}; allowed are {', '.join(allowed)}")
 
 
 def check_text(text: object, where: str, longest: int = MAX_TEXT) -> str:

@@ -1,21 +1,23 @@
 """What every method is downstream: the Retriever protocol, and the folder that a trained one is saved in."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import safetensors.torch
+import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import __version__
+from .errors import InputError
 from .files import read_json
-from .loading import load_tensors
 from .prompts import PROMPTS_VERSION
-from .records import InputError
+
+ALIKE = 0.999  # cosine of two encodings of one picture by one model; bfloat16 against float32 stays above
+SIDE = 224  # of the probe pictures, pixels
+
 
 FORMAT = 1
 SETTINGS_FILE, HEAD_FILE = "retriever.json", "head.safetensors"
@@ -57,52 +59,6 @@ class Retriever(Protocol):
         ...
 
 
-class Head(nn.Module):
-    """What every head has in common: it works in batches, and is saved and filled again like a checkpoint."""
-
-    batch_size = 64
-
-    def batches(self, count: int) -> list[slice]:
-        """Cut `count` rows into slices of `batch_size`."""
-        return [slice(at, at + self.batch_size) for at in range(0, count, self.batch_size)]
-
-    def save(self, folder: str | Path) -> None:
-        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
-        save_retriever(self, folder)
-
-    def load_weights(self, folder: str | Path) -> None:
-        """Take the weights of a saved folder of the same settings, e.g. to resume."""
-        self.backbone.load_weights(folder)
-        load_head_weights(self, folder)
-
-
-def save_retriever(head: Head, folder: str | Path) -> None:
-    """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, card, retriever.json last.
-
-    Of a frozen backbone nothing is written but its name.
-
-    A folder without retriever.json is an unfinished save, and `read_settings` says so.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).unlink(missing_ok=True)
-    head.backbone.save(folder)
-    own = {name: value.contiguous() for name, value in own_weights(head).items()}
-    safetensors.torch.save_file(own, folder / HEAD_FILE)
-    facts = {
-        "format": FORMAT,
-        "kind": head.kind,
-        "backbone": head.base if head.backbone.adapted or head.backbone.frozen else ".",
-        "frozen": head.backbone.frozen,
-        "dim": head.dim,
-        "prompts": PROMPTS_VERSION,
-        "settings": head.settings(),
-        "version": __version__,
-    }
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
 def read_settings(folder: str | Path) -> dict:
     """Return retriever.json of a saved folder; InputError when it is no retriever, unfinished, or of another format."""
     path = Path(folder) / SETTINGS_FILE
@@ -127,57 +83,37 @@ def read_settings(folder: str | Path) -> dict:
     return facts
 
 
-def own_weights(head) -> dict[str, Tensor]:
-    """Return a head's own weights: neither its backbone's nor those of a foreign encoder that its settings name."""
-    return {name: value for name, value in head.state_dict().items() if not name.startswith(("backbone.", "foreign."))}
+def probe(retriever: Retriever) -> np.ndarray:
+    """Return the vectors (3, D) of three made pictures: the fingerprint of what a retriever makes of candidates."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST) for part in colours]
+    with inference(retriever):
+        return retriever.encode_target(pictures).float().cpu().numpy()
 
 
-def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -> None:
-    """Load head.safetensors of a saved folder into a head; InputError names what does not fit.
+def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
+    """Refuse a retriever that encodes pictures otherwise than the one that the stored probe (3, D) is of."""
+    theirs, ours = np.array(stored, dtype=np.float64), probe(retriever).astype(np.float64)
+    alike = (theirs * ours).sum(axis=1).min() if theirs.shape == ours.shape else -1.0
+    if not alike >= ALIKE:
+        how = f"cosine {alike:.3f}" if theirs.shape == ours.shape else f"{theirs.shape[1]} and {ours.shape[1]} numbers"
+        raise InputError(
+            f"{where}: encoded by another retriever ({how} for the same picture); give the checkpoint that it was "
+            "encoded with, or encode the gallery into a new folder"
+        )
 
-    Tensors whose names begin as one of `without` stay as they are.
-    """
-    path = Path(folder) / HEAD_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: missing; give the folder that training wrote")
-    stored = load_tensors(path)
-    stored, own = (
-        {name: value for name, value in weights.items() if not name.startswith(without)}
-        for weights in (stored, own_weights(head))
+
+@contextmanager
+def inference(retriever: Retriever) -> Iterator[None]:
+    """Without gradients and without dropout; a model in training goes on as it was."""
+    modes = (
+        {module: module.training for module in retriever.modules()} if isinstance(retriever, torch.nn.Module) else {}
     )
-    if odd := sorted(stored.keys() ^ own.keys()):
-        raise InputError(f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint")
-    for name, value in stored.items():
-        value = value.reshape(1) if value.dim() == 0 else value  # a temperature of before it had a dimension
-        if value.shape != own[name].shape:
-            raise InputError(f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}")
+    for module in modes:
+        module.training = False
+    try:
         with torch.no_grad():
-            own[name].copy_(value)
-
-
-def model_card(facts: dict) -> str:
-    """Return the README.md of a saved retriever."""
-    rows = "\n".join(
-        f"| {key} | `{value}` |" for key, value in {**facts, **facts["settings"]}.items() if key != "settings"
-    )
-    return f"""---
-library_name: cir-cot
-base_model: {json.dumps(facts["backbone"])}
-tags: [composed-image-retrieval, chain-of-thought]
----
-# A `{facts["kind"]}` retriever for composed image retrieval
-
-Trained with cir-cot. A reference image and a modification text go in, a query vector and an explanation come out.
-
-| setting | value |
-|---|---|
-{rows}
-
-```python
-from cir_cot.heads import load_retriever
-
-retriever = load_retriever("this folder")
-query = retriever.encode_query([image], ["the same, but red"])
-scores = query.embeddings @ retriever.encode_target(gallery).T
-```
-"""
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,1 +1,1 @@
-"""Scripts that make and check data; in a checkout `data_gen/`, once installed `cir_cot.data_gen`."""
+"""Scripts that make and check data; in a checkout `data_gen/`, once installed `cir_cot.scripts.data_gen`."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cir_cot.annotation import annotate, forecast
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
+from cir_cot.chains.annotate import annotate, forecast
+from cir_cot.chains.budget import Budget
+from cir_cot.chains.job import Job, Task, content_key, left, share_path
+from cir_cot.chains.teacher import Plan, Teacher
 from cir_cot.cli import DONE, PROBLEMS, run
-from cir_cot.job import Job, Task, content_key, left, share_path
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.errors import InputError
 from cir_cot.prompts import PROMPTS_VERSION
-from cir_cot.records import InputError
-from cir_cot.spending import Budget
-from cir_cot.teacher import Plan, Teacher
 
 REPORT = 60.0  # seconds between two lines of progress where there is no terminal
 NO_TARGET = "the chains of an evaluation split must not know the answer"
@@ -168,11 +168,13 @@ def state(job: Job) -> str:
 def make_teachers(args: argparse.Namespace, budget: Budget, device: object = "cpu") -> tuple[Teacher, Teacher | None]:
     """(teacher, verifier or None); a key comes from OPENAI_API_KEY and from nowhere else."""
     if args.teacher == "transformers":
-        from cir_cot.local_teacher import TransformersTeacher  # torch and a model: only where they are asked for
+        from cir_cot.chains.transformers_teacher import (
+            TransformersTeacher,  # torch and a model: only where they are asked for
+        )
 
         local = TransformersTeacher(args.model, budget, args.batch_size, args.temperature, args.dtype, device)
         return local, local if args.verify else None
-    from cir_cot.replicas import OpenAITeacher
+    from cir_cot.chains.openai_teacher import OpenAITeacher
 
     options = {name: getattr(args, name) for name in ("concurrency", "retries", "timeout", "temperature", "proxy")}
     key = os.environ.get("OPENAI_API_KEY", "")

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cir_cot.benchmarks import BENCHMARKS, attach_chains, load_benchmark
-from cir_cot.chain_export import FORMS, sift, write_export
+from cir_cot.chains.export import FORMS, sift, write_export
 from cir_cot.cli import run
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
-from cir_cot.records import InputError
+from cir_cot.records import attach_chains
 
 EXAMPLES = 3  # of each reason to leave a record out
 

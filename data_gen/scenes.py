@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from cir_cot.cli import run
+from cir_cot.data.scenes import KINDS, write_scenes
 from cir_cot.ownership import writing
 from cir_cot.records import Record, read_records
-from cir_cot.scenes import KINDS, write_scenes
 from cir_cot.storage import written
 
 SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, the space between

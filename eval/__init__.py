@@ -1,1 +1,1 @@
-"""Evaluation scripts; in a checkout `eval/`, once installed `cir_cot.eval`."""
+"""Evaluation scripts; in a checkout `eval/`, once installed `cir_cot.scripts.eval`."""

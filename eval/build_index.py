@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.records import InputError, read_bytes, read_jsonl
+from cir_cot.errors import InputError
+from cir_cot.files import read_bytes, read_jsonl
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -65,7 +66,7 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
 
 def remove(args: argparse.Namespace) -> None:
     """Take pictures out of an index."""
-    from cir_cot.indexing import change
+    from cir_cot.search.build import change
 
     with change(args.out) as index:
         index.remove(args.remove).save(args.out)
@@ -75,9 +76,9 @@ def encode(args: argparse.Namespace) -> bool:
     """Build or update the index, together with the other processes -> whether this is the first of them."""
     from accelerate import PartialState
 
-    from cir_cot.encoding import list_pictures
     from cir_cot.heads import load_retriever
-    from cir_cot.indexing import build, change
+    from cir_cot.images import list_pictures
+    from cir_cot.search.build import build, change
 
     images = list_pictures(args.images)
     names = wanted_names(args.gallery, images.files)
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         remove(args)
     elif not encode(args):
         return 0
-    from cir_cot.index_files import read_facts
+    from cir_cot.search.index_files import read_facts
 
     facts = {key: value for key, value in read_facts(Path(args.out)).items() if key != "probe"}
     folder = args.out.encode("utf-8", "backslashreplace").decode()

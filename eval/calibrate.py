@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import check_pictures, encode_gallery, evaluate, inference, load_batches
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.errors import InputError
+from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
+from cir_cot.evaluation.encode import encode_gallery, load_batches
+from cir_cot.evaluation.evaluate import check_pictures, evaluate
+from cir_cot.evaluation.report import text_table
+from cir_cot.evaluation.tables import Table
+from cir_cot.files import write_text_atomic
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.readings import adaptive_curve, calibrated
-from cir_cot.records import InputError, write_text_atomic
-from cir_cot.report import text_table
-from cir_cot.retriever import SETTINGS_FILE, read_settings
-from cir_cot.tables import Table
+from cir_cot.retriever import SETTINGS_FILE, inference, read_settings
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cir_cot.cli import run
-from cir_cot.submission import check_submission
+from cir_cot.data.submission import check_submission
 
 EXAMPLES = 3  # of each problem; the count is always of all
 

@@ -10,18 +10,18 @@ from html import escape
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
-from cir_cot.private_folder import ending_on_signals, private_folder
+from cir_cot.errors import InputError
 from cir_cot.prompts import PARTS, written_parts
-from cir_cot.records import InputError
-from cir_cot.search import open_search
+from cir_cot.search.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
+from cir_cot.search.private_folder import ending_on_signals, private_folder
+from cir_cot.search.search import open_search
 from cir_cot.webpage import thumbnail
 
 try:
     import fastapi
     import gradio as gr
 
-    from cir_cot.local_server import LOCAL, address_of, checks, listen, make_server
+    from cir_cot.search.local_server import LOCAL, address_of, checks, listen, make_server
 except ImportError:
     raise InputError("the demo needs gradio: pip install 'cir-cot[demo]'") from None
 
@@ -239,7 +239,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Dialogue:
     """Load retrievers, indexes and the folder of pictures."""
-    from cir_cot.encoding import list_pictures
+    from cir_cot.images import list_pictures
 
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
     ways = ways_of(search)

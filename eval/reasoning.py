@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import Result, check_pictures, encode_gallery, evaluate
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.scoring import score_rankings
+from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
+from cir_cot.evaluation.encode import encode_gallery
+from cir_cot.evaluation.evaluate import check_pictures, evaluate
+from cir_cot.evaluation.readings import reader, texts_of, with_chains
+from cir_cot.evaluation.report import REPORT, text_table, write_report
+from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.tables import Table, flat, summary_table
+from cir_cot.files import write_text_atomic
 from cir_cot.outputs import RESULTS, check, claim, finish
-from cir_cot.protocols import Benchmark, score_rankings
-from cir_cot.readings import chain_metrics, percent, reader, swap_chains, texts_of, with_chains
-from cir_cot.records import Record, write_text_atomic
-from cir_cot.report import REPORT, Table, flat, summary_table, text_table, write_report
-from cir_cot.results import result_files, save_results, summary
+from cir_cot.records import Record
 from cir_cot.storage import locked, written
 
 ASKED = ("full", "fast", "oracle", "shuffled")
@@ -142,7 +147,9 @@ def main(argv: Sequence[str]) -> int:
         readings = [f"{reading}/{name}" for reading in ASKED for name in result_files(benchmarks)]
         check(args.out, (RESULTS, *REPORT, *readings), args.overwrite)
 
-    from cir_cot.heads import load_retriever  # peft takes ten seconds: not before the arguments are known to be good
+    from cir_cot.heads import (
+        load_retriever,  # peft takes ten seconds: not before the arguments are known to be good
+    )
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
     reader(retriever, "full")  # refuses a retriever that writes no chains

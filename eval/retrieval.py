@@ -6,14 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import Result, check_pictures, evaluate
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.evaluation.evaluate import check_pictures, evaluate
+from cir_cot.evaluation.readings import READINGS, reader, with_chains
+from cir_cot.evaluation.report import REPORT, text_table, write_report
+from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.tables import summary_table
 from cir_cot.outputs import check
-from cir_cot.protocols import Benchmark
-from cir_cot.readings import READINGS, reader, with_chains
-from cir_cot.report import REPORT, summary_table, text_table, write_report
-from cir_cot.results import result_files, save_results, summary
 from cir_cot.storage import locked
 
 
@@ -73,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[Result]:
     """Load the retriever and evaluate it on each benchmark."""
-    from cir_cot.heads import load_retriever  # peft takes ten seconds: not before the arguments are known to be good
+    from cir_cot.heads import (
+        load_retriever,  # peft takes ten seconds: not before the arguments are known to be good
+    )
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
     reader(retriever, args.reading)  # refuses a reading that this retriever lacks before the gallery is encoded

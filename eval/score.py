@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
 from cir_cot.cli import run
-from cir_cot.protocols import Benchmark, mean_of_categories, read_rankings, score_rankings, short_lists
-from cir_cot.records import InputError
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.scoring import mean_of_categories, read_rankings, score_rankings, short_lists
+from cir_cot.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from cir_cot.cli import run
-from cir_cot.records import InputError, check_keys, check_text, cot_from_dict, parse_json, read_jsonl
+from cir_cot.errors import InputError
+from cir_cot.files import check_keys, parse_json, read_jsonl
+from cir_cot.records import check_text, cot_from_dict
 
 KEYS = ("id", "image", "text", "cot", "where")
 
@@ -54,8 +56,8 @@ def read_queries(path: str) -> list[dict]:
 
 def answer_queries(search, queries: list[dict], args: argparse.Namespace, default: dict | None) -> None:
     """Answer queries in batches of one kind, in their order, a line of JSON each as soon as it is known."""
-    from cir_cot.index import check_where
-    from cir_cot.search import open_picture
+    from cir_cot.search.faiss_index import check_where
+    from cir_cot.search.search import open_picture
 
     at = 0
     while at < len(queries):
@@ -96,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
     """Answer one query, or a file of them."""
     args = parse(argv)
     queries = read_queries(args.queries) if args.queries else []
-    from cir_cot.index import check_where
-    from cir_cot.search import open_picture, open_search
+    from cir_cot.search.faiss_index import check_where
+    from cir_cot.search.search import open_picture, open_search
 
     text = None if args.text is None else check_text(args.text, "--text")
     where = None if args.where is None else check_where(parse_json(args.where, "--where"))

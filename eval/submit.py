@@ -4,12 +4,12 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.layouts import choose
-from cir_cot.protocols import read_rankings
-from cir_cot.records import InputError
-from cir_cot.submission import SPLITS, check_submission, write_submission
+from cir_cot.data import load_benchmark
+from cir_cot.data.layouts import choose
+from cir_cot.data.scoring import read_rankings
+from cir_cot.data.submission import SPLITS, check_submission, write_submission
+from cir_cot.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:

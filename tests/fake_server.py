@@ -195,12 +195,12 @@ class TinyModel:
     """A script with a checkpoint behind it: what a serving engine does, one request at a time, `limit` tokens each."""
 
     def __init__(self, checkpoint: str, limit: int = 24):
-        from cir_cot.local_teacher import TransformersTeacher
+        from cir_cot.chains.transformers_teacher import TransformersTeacher
 
         self.teacher, self.limit = TransformersTeacher(checkpoint, dtype="float32"), limit
 
     def __call__(self, request: dict) -> Reply:
-        from cir_cot.teacher import Picture
+        from cir_cot.chains.teacher import Picture
 
         turns = []
         for message in request["messages"]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from toy import Plain
+from toy_retriever import Plain
 
-from cir_cot.index import assemble
-from cir_cot.indexing import build, check_settings, gather, open_index
+from cir_cot.search.build import build, check_settings, gather, open_index
+from cir_cot.search.faiss_index import assemble
 
 SHADES = tuple(range(0, 250, 10))
 
@@ -79,8 +79,8 @@ KILLED = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 from galleries import Counting, names
-from cir_cot.encoding import list_pictures
-from cir_cot.indexing import build
+from cir_cot.search.vector_store import list_pictures
+from cir_cot.search.build import build
 
 tally = os.open({tally!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 

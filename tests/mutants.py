@@ -28,8 +28,12 @@ import pytest
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGED = ("train", "eval", "data_gen")  # installed as cir_cot.train and so on; the copy has links in their place
-HELPER = "cir_cot/_torchvision.py"  # declares operators, which a process can do once: before the forks
+PACKAGED = (
+    "train",
+    "eval",
+    "data_gen",
+)  # installed as cir_cot.scripts.train and so on; the copy has links in their place
+HELPER = "cir_cot/compat.py"  # declares operators, which a process can do once: before the forks
 LEFT_OUT = (".venv", ".git", ".*_cache", "__pycache__", "*.egg-info", "runs", "build", "dist")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -172,7 +176,7 @@ def preload(root: Path, names: Sequence[str]) -> None:
     # torchvision may need our help to be imported; all else of ours is forgotten, since every fork imports it edited
     if (root / HELPER).is_file():
         sys.path.insert(0, str(root))
-        importlib.import_module("cir_cot._torchvision")
+        importlib.import_module("cir_cot.compat")
         sys.path.pop(0)
         del sys.modules["cir_cot"]
     for name in names:

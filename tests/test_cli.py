@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cir_cot import __version__, cli
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
 
 
 def exit_of(main, argv=()):
@@ -190,7 +190,17 @@ def test_a_command_like_no_other_is_not_guessed(capsys):
 
 
 def test_a_script_refuses_bad_input_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "cir_cot.data_gen.scenes", "--out", str(tmp_path), "--seed", "0", "--size", "85"]
+    command = [
+        sys.executable,
+        "-m",
+        "cir_cot.scripts.data_gen.scenes",
+        "--out",
+        str(tmp_path),
+        "--seed",
+        "0",
+        "--size",
+        "85",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "85" in done.stderr

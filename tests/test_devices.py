@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cir_cot.devices import pick_device
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
 
 
 def test_the_device_that_is_named_is_taken():

@@ -13,7 +13,14 @@ from recorded_os import recorded_os
 
 from cir_cot import files
 from cir_cot.errors import InputError, shown
-from cir_cot.files import parse_json, read_bytes, read_json, read_jsonl, replacing, write_bytes_atomic
+from cir_cot.files import (
+    parse_json,
+    read_bytes,
+    read_json,
+    read_jsonl,
+    replacing,
+    write_bytes_atomic,
+)
 
 MANY = 400_000  # ids; a search that is quadratic in them takes an hour
 

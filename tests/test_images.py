@@ -7,8 +7,8 @@ import zlib
 import pytest
 from PIL import Image
 
+from cir_cot.errors import InputError
 from cir_cot.images import ImageStore, crop_box
-from cir_cot.records import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -161,7 +161,7 @@ def test_a_picture_that_is_too_long_for_its_width_is_refused_by_name(folder, siz
 
 @pytest.mark.parametrize("size", [(200, 1), (1, 200), (2000, 10)])
 def test_the_longest_pictures_that_the_models_take_are_let_pass(folder, size):
-    import cir_cot._torchvision  # noqa: F401  # isort: skip
+    import cir_cot.compat  # noqa: F401  # isort: skip
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     Image.new("RGB", size).save(folder / "x.png")

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_server import Server, good
 from PIL import Image
 from safetensors.torch import load_file
-from servers import Server, good
 
-from cir_cot.data_gen import annotate
-from cir_cot.eval import build_index
-from cir_cot.features import FeatureCache
 from cir_cot.heads import load_retriever
-from cir_cot.indexing import open_index
+from cir_cot.models.feature_cache import FeatureCache
 from cir_cot.records import attach_chains, read_records
 from cir_cot.retriever import Retriever
-from cir_cot.train import sft
+from cir_cot.scripts.data_gen import annotate
+from cir_cot.scripts.eval import build_index
+from cir_cot.scripts.train import sft
+from cir_cot.search.build import open_index
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from toy import Toy, query, write_folder
+from toy_retriever import Toy, query, write_folder
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.evaluation import Result, evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.errors import InputError
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.results import Result, save_results
 from cir_cot.ownership import MANIFEST
-from cir_cot.records import InputError
-from cir_cot.report import write_report
-from cir_cot.results import save_results
 
 ANNOTATION = '{"reference": "a", "target": "b", "caption": "", "reasoning": "", "conclusion": ""}\n'
 

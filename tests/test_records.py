@@ -7,15 +7,14 @@ import tracemalloc
 import pytest
 
 from cir_cot import files
+from cir_cot.errors import InputError
+from cir_cot.files import parse_json, read_json
 from cir_cot.records import (
     MAX_PART,
     MAX_TEXT,
     Cot,
-    InputError,
     Record,
     attach_chains,
-    parse_json,
-    read_json,
     read_records,
     write_records,
 )

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from cir_cot.backbone import load_backbone
-from cir_cot.collate import CirDataset
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.recipe import CirArguments
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.records import Cot, Record, write_records
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
-from cir_cot.trainer import CirTrainer
+from cir_cot.training.arguments import CirArguments
+from cir_cot.training.dataset import CirDataset
+from cir_cot.training.trainer import CirTrainer
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta")
 SIZES = {"hidden": 32, "intermediate": 64, "layers": 2, "vision_depth": 1, "vision_hidden": 32}

@@ -1,1 +1,1 @@
-"""Training recipes; in a checkout `train/`, once installed `cir_cot.train`."""
+"""Training recipes; in a checkout `train/`, once installed `cir_cot.scripts.train`."""

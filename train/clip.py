@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cir_cot.cli import run
-from cir_cot.clip import PAD_RATIO, load_clip
 from cir_cot.heads.clip import ClipRetriever
-from cir_cot.recipe import parse_arguments
-from cir_cot.rows import ClipArguments, load_rows, option
-from cir_cot.run_folder import check_run_folder, run_folder
-from cir_cot.trainer import CirTrainer
-from cir_cot.tuning import fit
+from cir_cot.models.clip import PAD_RATIO, load_clip
+from cir_cot.training.arguments import ClipArguments, option, parse_arguments
+from cir_cot.training.dataset import load_rows
+from cir_cot.training.run import fit
+from cir_cot.training.run_folder import check_run_folder, run_folder
+from cir_cot.training.trainer import CirTrainer
 
 
 @dataclass

@@ -14,15 +14,14 @@ from typing import Literal
 import torch
 
 from cir_cot.cli import run
-from cir_cot.clip import PAD_RATIO, load_clip
-from cir_cot.collate import CirDataset
-from cir_cot.features import FeatureCache, picture_vectors, text_vectors
 from cir_cot.heads.moe import COMBINERS, ROUTINGS, MoeRetriever
-from cir_cot.recipe import parse_arguments
-from cir_cot.rows import ClipArguments, load_rows, option, texts_of, used
-from cir_cot.run_folder import check_run_folder, run_folder
-from cir_cot.trainer import CirTrainer
-from cir_cot.tuning import fit
+from cir_cot.models.clip import PAD_RATIO, load_clip
+from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
+from cir_cot.training.arguments import ClipArguments, option, parse_arguments
+from cir_cot.training.dataset import CirDataset, load_rows, texts_of, used
+from cir_cot.training.run import fit
+from cir_cot.training.run_folder import check_run_folder, run_folder
+from cir_cot.training.trainer import CirTrainer
 
 HEAD = ("combiner", "experts", "top_k", "routing", "projection", "hidden", "temperature")
 

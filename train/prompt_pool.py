@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cir_cot.cli import run
+from cir_cot.errors import InputError
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError
-from cir_cot.rows import load_rows, option
-from cir_cot.run_folder import check_run_folder, run_folder
-from cir_cot.trainer import CirTrainer
-from cir_cot.tuning import HELP, QwenArguments, fit, load_head
+from cir_cot.training.arguments import HELP, QwenArguments, option, parse_arguments
+from cir_cot.training.dataset import load_rows
+from cir_cot.training.run import fit, load_head
+from cir_cot.training.run_folder import check_run_folder, run_folder
+from cir_cot.training.trainer import CirTrainer
 
 HEAD = ("pool", "length", "top", "connector")
 

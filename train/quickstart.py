@@ -17,16 +17,19 @@ from pathlib import Path
 
 import torch
 
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.evaluation import Result, encode_gallery, evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.devices import device_name
+from cir_cot.errors import InputError
+from cir_cot.evaluation.chain_quality import chain_metrics
+from cir_cot.evaluation.encode import encode_gallery
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import text_table, write_report
+from cir_cot.evaluation.results import Result, save_results
+from cir_cot.evaluation.tables import Table, summary_table
+from cir_cot.files import write_json
 from cir_cot.heads import load_retriever
 from cir_cot.processes import start, stop, unwinding
-from cir_cot.readings import chain_metrics
-from cir_cot.recipe import device_name, write_json
-from cir_cot.records import InputError
-from cir_cot.report import Table, summary_table, text_table, write_report
-from cir_cot.results import save_results
 from cir_cot.storage import locked
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -15,15 +15,14 @@ from typing import Literal
 from torch import nn
 
 from cir_cot.cli import run
-from cir_cot.collate import CirDataset
-from cir_cot.features import FeatureCache, picture_vectors
+from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError
-from cir_cot.rows import load_rows, option
-from cir_cot.run_folder import check_run_folder, run_folder
-from cir_cot.trainer import CirTrainer
-from cir_cot.tuning import HELP, QwenArguments, fit, load_head
+from cir_cot.models.feature_cache import FeatureCache, picture_vectors
+from cir_cot.training.arguments import HELP, QwenArguments, option, parse_arguments
+from cir_cot.training.dataset import CirDataset, load_rows
+from cir_cot.training.run import fit, load_head
+from cir_cot.training.run_folder import check_run_folder, run_folder
+from cir_cot.training.trainer import CirTrainer
 
 
 @dataclass

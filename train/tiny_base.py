@@ -17,12 +17,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cir_cot.batches import SIZES, new_base
 from cir_cot.cli import run
-from cir_cot.curriculum import Curriculum, alignment_recall, exact_alone, exact_answers, train
-from cir_cot.lessons import ATTRIBUTES
+from cir_cot.devices import device_name
+from cir_cot.files import write_json
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.recipe import device_name, write_json
+from cir_cot.training.curriculum import (
+    Curriculum,
+    alignment_recall,
+    exact_alone,
+    exact_answers,
+    train,
+)
+from cir_cot.training.lesson_batches import SIZES, new_base
+from cir_cot.training.lessons import ATTRIBUTES
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -6,11 +6,22 @@ A worker takes the next row the moment its last one is done: a slow answer holds
 import asyncio
 from collections.abc import Callable, Sequence
 
+from cir_cot.errors import InputError
+from cir_cot.models.resizing import TOKEN
+
+from .budget import Budget, BudgetSpent
 from .job import Job, Task
-from .records import InputError
-from .resizing import TOKEN
-from .spending import Budget, BudgetSpent
-from .teacher import Picture, Plan, Teacher, Unanswered, estimate, joint_turns, prepare, stage_turns, write_chain
+from .teacher import (
+    Picture,
+    Plan,
+    Teacher,
+    Unanswered,
+    estimate,
+    joint_turns,
+    prepare,
+    stage_turns,
+    write_chain,
+)
 
 SYNC = 1.0  # seconds between two groups of rows that are forced to the disk
 SAMPLE = 16  # rows an estimate looks at

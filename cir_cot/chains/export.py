@@ -11,13 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from .chain_report import problems, teachers
-from .files import replacing
-from .filters import FILTERS, duplicates
-from .prompts import PROMPTS_VERSION, cot_to_text, query_prompt
-from .provenance import git_state, package_versions
-from .records import InputError, Record, record_to_dict, write_text_atomic
-from .storage import written
+from cir_cot.errors import InputError
+from cir_cot.files import replacing, write_text_atomic
+from cir_cot.prompts import PROMPTS_VERSION, cot_to_text, query_prompt
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.records import Record, record_to_dict
+from cir_cot.storage import written
+
+from .filters import FILTERS, duplicates, problems, teachers
 
 # What those trainers read as a picture or as the end of a turn, wherever it stands: text must not hold it.
 MARKERS = re.compile(r"<(?:image|video|audio|img|/img)>|<ret>|<\|[^|<>]*\|>", re.IGNORECASE)
@@ -138,7 +139,12 @@ FORMS = {"datasets": "data/{split}-00000-of-00001.parquet", "llava": "{split}.js
 
 def write_parquet(path: Path, content: list[dict]) -> None:
     """Write rows with fixed column types, so that a column of empty lists keeps its type; whole or not at all."""
-    from datasets import Dataset, Features, List, Value  # seconds to import, and absent where only models run
+    from datasets import (  # seconds to import, and absent where only models run
+        Dataset,
+        Features,
+        List,
+        Value,
+    )
 
     text = Value("string")
     columns = ("id", "reference", "text", "source", "teacher", "reference_image")

@@ -6,10 +6,13 @@ verifier model that sees the pictures, asks a teacher; here its answer is read, 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from .prompts import PARTS
-from .records import Record
+from cir_cot.prompts import PARTS
+from cir_cot.records import Record
+
+TEACHER = ("model", "prompts", "seen_target")
+
 
 LENGTHS = {"reasoning": (16, 256), "conclusion": (2, 64)}  # in tokens; here words and punctuation marks
 LONGEST_LOOP, LOOPS = 12, 3  # ours: up to 12 words said 3 times in a row
@@ -152,3 +155,15 @@ def salient(text: str) -> list[str]:
 def normalised(text: str) -> str:
     """Lower case, words only, one space between them."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def teachers(records: Iterable[Record]) -> list[tuple[dict, int]]:
+    """({"model", "prompts", "seen_target"}, count of chains) of every teacher; None where nothing is recorded."""
+    told = Counter(tuple((r.teacher or {}).get(key) for key in TEACHER) for r in records if r.cot)
+    return [(dict(zip(TEACHER, facts, strict=True)), count) for facts, count in told.most_common()]
+
+
+def problems(record: Record) -> dict[str, str]:
+    """{filter: what it says} of the filters that a chain does not pass."""
+    found = {name: problem(record) for name, problem in FILTERS}
+    return {name: what for name, what in found.items() if what}

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import ImageStore
-from .journal import Journal, chain_of, name_of, stream
-from .records import InputError, Record, read_json, record_to_dict, write_text_atomic
-from .spending import Budget
-from .storage import acquire, written
+from cir_cot.errors import InputError
+from cir_cot.files import read_json, write_text_atomic
+from cir_cot.images import ImageStore
+from cir_cot.records import Record, record_to_dict
+
+from .budget import Budget
+from .journal import FILES, Journal, chain_of, lock, name_of, stream
 
 COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")  # carried on from run to run
 MOST = 2**53  # of a count: what a float holds exactly
@@ -155,10 +157,6 @@ class Job:
                 file.unlink(missing_ok=True)
 
 
-FILES = ("quarantine.jsonl", "summary.json")
-SETTINGS = 2**12  # bytes of a job's settings in the lock's file, at most
-
-
 def share_path(out: Path, rank: int) -> Path:
     """Where process `rank` of a job writes: the first into the output itself."""
     return out.with_name(f"{out.name}.rank{rank}") if rank else out
@@ -197,25 +195,3 @@ def left(out: Path, tasks: Sequence[Task]) -> list[Task]:
     """The tasks that have neither a chain nor a place in the quarantine, in order."""
     done, poison = outcomes(out, tasks)
     return [task for task in tasks if task.key not in done and task.name not in poison]
-
-
-def lock(path: Path, out: Path, settings: Mapping) -> int:
-    """The descriptor of the locked file, which holds the job's settings; InputError for another job's."""
-    wanted = json.dumps(settings, sort_keys=True)
-    poison = out.with_name(f"{out.name}.{FILES[0]}")
-    with written(out):
-        handle = acquire(path, out)
-        try:
-            held = os.pread(handle, SETTINGS, 0).decode("utf-8", "replace")
-            used = any(file.exists() and file.stat().st_size for file in (out, poison))
-            if held != wanted and used and held:
-                cure = "give another --out, or the same settings"
-                raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
-            # Settings that are there stay untouched: on a full disk a file that is emptied first would lose them.
-            if held != wanted:
-                os.pwrite(handle, wanted.encode(), 0)
-                os.ftruncate(handle, len(wanted.encode()))
-        except BaseException:
-            os.close(handle)
-            raise
-    return handle

@@ -2,12 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from .errors import shown
-from .records import InputError, Record, parse_json, record_from_dict
-from .storage import sync, written
+from cir_cot.errors import InputError, shown
+from cir_cot.files import parse_json, sync
+from cir_cot.records import Record, record_from_dict
+from cir_cot.storage import acquire, written
+
+FILES = ("quarantine.jsonl", "summary.json")
+SETTINGS = 2**12  # bytes of a job's settings in the lock's file, at most
+
 
 LONGEST = 2**22  # bytes: more than any line
 
@@ -121,3 +126,25 @@ def name_of(obj: object, where: str) -> str:
     if not isinstance(name, str):
         raise InputError(f"{where}: no line of a quarantine, which is an object with an 'id'; remove the line")
     return name
+
+
+def lock(path: Path, out: Path, settings: Mapping) -> int:
+    """The descriptor of the locked file, which holds the job's settings; InputError for another job's."""
+    wanted = json.dumps(settings, sort_keys=True)
+    poison = out.with_name(f"{out.name}.{FILES[0]}")
+    with written(out):
+        handle = acquire(path, out)
+        try:
+            held = os.pread(handle, SETTINGS, 0).decode("utf-8", "replace")
+            used = any(file.exists() and file.stat().st_size for file in (out, poison))
+            if held != wanted and used and held:
+                cure = "give another --out, or the same settings"
+                raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
+            # Settings that are there stay untouched: on a full disk a file that is emptied first would lose them.
+            if held != wanted:
+                os.pwrite(handle, wanted.encode(), 0)
+                os.ftruncate(handle, len(wanted.encode()))
+        except BaseException:
+            os.close(handle)
+            raise
+    return handle

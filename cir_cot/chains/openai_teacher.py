@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from .records import InputError
-from .spending import Budget
-from .teacher import Answer, Turn, Unanswered, estimate
-from .wire import (
+from cir_cot.errors import InputError
+
+from .budget import Budget
+from .openai_messages import (
     QUOTED,
     OwnHeaders,
     TooLargeError,
@@ -31,6 +31,7 @@ from .wire import (
     retry_after,
     usage,
 )
+from .teacher import Answer, Turn, Unanswered, estimate
 
 MAX_REST = 300.0  # seconds: the longest Retry-After that is believed, and the longest back-off is a fifth of it
 SICK = 3  # failures in a row after which a replica rests while others work

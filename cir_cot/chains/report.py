@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from statistics import quantiles
 
-from . import webpage
-from .filters import FILTERS, LENGTHS, REMOVED, salient, size
-from .images import ImageStore
-from .prompts import PARTS
-from .records import InputError, Record
+from cir_cot import webpage
+from cir_cot.errors import InputError
+from cir_cot.images import ImageStore
+from cir_cot.prompts import PARTS
+from cir_cot.records import Record
+
+from .filters import FILTERS, LENGTHS, REMOVED, problems, salient, size, teachers
 
 PASSING, FAILING = 8, 3  # chains shown: those that pass, and those that fail one filter
 WORDS = 20
@@ -140,15 +142,6 @@ def words_table(records: Sequence[Record]) -> str:
 COLUMNS = ("modifications", "captions", "conclusions")
 
 
-def teachers(records: Iterable[Record]) -> list[tuple[dict, int]]:
-    """({"model", "prompts", "seen_target"}, count of chains) of every teacher; None where nothing is recorded."""
-    told = Counter(tuple((r.teacher or {}).get(key) for key in TEACHER) for r in records if r.cot)
-    return [(dict(zip(TEACHER, facts, strict=True)), count) for facts, count in told.most_common()]
-
-
-TEACHER = ("model", "prompts", "seen_target")
-
-
 def teachers_table(records: Sequence[Record]) -> str:
     """Who wrote the chains."""
     rows = [
@@ -156,12 +149,6 @@ def teachers_table(records: Sequence[Record]) -> str:
         for facts, count in teachers(records)
     ]
     return webpage.table("Teachers", ["model", "prompts' version", "saw the target", "chains"], rows)
-
-
-def problems(record: Record) -> dict[str, str]:
-    """{filter: what it says} of the filters that a chain does not pass."""
-    found = {name: problem(record) for name, problem in FILTERS}
-    return {name: what for name, what in found.items() if what}
 
 
 def samples(records: Sequence[Record], seed: int) -> list[tuple[str, list[Record]]]:

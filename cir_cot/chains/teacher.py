@@ -14,12 +14,15 @@ from typing import Protocol
 
 from PIL import Image
 
-from . import prompts
+from cir_cot import prompts
+from cir_cot.errors import InputError
+from cir_cot.files import parse_json
+from cir_cot.models.resizing import TOKEN, smart_size
+from cir_cot.prompts import PARTS
+from cir_cot.records import Cot, Record, cot_from_dict
+
 from .answers import own_words, scores, without_fence, without_thinking
 from .filters import FILTERS
-from .prompts import PARTS
-from .records import Cot, InputError, Record, cot_from_dict, parse_json
-from .resizing import TOKEN, smart_size
 
 MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024, "score": 16}  # ours, of one answer
 LETTERS = 16  # of a token, at most, before an answer counts as too long

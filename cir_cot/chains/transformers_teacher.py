@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 
-from .checkpoint import DTYPES, load_model, load_processor, model_options
-from .records import InputError
-from .resizing import picture_bounds, token_side
-from .spending import Budget
+from cir_cot.errors import InputError
+from cir_cot.models.checkpoint import DTYPES, load_model, load_processor, model_options
+from cir_cot.models.resizing import picture_bounds, token_side
+
+from .budget import Budget
 from .teacher import Answer, Picture, Turn, Unanswered, estimate, shorten
 
 LINGER = 0.02  # seconds that a batch waits for rows that are still loading their pictures

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from cir_cot.errors import InputError
+from cir_cot.records import Record
+
 from . import layouts
+from .benchmark import Benchmark, protocol_of
 from .layouts import around, choose, find, open_images, read_entries, read_names, strings
-from .protocols import Benchmark, protocol_of
-from .records import InputError, Record
 
 FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
 GALLERIES = ("original", "val-union", "all-categories")

@@ -7,12 +7,13 @@ whoever ranks the candidates must decide ties against the target.
 from functools import partial
 from pathlib import Path
 
+from cir_cot.errors import InputError, shown
+from cir_cot.images import Box
+from cir_cot.records import Record
+
 from . import layouts
-from .errors import InputError, shown
-from .images import Box
+from .benchmark import Benchmark, coco_id, protocol_of
 from .layouts import around, check_entry, choose, find, open_images, read_entries
-from .protocols import Benchmark, coco_id, protocol_of
-from .records import Record
 
 GENECIS_CATEGORIES = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from .errors import InputError, shown
-from .files import first_repeated, read_bytes, read_json
-from .images import Box, ImageStore
-from .records import check_text
+from cir_cot.errors import InputError, UnavailableError, shown
+from cir_cot.files import first_repeated, read_bytes, read_json
+from cir_cot.images import Box, ImageStore
+from cir_cot.records import Record, check_text
 
 FASHIONIQ_BASES = (".", "fashionIQ_dataset", "fashionIQ", "fashion-iq", "fashion_iq", "fashioniq", "FashionIQ", "fiq")
 FASHIONIQ_CAPTIONS = ("captions", "json")
@@ -32,10 +32,6 @@ GENECIS_IMAGES = {
     "attribute": ("VG_100K_all", "genecis/VG_100K_all", "vg/VG_100K_all"),
     "object": ("val2017", "genecis/val2017", "coco/val2017"),
 }
-
-
-class UnavailableError(InputError):
-    """What was asked for is not there: no such file, folder, split, category or option."""
 
 
 def find(root: str | Path, names: Sequence[str], what: str) -> Path:
@@ -130,3 +126,17 @@ def read_names(path: Path) -> list[str]:
     if twice is not None:
         raise InputError(f"{path}: image {shown(twice)} is listed twice")
     return names
+
+
+def _unique_ids(records: list[Record], path: Path) -> list[Record]:
+    seen = set()
+    for record in records:
+        if record.id in seen:
+            raise InputError(f"{path}: query id {record.id!r} occurs twice")
+        seen.add(record.id)
+    return records
+
+
+def _no_category(name: str, category: str | None) -> None:
+    if category is not None:
+        raise UnavailableError(f"{name} has no categories, got {category!r}; leave the category out")

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from .files import write_text_atomic
-from .ownership import writing
-from .records import Cot, InputError, Record, write_records
-from .storage import written
+from cir_cot.errors import InputError
+from cir_cot.files import write_text_atomic
+from cir_cot.ownership import writing
+from cir_cot.records import Cot, Record, write_records
+from cir_cot.storage import written
 
 SPLITS = ("train", "iid", "novel")
 SLOTS = tuple(f"{row}-{column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))

@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .benchmarks import load_benchmark
-from .errors import InputError, shown
-from .files import first_repeated, read_json, write_text_atomic
+from cir_cot.errors import InputError, shown
+from cir_cot.files import first_repeated, read_json, write_text_atomic
+from cir_cot.ownership import writing
+from cir_cot.records import Record
+from cir_cot.storage import written
+
+from . import load_benchmark
+from .benchmark import Benchmark, coco_id, label
 from .metrics import restrict
-from .ownership import writing
-from .protocols import CIRR_VERSION, Benchmark, Rankings, coco_id, label, ranked_lists, subset_lists
-from .records import Record
-from .storage import written
+from .scoring import CIRR_VERSION, Rankings, ranked_lists, subset_lists
 
 LENGTHS = {"recall": 50, "recall_subset": 3, "circo": 50}  # pictures a query, by kind of file
 MAX_BYTES = 5_000_000  # CIRR's server refuses more; the official example has 4,192,413

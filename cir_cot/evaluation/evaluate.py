@@ -8,58 +8,25 @@
 4. Numbers come from `score_rankings` alone, the code behind `cir-cot score`: a saved rankings file gives them again.
 """
 
-import os
 import random
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from .images import ImageStore
-from .prompts import PROMPTS_VERSION
-from .protocols import Benchmark, label, score_rankings
-from .provenance import git_state, package_versions
+from cir_cot.data.benchmark import Benchmark, label
+from cir_cot.data.scoring import score_rankings
+from cir_cot.errors import InputError
+from cir_cot.images import ImageStore
+from cir_cot.prompts import PROMPTS_VERSION
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.records import Record
+from cir_cot.retriever import Retriever, inference
+
+from .encode import encode_gallery, encode_queries
 from .ranking import rank
 from .readings import ChainReader, Encode, reader
-from .records import InputError, Record
-from .retriever import QueryOutput, Retriever, concatenate
-
-
-@dataclass(frozen=True)
-class Result:
-    """Numbers, and all that is needed to check them: protocol, rankings with scores, chains. Keys are query ids.
-
-    `choices` are those of QueryOutput, empty for a head that routes nothing.
-    """
-
-    benchmark: Benchmark  # its records are the queries that were asked
-    images: ImageStore
-    metrics: dict
-    by_source: dict[str, dict]
-    protocol: dict
-    rankings: dict[str, list[str]]
-    scores: dict[str, list[float]]
-    explanations: dict[str, str]
-    flags: dict[str, str]
-    subset_rankings: dict[str, list[str]] | None = None
-    choices: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Name the measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
-        return set_name(self.benchmark)
-
-
-def set_name(benchmark: Benchmark) -> str:
-    """Name a measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
-    return ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
+from .results import Result
 
 
 def evaluate(
@@ -165,75 +132,3 @@ def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
             f"{label(benchmark)}: {len(missing)} of {len(needed)} pictures are missing below {images.root}, "
             f"the first is {missing[0]!r}; numbers over a smaller gallery would not be comparable"
         )
-
-
-@contextmanager
-def inference(retriever: Retriever) -> Iterator[None]:
-    """Without gradients and without dropout; a model in training goes on as it was."""
-    modes = (
-        {module: module.training for module in retriever.modules()} if isinstance(retriever, torch.nn.Module) else {}
-    )
-    for module in modes:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def encode_gallery(
-    retriever: Retriever, names: Sequence[str], images: ImageStore, batch_size: int = 32, progress: bool = False
-) -> Tensor:
-    """Embeddings (N, D) float32 of the pictures `names`, on the CPU; each picture is decoded once."""
-    parts = []
-    with inference(retriever), tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar:
-        for pictures in load_batches(names, images, batch_size):
-            parts.append(retriever.encode_target(pictures).float().cpu())
-            bar.update(len(pictures))
-    return check_embeddings(torch.cat(parts), names)
-
-
-def encode_queries(
-    records: Sequence[Record], images: ImageStore, encode: Encode, batch_size: int = 32, progress: bool = False
-) -> QueryOutput:
-    """Embeddings (Q, D), explanations and flags of the records, from `encode(records, reference pictures)`."""
-    parts, done = [], 0
-    with tqdm(total=len(records), desc="queries", unit=" queries", disable=not progress) as bar:
-        for pictures in load_batches([record.reference for record in records], images, batch_size):
-            parts.append(encode(records[done : done + len(pictures)], pictures))
-            done += len(pictures)
-            bar.update(len(pictures))
-    output = concatenate(parts)
-    check_embeddings(output.embeddings, [record.id for record in records])
-    return output
-
-
-def load_batches(names: Sequence[str], images: ImageStore, size: int) -> Iterator[list[Image.Image]]:
-    """Pictures of `names` in batches; threads decode the next batch while the caller works on this one.
-
-    A name that occurs more than once in a batch is decoded once.
-    """
-    if size < 1:
-        raise InputError(f"batch_size is {size}; encode at least one picture at a time")
-    waiting: deque[list] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(names), size):
-            batch = names[start : start + size]
-            pending = {name: pool.submit(images.load, name) for name in dict.fromkeys(batch)}
-            waiting.append([pending[name] for name in batch])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
-
-
-def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
-    """Return the embeddings (N, D) of `names` unchanged; InputError names the first that is not finite."""
-    if embeddings.shape[0] != len(names):
-        raise ValueError(f"{len(names)} inputs gave {embeddings.shape[0]} embeddings; a retriever gives one for each")
-    bad = (~embeddings.isfinite().all(dim=1)).nonzero()
-    if len(bad):
-        raise InputError(f"the embedding of {names[int(bad[0])]!r} is not finite; the checkpoint has diverged")
-    return embeddings

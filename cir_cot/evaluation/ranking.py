@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from .protocols import Benchmark
-from .records import Record
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.records import Record
 
 TOP = 100  # length of the kept lists: twice the deepest official cut, 50
 BLOCK = 256  # queries scored at a time: 256 x 123,403 float32 scores (CIRCO) are 126 MB

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from . import webpage
-from .evaluation import Result
-from .outputs import claim, finish
-from .prompts import PARTS, text_to_cot
-from .readings import same_part
-from .records import Record, write_text_atomic
-from .storage import written
+from cir_cot import webpage
+from cir_cot.files import write_text_atomic
+from cir_cot.outputs import claim, finish
+from cir_cot.prompts import PARTS, text_to_cot
+from cir_cot.records import Record
+from cir_cot.storage import written
+
+from .chain_quality import same_part
+from .results import Result
 from .tables import Table, cell, choice_tables, flat, heading, leading, source_tables, summary_table
 
 REPORT = ("report.md", "report.html")

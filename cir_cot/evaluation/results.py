@@ -3,13 +3,45 @@
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .evaluation import Result, set_name
-from .files import write_bytes_atomic, write_text_atomic
-from .outputs import RESULTS, claim, finish
-from .protocols import Benchmark, mean_of_categories
-from .storage import written
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.scoring import mean_of_categories
+from cir_cot.files import write_bytes_atomic, write_text_atomic
+from cir_cot.images import ImageStore
+from cir_cot.outputs import RESULTS, claim, finish
+from cir_cot.storage import written
+
+
+def set_name(benchmark: Benchmark) -> str:
+    """Name a measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
+    return ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Numbers, and all that is needed to check them: protocol, rankings with scores, chains. Keys are query ids.
+
+    `choices` are those of QueryOutput, empty for a head that routes nothing.
+    """
+
+    benchmark: Benchmark  # its records are the queries that were asked
+    images: ImageStore
+    metrics: dict
+    by_source: dict[str, dict]
+    protocol: dict
+    rankings: dict[str, list[str]]
+    scores: dict[str, list[float]]
+    explanations: dict[str, str]
+    flags: dict[str, str]
+    subset_rankings: dict[str, list[str]] | None = None
+    choices: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name the measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
+        return set_name(self.benchmark)
 
 
 def result_files(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:

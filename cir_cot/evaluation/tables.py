@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .evaluation import Result
-from .protocols import mean_of_categories
-from .records import Record
+from cir_cot.data.scoring import mean_of_categories
+from cir_cot.records import Record
+
+from .results import Result
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
 from cir_cot.retriever import Retriever, read_settings
 
 from .clip import ClipRetriever

@@ -13,11 +13,12 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from cir_cot.clip import ClipEncoder, ClipInputs, load_clip
-from cir_cot.collate import Row, image_number
 from cir_cot.devices import pick_device
-from cir_cot.loading import loading
-from cir_cot.retriever import SETTINGS_FILE, Head, QueryOutput, concatenate, load_head_weights
+from cir_cot.models.clip import ClipEncoder, ClipInputs, load_clip
+from cir_cot.models.loading import loading
+from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate
+
+from .base import Head, Row, image_number, load_head_weights
 
 
 class ClipCollator:

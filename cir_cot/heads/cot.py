@@ -9,6 +9,7 @@ once, adaptive decides for each query whether to write (full) or not (fast). A g
 a person's, or the annotated one (oracle), an upper bound that is never a result.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,16 +17,46 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from cir_cot.backbone import Backbone
-from cir_cot.clip import load_clip
-from cir_cot.collate import IGNORE, ChainCollator, ChatEncoder
-from cir_cot.decoding import Grammar, Writing, write
+from cir_cot.errors import InputError
+from cir_cot.losses import token_loss
+from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.clip import load_clip
 from cir_cot.prompts import PARTS, cot_to_text
-from cir_cot.records import Cot, InputError
+from cir_cot.records import Cot
 from cir_cot.retriever import QueryOutput, concatenate
-from cir_cot.token_loss import token_loss
 
+from .base import Row, image_number
+from .decoding import Grammar, Writing, write
 from .qwen import QwenHead
+
+
+class ChainCollator:
+    """list[Row] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
+
+    With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
+    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
+    `targets` encodes target pictures, by default as prompts of the same model; targets that are vectors stay vectors.
+    """
+
+    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None):
+        self.encoder, self.chain_dropout, self.targets = encoder, chain_dropout, targets or encoder.target
+
+    def __call__(self, rows: Sequence[Row]) -> dict:
+        dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
+        chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
+        written = iter(self.encoder.answer_ids([cot_to_text(chain) for chain in chains if chain]))
+        answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
+        query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
+        labels[torch.tensor([chain is None for chain in chains])] = IGNORE
+        targets = [row.target for row in rows]
+        return {
+            "query": query,
+            "target": {"vectors": torch.stack(targets)} if torch.is_tensor(targets[0]) else self.targets(targets),
+            "labels": labels,
+            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
+        }
+
 
 WRITTEN = {"full": PARTS, "short": ("conclusion",), "adaptive": PARTS}  # the parts that a reading writes
 READINGS = (*WRITTEN, "fast")

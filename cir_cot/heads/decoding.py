@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .backbone import Backbone
-from .collate import ChatEncoder
-from .prompts import TAG
+from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import ChatEncoder
+from cir_cot.prompts import TAG
 
 NO_TOKEN = "no retrieval token: the {part} was cut at {budget} tokens"
 NO_CHAIN = "chain is not valid: its form was forced in the {part}"

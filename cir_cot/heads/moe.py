@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cir_cot.clip import ClipEncoder
+from cir_cot.errors import InputError
 from cir_cot.losses import load_balance, router_z
-from cir_cot.records import InputError
+from cir_cot.models.clip import ClipEncoder
 
 from .clip import ClipRetriever
 

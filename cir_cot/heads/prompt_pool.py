@@ -16,13 +16,14 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cir_cot.backbone import Backbone
-from cir_cot.collate import ChatEncoder, image_number
+from cir_cot.errors import InputError
 from cir_cot.losses import choice_share, even_use, load_balance, pool_pull
+from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
-from cir_cot.records import InputError
 from cir_cot.retriever import QueryOutput, concatenate
 
+from .base import image_number
 from .qwen import QwenHead
 
 SHARPNESS = 10.0  # ours: cosines become probabilities as softmax(10 cos), so that the best key can stand out

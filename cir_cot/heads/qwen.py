@@ -10,12 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cir_cot.backbone import Backbone, load_backbone
-from cir_cot.collate import ChatEncoder
 from cir_cot.devices import pick_device
-from cir_cot.loading import loading
-from cir_cot.records import InputError
-from cir_cot.retriever import SETTINGS_FILE, Head, load_head_weights
+from cir_cot.errors import InputError
+from cir_cot.models.backbone import Backbone, load_backbone
+from cir_cot.models.chat import ChatEncoder
+from cir_cot.models.loading import loading
+from cir_cot.retriever import SETTINGS_FILE
+
+from .base import Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
 COLDEST, WARMEST = 0.01, 1.0  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol, ModelMeta
@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
-from .benchmarks import load_benchmark
-from .encoding import probe
-from .evaluation import check_embeddings, check_pictures, inference
-from .images import ImageStore
-from .protocols import score_rankings
-from .ranking import rank
-from .readings import pick
-from .records import InputError
-from .retriever import Retriever
+from cir_cot.data import load_benchmark
+from cir_cot.data.scoring import score_rankings
+from cir_cot.errors import InputError
+from cir_cot.evaluation.encode import check_embeddings
+from cir_cot.evaluation.evaluate import check_pictures
+from cir_cot.evaluation.ranking import rank
+from cir_cot.evaluation.readings import pick
+from cir_cot.images import ImageStore
+from cir_cot.retriever import Retriever, inference, probe
 
 
 class Rows(Dataset):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from .prompts import QUERY, RET, TARGET
-from .records import write_text_atomic
+from cir_cot.files import write_text_atomic
+from cir_cot.prompts import QUERY, RET, TARGET
 
 # transformers 5.23 brings `sanitize_control_tokens`, without which a text could write special tokens; older versions
 # would pass over the setting, so sentence-transformers is told to refuse them.

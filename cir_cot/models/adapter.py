@@ -11,12 +11,20 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn, where
 
-from . import _torchvision  # noqa: F401  # isort: skip
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from cir_cot import compat  # noqa: F401  # isort: skip
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+from cir_cot.errors import InputError
+from cir_cot.files import parse_json
+
 from .loading import load_tensors, loading
-from .records import InputError, parse_json
 
 DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.1}  # r, dropout: ReCALL (2602.01639); alpha = 2 r: TRACE (2603.02929)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -17,12 +17,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
-from .checkpoint import DTYPES, bound_pixels, load_model, load_processor, model_options, read_model_type
-from .prompts import RET
-from .records import InputError
+from cir_cot.errors import InputError
+from cir_cot.prompts import RET
+
+from .checkpoint import (
+    DTYPES,
+    bound_pixels,
+    load_model,
+    load_processor,
+    model_options,
+    read_model_type,
+)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")

@@ -5,68 +5,19 @@ pieces may hold special tokens; text from users, captions and chains is always t
 write an image, an end of turn or a retrieval token into a prompt.
 """
 
-import hashlib
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .fashioniq import training_caption
-from .features import Vectors
-from .images import ImageStore
+from cir_cot.errors import InputError
+from cir_cot.prompts import QUERY, TARGET, query_prompt
+
 from .loading import loading
-from .prompts import QUERY, TARGET, cot_to_text, query_prompt
-from .records import InputError, Record
 
 IGNORE = -100
 _STAND_IN = "\u2063TEXT\u2063"  # invisible separators: in no template, and dropped before tokenising
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row; `draw` is a random number drawn with it, the source of every random choice made about it.
-
-    A picture that has been encoded before is its vector (D,).
-    """
-
-    record: Record
-    reference: Image.Image | Tensor
-    target: Image.Image | Tensor
-    draw: int
-
-
-class CirDataset(torch.utils.data.Dataset):
-    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them.
-
-    `captions` are FashionIQ's two of each record (None where there are none): the text is then drawn from them anew
-    for each row, as CLIP4Cir does in training. `images` loads references and, unless `targets` does, targets; either
-    may be vectors of pictures in place of pictures.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        images: ImageStore | Vectors,
-        captions: Sequence[tuple[str, str] | None] | None = None,
-        targets: Vectors | None = None,
-    ):
-        self.records, self.images, self.captions = records, images, captions
-        self.targets = images if targets is None else targets
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, item: tuple[int, int]) -> Row:
-        index, draw = item
-        record = self.records[index]
-        if not record.targets:
-            raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
-        if self.captions and self.captions[index]:
-            record = replace(record, text=training_caption(self.captions[index], random.Random(draw).random()))
-        return Row(record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw)
 
 
 class ChatEncoder:
@@ -151,35 +102,3 @@ class ChatEncoder:
     def target(self, images) -> dict[str, Tensor]:
         """Encode candidate pictures with the fixed target prompt and the retrieval token, never a chain."""
         return self(images, [TARGET] * len(images), [[self.ret_id]] * len(images))[0]
-
-
-class ChainCollator:
-    """list[Row] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
-
-    With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
-    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
-    `targets` encodes target pictures, by default as prompts of the same model; targets that are vectors stay vectors.
-    """
-
-    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None):
-        self.encoder, self.chain_dropout, self.targets = encoder, chain_dropout, targets or encoder.target
-
-    def __call__(self, rows: Sequence[Row]) -> dict:
-        dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
-        chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
-        written = iter(self.encoder.answer_ids([cot_to_text(chain) for chain in chains if chain]))
-        answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
-        query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
-        labels[torch.tensor([chain is None for chain in chains])] = IGNORE
-        targets = [row.target for row in rows]
-        return {
-            "query": query,
-            "target": {"vectors": torch.stack(targets)} if torch.is_tensor(targets[0]) else self.targets(targets),
-            "labels": labels,
-            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
-        }
-
-
-def image_number(image: str) -> int:
-    """Return a 63-bit number that stands for an image id, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
+from cir_cot.errors import InputError
+
 from .loading import loading
-from .records import InputError
 from .resizing import token_side
 
 TINY_BASE = "cir-cot/tiny-base"
@@ -97,4 +98,4 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
 
 
 def _located(path: str) -> str:
-    return str(Path(__file__).parent / "assets" / "tiny_base") if path == TINY_BASE else path
+    return str(Path(__file__).parent.parent / "assets" / "tiny_base") if path == TINY_BASE else path

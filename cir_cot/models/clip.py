@@ -13,12 +13,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
+from cir_cot.errors import InputError
+from cir_cot.retriever import SETTINGS_FILE, read_settings
+
 from .checkpoint import DTYPES, load_model, load_processor, model_options, read_model_type
-from .records import InputError
-from .retriever import SETTINGS_FILE, read_settings
 
 # model_type -> padding of its texts: CLIP reads the end-of-text token, SigLIP the last of a fixed number of positions
 PADDING = {"clip": "longest", "siglip": "max_length"}

@@ -21,9 +21,9 @@ from PIL.Image import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import InputError
-from .files import write_bytes_atomic
-from .storage import locked
+from cir_cot.errors import InputError
+from cir_cot.files import write_bytes_atomic
+from cir_cot.storage import locked
 
 KEY_BYTES = 16
 SHARD = 4096  # vectors a file: what a crash may cost

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import InputError
+from cir_cot.errors import InputError
 
 # Seen from transformers, tokenizers, peft, safetensors, jinja2 and torch for files that were cut, emptied or edited.
 RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError,

@@ -3,7 +3,7 @@
 Importing that takes torch and torchvision, seconds and hundreds of megabytes, so it is done where a picture needs it.
 """
 
-from .images import MAX_RATIO
+from cir_cot.images import MAX_RATIO
 
 TOKEN = 28  # side of a visual token in pixels with Qwen2-VL and Qwen2.5-VL; 32 with Qwen3-VL
 
@@ -35,7 +35,7 @@ def smart_size(
     picture whose sides are longer than half a visual token. Like them and unlike qwen-vl-utils, which comes to 0 there,
     it keeps one visual token on the short side where a small `max_pixels` leaves less.
     """
-    from . import _torchvision  # noqa: F401  # isort: skip
+    from cir_cot import compat  # noqa: F401  # isort: skip
     from qwen_vl_utils import vision_process
 
     if max_pixels is not None and min_pixels is None:

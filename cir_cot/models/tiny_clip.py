@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
-from .records import InputError
-from .tiny import CORPUS
+from cir_cot.errors import InputError
+
+from .tiny_qwen import CORPUS
 
 LENGTH = 48  # tokens of a text
 # Each byte that can end a character, at the end of a word: like the real vocabulary, a tiny one then knows every text.

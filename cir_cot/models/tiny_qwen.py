@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .records import InputError
+from cir_cot.errors import InputError
 
 SPECIALS = (
     "<|endoftext|>",

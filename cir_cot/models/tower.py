@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers import AttentionInterface
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 

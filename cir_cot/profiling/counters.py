@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .provenance import package_versions
-from .records import write_text_atomic
+from cir_cot.files import write_text_atomic
+from cir_cot.provenance import package_versions
 
 
 class PeakBytes(TorchDispatchMode):
@@ -62,22 +62,6 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with PeakBytes() as meter:
         work()
     return meter.peak
-
-
-def kept_bytes(forward: Callable[[], object], known: set[int]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, without storages (data pointers) in `known`: weights."""
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = forward()
-    del out
-    return sum(sizes.values())
 
 
 def seconds(sides: Mapping[str, Callable[[], object]], pairs: int, before: Callable[[], object] = int) -> dict:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import peft
 
-from .backbone import Backbone, linear_layers
-from .losses import info_nce
+from cir_cot.losses import info_nce
+from cir_cot.models.backbone import Backbone, linear_layers
 
 
 def put_lora(backbone: Backbone, lora: Mapping[str, float], recompute: bool) -> None:

@@ -6,7 +6,7 @@ where no checkpoint is at hand, to count their parameters or to measure speed wi
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 

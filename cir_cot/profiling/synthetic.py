@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .collate import Row
-from .records import Cot, Record
+from cir_cot.heads.base import Row
+from cir_cot.records import Cot, Record
 
 WORDS = ("red", "blue", "long", "short", "shirt", "dress", "with", "without", "a", "the", "sleeves", "stripes")
 # Width and height of photographs as benchmarks hold them: upright ones of garments, wide ones from the web.

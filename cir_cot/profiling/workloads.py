@@ -12,20 +12,22 @@ from functools import partial
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers.trainer_callback import PrinterCallback
 
+from cir_cot.devices import peak_memory_mb
+from cir_cot.heads.cot import CotRetriever
+from cir_cot.heads.decoding import Writing
+from cir_cot.retriever import inference
+from cir_cot.training.arguments import CirArguments
+from cir_cot.training.gradcache import row_tokens
+from cir_cot.training.step_metrics import supervised_tokens
+from cir_cot.training.trainer import CirTrainer
+
 from . import plain_peers
-from .decoding import Writing
 from .device_meter import StepWatch, count_waits, forget_peak, timed, trace, wait
-from .evaluation import inference
-from .gradcache import row_tokens
-from .heads.cot import CotRetriever
-from .meter import peak_memory_mb, supervised_tokens
-from .noise import PHOTOGRAPHS, NoisePairs
-from .recipe import CirArguments
 from .roofline import Card, costs
-from .trainer import CirTrainer
+from .synthetic import PHOTOGRAPHS, NoisePairs
 
 TRACED = 3  # decoding steps whose kernels are recorded
 

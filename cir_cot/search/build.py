@@ -7,14 +7,23 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from .encoding import Vectors, claim_parts, encode_share, read_probe, read_seen, remove_parts, shorten
-from .images import ImageStore
-from .index import BLOCK, Index, assemble, emptied, sample
+from cir_cot.errors import InputError
+from cir_cot.images import ImageStore
+from cir_cot.retriever import Retriever
+from cir_cot.storage import locked
+
+from .faiss_index import BLOCK, Index, assemble, emptied, sample
 from .index_files import STORES, read_facts, words_of
-from .qdrant import QdrantIndex, address, is_qdrant
-from .records import InputError
-from .retriever import Retriever
-from .storage import locked
+from .qdrant_index import QdrantIndex, address, is_qdrant
+from .vector_store import (
+    Vectors,
+    claim_parts,
+    encode_share,
+    read_probe,
+    read_seen,
+    remove_parts,
+    shorten,
+)
 
 PARTS = "encoding"  # the folder of parts below the index while it is built
 

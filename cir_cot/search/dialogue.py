@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from .errors import shown
-from .images import ImageStore, decode
-from .prompts import PARTS, written_parts
-from .readings import OWN_READINGS, ChainReader
-from .records import Cot, InputError, check_text
+from cir_cot.errors import InputError, shown
+from cir_cot.evaluation.readings import OWN_READINGS, ChainReader
+from cir_cot.images import ImageStore, decode
+from cir_cot.prompts import PARTS, written_parts
+from cir_cot.records import Cot, check_text
+
 from .search import Answer, Search
 
 MAX_BYTES, MAX_PIXELS, MAX_WORDS = 10 * 2**20, 2**25, 1000  # of an uploaded picture, and letters of a text

@@ -18,10 +18,11 @@ import faiss
 import numpy as np
 import torch
 
-from .encoding import check_probe, shorten
+from cir_cot.errors import InputError
+from cir_cot.retriever import Retriever, check_probe
+
 from .index_files import CURE, file_names, read_facts, read_rows, read_store, save_files, words_of
-from .records import InputError
-from .retriever import Retriever
+from .vector_store import shorten
 
 CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
 DEEPER = 32  # candidates beyond k: what FAISS's float32 sums may order otherwise

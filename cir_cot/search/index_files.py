@@ -14,11 +14,12 @@ from pathlib import Path
 
 import faiss
 
-from .encoding import is_probe
-from .errors import InputError
-from .files import parse_json, read_json, sync, write_text_atomic
-from .provenance import git_state, package_versions
-from .storage import written
+from cir_cot.errors import InputError
+from cir_cot.files import parse_json, read_json, sync, write_text_atomic
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.storage import written
+
+from .vector_store import is_probe
 
 FORMAT = 1
 STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}

@@ -9,7 +9,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from .errors import InputError
+from cir_cot.errors import InputError
+
 from .same_origin import SameOrigin
 
 LOCAL = "127.0.0.1"

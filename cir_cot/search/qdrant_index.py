@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .encoding import Vectors, check_probe, shorten
-from .index import check_queries
+from cir_cot.errors import InputError
+from cir_cot.retriever import Retriever, check_probe
+
+from .faiss_index import check_queries
 from .index_files import write_facts
-from .records import InputError
-from .retriever import Retriever
+from .vector_store import Vectors, shorten
 
 PREFIX = "qdrant:"
 SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # of the names that points get from image ids

@@ -1,6 +1,6 @@
 """From a checkpoint to results: a picture and a sentence in, a chain and ranked pictures out.
 
-from cir_cot.search import open_search
+from cir_cot.search.search import open_search
 search = open_search("runs/model", "runs/index")
 print(search.one("reference.jpg", "the same in red").hits)
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .errors import shown
-from .evaluation import inference
-from .heads import load_retriever
-from .images import ImageStore
-from .index import Index
-from .indexing import open_index
-from .qdrant import QdrantIndex
-from .readings import ChainReader, pick, streams
-from .records import Cot, InputError, check_chain, check_text
-from .retriever import QueryOutput, Retriever
+from cir_cot.errors import InputError, shown
+from cir_cot.evaluation.readings import ChainReader, pick, streams
+from cir_cot.heads import load_retriever
+from cir_cot.images import ImageStore
+from cir_cot.records import Cot, check_chain, check_text
+from cir_cot.retriever import QueryOutput, Retriever, inference
+
+from .build import open_index
+from .faiss_index import Index
+from .qdrant_index import QdrantIndex
 
 
 @dataclass(frozen=True)

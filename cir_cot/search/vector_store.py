@@ -22,47 +22,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .errors import InputError
-from .evaluation import check_embeddings, inference
-from .files import read_json, sync, write_text_atomic
-from .images import EXTENSIONS, ImageStore
-from .retriever import Retriever
-from .storage import written
+from cir_cot.errors import InputError
+from cir_cot.evaluation.encode import check_embeddings
+from cir_cot.files import read_json, sync, write_text_atomic
+from cir_cot.images import ImageStore
+from cir_cot.retriever import Retriever, check_probe, inference, probe
+from cir_cot.storage import written
 
 HASH = 32  # hexadecimal digits: 128 bits
-ALIKE = 0.999  # cosine of two encodings of one picture by one model; bfloat16 against float32 stays above
-SIDE = 224  # of the probe pictures, pixels
 CHECKSUM = 8  # bytes, of a stored row
 ENCODED = ".encoded"
 # what encoding writes: parts, what was seen, the fingerprint, temporary files; and parts of an earlier version
 OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.[0-9a-f]{16}\.tmp")
 
 logger = logging.getLogger(__name__)
-
-
-def list_pictures(root: str | Path) -> ImageStore:
-    """Return a store of every picture below a folder, ids being paths without their extension; InputError if none."""
-    if not Path(root).is_dir():
-        raise InputError(f"{root}: no such folder of pictures")
-    files: dict[str, str] = {}
-    for path in sorted(Path(root).rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and path.is_file():
-            file = path.relative_to(root)
-            name = file.with_suffix("").as_posix()
-            if name in files:
-                raise InputError(f"{root}: {files[name]} and {file} have one image id, {name!r}; rename one of them")
-            files[name] = file.as_posix()
-    if not files:
-        raise InputError(f"{root}: no picture in it ({', '.join(EXTENSIONS)})")
-    return ImageStore(root, files)
-
-
-def probe(retriever: Retriever) -> np.ndarray:
-    """Return the vectors (3, D) of three made pictures: the fingerprint of what a retriever makes of candidates."""
-    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST) for part in colours]
-    with inference(retriever):
-        return retriever.encode_target(pictures).float().cpu().numpy()
 
 
 def is_probe(value: object) -> bool:
@@ -73,18 +46,6 @@ def is_probe(value: object) -> bool:
     return (
         all(type(number) in (int, float) and -2 < number < 2 for number in numbers) and len(set(map(len, value))) <= 1
     )
-
-
-def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
-    """Refuse a retriever that encodes pictures otherwise than the one that the stored probe (3, D) is of."""
-    theirs, ours = np.array(stored, dtype=np.float64), probe(retriever).astype(np.float64)
-    alike = (theirs * ours).sum(axis=1).min() if theirs.shape == ours.shape else -1.0
-    if not alike >= ALIKE:
-        how = f"cosine {alike:.3f}" if theirs.shape == ours.shape else f"{theirs.shape[1]} and {ours.shape[1]} numbers"
-        raise InputError(
-            f"{where}: encoded by another retriever ({how} for the same picture); give the checkpoint that it was "
-            "encoded with, or encode the gallery into a new folder"
-        )
 
 
 class Part:

@@ -1,25 +1,26 @@
 """What every training recipe shares: its arguments, where they come from, and the run.json that says what was run."""
 
-import json
 import logging
 import math
-import os
-import platform
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
 import torch
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot.data import BENCHMARKS
+
+from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers import HfArgumentParser, TrainingArguments
 
+from cir_cot.errors import InputError
+
 from .config import names, nearest, read_config
-from .launch import prepare_deepspeed, refuse_impossible, shards_parameters
-from .provenance import git_state, package_versions
-from .records import InputError, write_text_atomic
+from .distributed import prepare_deepspeed, refuse_impossible, shards_parameters
+
+READOUT = ("readout", "projection", "temperature", "learn_temperature")
+HELP = "; default: that of the checkpoint, or the head's"
+
 
 LAST = "last"
 
@@ -168,50 +169,75 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
         raise InputError(str(error)) from error
 
 
-def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:
-    """Write `run.json`: what was asked (argv, resolved arguments, seed), of which code (commit, versions), on what.
-
-    Only the first process writes. A resumed run overwrites the file with its own.
-    """
-    if not args.should_save:
-        return
-    run = {
-        "argv": _without_tokens(argv),
-        "arguments": args.to_dict(),  # transformers leaves tokens out
-        "git": git_state(),
-        "versions": package_versions(),
-        "device": device_name(args.device),
-        "processes": args.world_size,
-        "seed": args.seed,
-    }
-    write_json(Path(folder) / "run.json", run)
+def option(default, text: str):
+    """A field of the arguments with its help."""
+    return field(default=default, metadata={"help": text})
 
 
-def _without_tokens(argv: Sequence[str]) -> list[str]:
-    """The command line with values of access tokens replaced by "..."."""
-    kept, hide = [], False
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        secret = name.startswith("--") and name.endswith("token")
-        kept.append("..." if hide else name + "=..." if secret and equals else word)
-        hide = secret and not equals
-    return kept
+@dataclass
+class DataArguments(CirArguments):
+    """Arguments of every recipe that starts from a checkpoint and trains on a benchmark's split."""
+
+    model: str | None = option(None, "Checkpoint folder or hub name, or the run folder of an earlier stage.")
+    benchmark: Literal[tuple(BENCHMARKS)] = option("folder", "Kind of dataset.")
+    root: str | None = option(None, "Folder of the dataset.")
+    split: str = option("train", "Split to train on.")
+    category: str | None = option(None, "FashionIQ: one category only.")
+    drop_missing: bool = option(False, "Leave out rows whose picture is missing (dead links), and say how many.")
+    overwrite: bool = option(False, "Replace the trained retriever and the checkpoints that output_dir holds.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, example in {"model": "checkpoints/base", "root": "data/mine"}.items():
+            if getattr(self, name) is None:
+                raise InputError(f"no {name}: give it in the config or on the command line, as --{name} {example}")
 
 
-def write_metrics_json(folder: str | Path, metrics: Mapping, args: CirArguments) -> None:
-    """Write `metrics.json`, what a finished training reports; only the first process writes."""
-    if args.should_save:
-        write_json(Path(folder) / "metrics.json", metrics)
+@dataclass
+class ClipArguments(DataArguments):
+    """Arguments of both recipes on CLIP, with the defaults that CLIP4Cir's two stages share."""
+
+    pad_ratio: float | None = option(None, "Pad longer pictures to this ratio, 0: never; default: of stage 1, or 1.25.")
+    temperature: float = option(0.01, "Temperature of InfoNCE.")  # CLIP4Cir: logits are 100 times the cosine
+    warmup_steps: float = option(0.0, "Warm-up: steps, or a share of all steps when below 1.")
+    lr_scheduler_type: str = option("constant", "Learning-rate schedule.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise InputError(f"temperature {self.temperature} is not above 0; CLIP4Cir's is 0.01")
+
+    def aux_weights(self) -> dict[str, float]:
+        """No loss beside InfoNCE: no words are written."""
+        return {}
 
 
-def write_json(path: Path, content: Mapping) -> None:
-    """Write a mapping as indented JSON, atomically; the folder is made if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+@dataclass
+class QwenArguments(DataArguments):
+    """Arguments of every recipe that trains a head on a Qwen-VL."""
 
+    lora_r: int = option(16, "LoRA rank; 0 trains all weights.")  # ReCALL: 16 beats 32, 64 and full fine-tuning
+    lora_alpha: int = option(32, "LoRA alpha.")  # twice the rank, as TRACE has it
+    lora_dropout: float = option(0.1, "Dropout of the adapters' inputs.")  # ReCALL
+    quantization: Literal["nf4", "int8"] | None = option(None, "Load the base in 4 or 8 bits (QLoRA).")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Type of the base's weights.")
+    attn: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2.")
+    min_pixels: int | None = option(None, "Least area of a picture after resizing; default: the checkpoint's.")
+    max_pixels: int | None = option(None, "Largest area of a picture after resizing; default: the checkpoint's.")
+    train_vision: bool = option(False, "Train the vision tower too, with --lora_r 0.")  # TRACE: frozen
+    chunk_tokens: int = option(
+        16384,  # ours: work enough for one GPU, and what a 7B with recompute keeps of it is a few GB
+        "Tokens, padding included, that go through the model at once; a larger batch is cached chunk by chunk "
+        "(same loss and gradients, a third slower). 0: never.",
+    )
+    recompute: bool = option(False, "Recompute activations in the backward pass: a third slower, far less memory.")
+    readout: Literal["ret", "before_ret"] | None = option(None, "Token whose hidden state is the query vector" + HELP)
+    projection: int | None = option(None, "Dimension of a linear projection of that state" + HELP)
+    temperature: float | None = option(None, "Temperature of InfoNCE, or its start" + HELP)
+    learn_temperature: bool | None = option(None, "Train the temperature" + HELP)
 
-def device_name(device: torch.device) -> str:
-    """What computes, in words: the GPU's name, or the processor's architecture and core count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gradient_checkpointing:
+            raise InputError("gradient_checkpointing goes by the name --recompute here")
+        refuse_impossible(self, self.quantization, self.train_vision, self.vision_cache is not None)

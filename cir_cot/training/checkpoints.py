@@ -17,8 +17,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .records import InputError, read_json, write_text_atomic
-from .storage import sync
+from cir_cot.errors import InputError
+from cir_cot.files import read_json, sync, write_text_atomic
 
 COMPLETE, SAVING, PREFIX = "complete.json", ".saving", "checkpoint"
 FILES, RUN = "files", "run"  # keys of complete.json beside those that decide the order of rows

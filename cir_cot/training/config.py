@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .records import InputError
+from cir_cot.errors import InputError
 
 MAX_BYTES = 2**16  # the longest config that ships has 2 KB
 LARGEST = 2**63  # what a number in a tensor can be

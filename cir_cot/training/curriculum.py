@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cir_cot.losses import batch_statistics, info_nce
+from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.tower import picture_features
+
 from . import lessons
-from .backbone import Backbone
-from .batches import ALIGN, Batch, Lesson, draw_batch, language_batch
-from .collate import IGNORE, ChatEncoder
+from .lesson_batches import ALIGN, Batch, Lesson, draw_batch, language_batch
 from .lessons import ATTRIBUTES, EVEN, TASKS, Example
-from .losses import batch_statistics, info_nce
-from .tower import picture_features
 
 WORDS = (3, 6, 9)  # most objects of a scene whose selectors are learned from text alone
 KNOWN = 0.85  # share of scenes with every verdict right at which the next lesson begins
@@ -250,7 +251,7 @@ def exact_alone(
 @torch.no_grad()
 def alignment_recall(base: Backbone, rows: int = 500, seed: int = 0) -> float:
     """Return R@1 (%) of held-out descriptions among as many pictures, families of scenes one edit apart."""
-    from .batches import alignment_batch
+    from .lesson_batches import alignment_batch
 
     rng = random.Random(seed)
     drawn = lessons.draw_distinct_scenes(rng, rows, test=True)

@@ -1,58 +1,51 @@
 """The rows that a training recipe reads: where they come from, which are left out, and FashionIQ's random captions."""
 
+import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 
-from .benchmarks import BENCHMARKS, attach_chains, load_benchmark
-from .collate import CirDataset
-from .fashioniq import training_captions
-from .images import ImageStore
-from .recipe import CirArguments
-from .records import InputError, Record
+import torch
 
+from cir_cot.data import load_benchmark
+from cir_cot.data.fashioniq import training_caption, training_captions
+from cir_cot.errors import InputError
+from cir_cot.heads.base import Row
+from cir_cot.images import ImageStore
+from cir_cot.models.feature_cache import Vectors
+from cir_cot.records import Record, attach_chains
 
-def option(default, text: str):
-    """A field of the arguments with its help."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class DataArguments(CirArguments):
-    """Arguments of every recipe that starts from a checkpoint and trains on a benchmark's split."""
-
-    model: str | None = option(None, "Checkpoint folder or hub name, or the run folder of an earlier stage.")
-    benchmark: Literal[tuple(BENCHMARKS)] = option("folder", "Kind of dataset.")
-    root: str | None = option(None, "Folder of the dataset.")
-    split: str = option("train", "Split to train on.")
-    category: str | None = option(None, "FashionIQ: one category only.")
-    drop_missing: bool = option(False, "Leave out rows whose picture is missing (dead links), and say how many.")
-    overwrite: bool = option(False, "Replace the trained retriever and the checkpoints that output_dir holds.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, example in {"model": "checkpoints/base", "root": "data/mine"}.items():
-            if getattr(self, name) is None:
-                raise InputError(f"no {name}: give it in the config or on the command line, as --{name} {example}")
+from .arguments import DataArguments
 
 
-@dataclass
-class ClipArguments(DataArguments):
-    """Arguments of both recipes on CLIP, with the defaults that CLIP4Cir's two stages share."""
+class CirDataset(torch.utils.data.Dataset):
+    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them.
 
-    pad_ratio: float | None = option(None, "Pad longer pictures to this ratio, 0: never; default: of stage 1, or 1.25.")
-    temperature: float = option(0.01, "Temperature of InfoNCE.")  # CLIP4Cir: logits are 100 times the cosine
-    warmup_steps: float = option(0.0, "Warm-up: steps, or a share of all steps when below 1.")
-    lr_scheduler_type: str = option("constant", "Learning-rate schedule.")
+    `captions` are FashionIQ's two of each record (None where there are none): the text is then drawn from them anew
+    for each row, as CLIP4Cir does in training. `images` loads references and, unless `targets` does, targets; either
+    may be vectors of pictures in place of pictures.
+    """
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise InputError(f"temperature {self.temperature} is not above 0; CLIP4Cir's is 0.01")
+    def __init__(
+        self,
+        records: Sequence[Record],
+        images: ImageStore | Vectors,
+        captions: Sequence[tuple[str, str] | None] | None = None,
+        targets: Vectors | None = None,
+    ):
+        self.records, self.images, self.captions = records, images, captions
+        self.targets = images if targets is None else targets
 
-    def aux_weights(self) -> dict[str, float]:
-        """No loss beside InfoNCE: no words are written."""
-        return {}
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, item: tuple[int, int]) -> Row:
+        index, draw = item
+        record = self.records[index]
+        if not record.targets:
+            raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
+        if self.captions and self.captions[index]:
+            record = replace(record, text=training_caption(self.captions[index], random.Random(draw).random()))
+        return Row(record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw)
 
 
 def load_rows(args: DataArguments, chains: Sequence[str] = (), vary_captions: bool = False) -> tuple[CirDataset, str]:

@@ -1,10 +1,10 @@
 """Which ways of starting a run on several processes can work: the others are refused before any model is loaded."""
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers import TrainingArguments
 
-from .records import InputError
+from cir_cot.errors import InputError
 
 
 def zero_stage(args: TrainingArguments) -> int:

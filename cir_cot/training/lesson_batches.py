@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import lessons, prompts, scenes
-from .backbone import Backbone, load_backbone
-from .collate import IGNORE, ChatEncoder
+from cir_cot import prompts
+from cir_cot.data import scenes
+from cir_cot.models.backbone import Backbone, load_backbone
+from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
+from cir_cot.models.tower import VISUAL_TOKENS, picture_grid
+
+from . import lessons
 from .lessons import EVEN, TASKS, Example
-from .tiny import tiny_model, tiny_processor, tiny_tokenizer
-from .tower import VISUAL_TOKENS, picture_grid
 
 # 2.8 million parameters; one attention window a picture. Weights start at 0.05 instead of transformers' 0.02: pictures
 # are read after 500 steps instead of 1,500 (docs/log.md).

@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import prompts, scenes
+from cir_cot import prompts
+from cir_cot.data import scenes
 
 ATTRIBUTES = ("slot", "size", "colour", "shape")
 EVEN = (1.0, 1.0, 1.0, 1.0)  # how often a selector names nothing but its slot, size, colour, shape

@@ -4,16 +4,15 @@ Tokens are counted on a sample of the very rows, through the very collator. What
 modelled: one pass of the very head over a few rows, counting the bytes that autograd keeps for the backward pass.
 """
 
-import os
-import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from cir_cot.devices import free_bytes
+from cir_cot.models.resizing import TOKEN, is_shrunk
 
 from .gradcache import SIDES, row_tokens, select
-from .measure import kept_bytes
-from .resizing import TOKEN, is_shrunk
 
 SAMPLE = 64  # rows: quantiles of token counts within a few per cent, in seconds
 MEASURED = 2  # rows of the measured pass
@@ -50,13 +49,6 @@ def standing_bytes(head: nn.Module) -> tuple[int, int]:
     """Bytes of all weights, and of gradients and AdamW's two moments of those that train."""
     weights = sum(value.nbytes for value in (*head.parameters(), *head.buffers()))
     return weights, sum(3 * value.nbytes for value in head.parameters() if value.requires_grad)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free now, on the device or on this machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize()
 
 
 def bytes_per_token(head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None) -> int:
@@ -144,3 +136,19 @@ def _words(values: Mapping[str, float]) -> str:
 
 def _mib(value: int) -> str:
     return f"{value / 2**20:,.0f} MiB"
+
+
+def kept_bytes(forward: Callable[[], object], known: set[int]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, without storages (data pointers) in `known`: weights."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = forward()
+    del out
+    return sum(sizes.values())

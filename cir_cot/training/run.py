@@ -1,59 +1,25 @@
 """What recipes share: arguments and loading of a head on a Qwen-VL, and the run from first step to saved folder."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from .backbone import load_backbone
-from .budget import describe, estimate
+from cir_cot.devices import device_name
+from cir_cot.errors import InputError
+from cir_cot.files import write_json
+from cir_cot.heads.qwen import QwenHead
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.resizing import token_side
+from cir_cot.provenance import git_state, package_versions
+from cir_cot.retriever import SETTINGS_FILE, read_settings
+
+from .arguments import READOUT, CirArguments, QwenArguments
 from .gradcache import random_state, set_random_state
-from .heads.qwen import QwenHead
-from .launch import refuse_impossible
-from .recipe import write_json, write_metrics_json, write_run_json
-from .records import InputError
-from .resizing import token_side
-from .retriever import SETTINGS_FILE, read_settings
-from .rows import DataArguments, option
+from .memory import describe, estimate
 from .trainer import CirTrainer
-
-READOUT = ("readout", "projection", "temperature", "learn_temperature")
-HELP = "; default: that of the checkpoint, or the head's"
-
-
-@dataclass
-class QwenArguments(DataArguments):
-    """Arguments of every recipe that trains a head on a Qwen-VL."""
-
-    lora_r: int = option(16, "LoRA rank; 0 trains all weights.")  # ReCALL: 16 beats 32, 64 and full fine-tuning
-    lora_alpha: int = option(32, "LoRA alpha.")  # twice the rank, as TRACE has it
-    lora_dropout: float = option(0.1, "Dropout of the adapters' inputs.")  # ReCALL
-    quantization: Literal["nf4", "int8"] | None = option(None, "Load the base in 4 or 8 bits (QLoRA).")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Type of the base's weights.")
-    attn: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2.")
-    min_pixels: int | None = option(None, "Least area of a picture after resizing; default: the checkpoint's.")
-    max_pixels: int | None = option(None, "Largest area of a picture after resizing; default: the checkpoint's.")
-    train_vision: bool = option(False, "Train the vision tower too, with --lora_r 0.")  # TRACE: frozen
-    chunk_tokens: int = option(
-        16384,  # ours: work enough for one GPU, and what a 7B with recompute keeps of it is a few GB
-        "Tokens, padding included, that go through the model at once; a larger batch is cached chunk by chunk "
-        "(same loss and gradients, a third slower). 0: never.",
-    )
-    recompute: bool = option(False, "Recompute activations in the backward pass: a third slower, far less memory.")
-    readout: Literal["ret", "before_ret"] | None = option(None, "Token whose hidden state is the query vector" + HELP)
-    projection: int | None = option(None, "Dimension of a linear projection of that state" + HELP)
-    temperature: float | None = option(None, "Temperature of InfoNCE, or its start" + HELP)
-    learn_temperature: bool | None = option(None, "Train the temperature" + HELP)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.gradient_checkpointing:
-            raise InputError("gradient_checkpointing goes by the name --recompute here")
-        refuse_impossible(self, self.quantization, self.train_vision, self.vision_cache is not None)
 
 
 def load_head(kind: type[QwenHead], args: QwenArguments, settings: Sequence[str], frozen: bool = False) -> QwenHead:
@@ -114,3 +80,39 @@ def fit(trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], obje
     trainer.accelerator.end_training()
     rows = len(trainer.train_dataset)
     return f"trained {result.global_step} steps on {rows} rows; the retriever is in {args.output_dir}"
+
+
+def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:
+    """Write `run.json`: what was asked (argv, resolved arguments, seed), of which code (commit, versions), on what.
+
+    Only the first process writes. A resumed run overwrites the file with its own.
+    """
+    if not args.should_save:
+        return
+    run = {
+        "argv": _without_tokens(argv),
+        "arguments": args.to_dict(),  # transformers leaves tokens out
+        "git": git_state(),
+        "versions": package_versions(),
+        "device": device_name(args.device),
+        "processes": args.world_size,
+        "seed": args.seed,
+    }
+    write_json(Path(folder) / "run.json", run)
+
+
+def _without_tokens(argv: Sequence[str]) -> list[str]:
+    """The command line with values of access tokens replaced by "..."."""
+    kept, hide = [], False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("--") and name.endswith("token")
+        kept.append("..." if hide else name + "=..." if secret and equals else word)
+        hide = secret and not equals
+    return kept
+
+
+def write_metrics_json(folder: str | Path, metrics: Mapping, args: CirArguments) -> None:
+    """Write `metrics.json`, what a finished training reports; only the first process writes."""
+    if args.should_save:
+        write_json(Path(folder) / "metrics.json", metrics)

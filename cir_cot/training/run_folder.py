@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers import TrainingArguments
 
-from .recipe import LAST, CirArguments
-from .records import InputError, Record, record_to_dict
-from .resume import COMPLETE, checkpoints, discard, latest_checkpoint
-from .retriever import HEAD_FILE, SETTINGS_FILE
-from .rows import DataArguments
-from .storage import locked
+from cir_cot.errors import InputError
+from cir_cot.records import Record, record_to_dict
+from cir_cot.retriever import HEAD_FILE, SETTINGS_FILE
+from cir_cot.storage import locked
+
+from .arguments import LAST, CirArguments, DataArguments
+from .checkpoints import COMPLETE, checkpoints, discard, latest_checkpoint
 
 RUN_FILE = "run.json"
 SAVED = (COMPLETE, SETTINGS_FILE, "trainer_state.json")  # any of them tells a checkpoint of ours

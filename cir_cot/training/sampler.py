@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import BatchSampler, Sampler
 
-from .records import InputError, Record
+from cir_cot.errors import InputError
+from cir_cot.records import Record
 
 GROUP_BY = ("none", "reference", "category")
 WINDOW = 50  # batches among which rows of like length are sought, as transformers does

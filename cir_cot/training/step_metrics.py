@@ -1,13 +1,13 @@
 """What training measures between two logs, over all processes."""
 
-import resource
-import sys
 import time
 
 import torch
 from torch import Tensor
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot.devices import peak_memory_mb
+
+from cir_cot import compat  # noqa: F401  # isort: skip
 from accelerate import Accelerator
 
 from .gradcache import parts_of, row_tokens
@@ -47,11 +47,3 @@ class Meter:
 def supervised_tokens(batch: dict) -> int:
     """Tokens of a batch that the language-model loss sees; the first position has nothing to be predicted from."""
     return sum(int(part["labels"][:, 1:].ne(-100).sum()) for part in parts_of(batch) if "labels" in part)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory this process ever held: on a GPU what torch allocated, else the resident set, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

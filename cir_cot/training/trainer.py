@@ -14,9 +14,9 @@ What is guaranteed, and how:
    more, whoever holds them, are masked by image id.
 3. A resumed run equals the uninterrupted one. The order of rows and every choice about a row come from (seed, epoch);
    transformers saves the optimizer, the schedule and the random state. A crash while saving loses that save alone
-   (`cir_cot.resume`); a run that would order its rows differently is refused.
-4. With `chunk_tokens`, a batch beyond that many tokens goes through in chunks (`cir_cot.gradcache`): same loss, same
-   gradients, memory of one chunk. A batch that fits is one plain step.
+   (`cir_cot.training.checkpoints`); a run that would order its rows differently is refused.
+4. With `chunk_tokens`, a batch beyond that many tokens goes through in chunks (`cir_cot.training.gradcache`): same
+   loss, same gradients, memory of one chunk. A batch that fits is one plain step.
 
 transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss comes normalised over the
 whole step, by `_get_num_items_in_batch`, which counts rows beside tokens.
@@ -31,20 +31,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType
 from transformers import Trainer
 
-from .backbone import Backbone
+from cir_cot.errors import InputError
+from cir_cot.losses import batch_statistics, gather_counts, gather_with_grad, info_nce
+from cir_cot.models.backbone import Backbone
+
+from .arguments import LAST, CirArguments
+from .checkpoints import (
+    PREFIX,
+    RUN,
+    SAVING,
+    check_resumable,
+    check_same_run,
+    latest_checkpoint,
+    publish,
+    rotate,
+    whole,
+)
 from .gradcache import Chunk, Items, PartCollator, cached_step, cut, part_size, parts_of, stretch
-from .losses import batch_statistics, gather_counts, gather_with_grad, info_nce
-from .meter import Meter, supervised_tokens
-from .recipe import LAST, CirArguments
-from .records import InputError
-from .resume import PREFIX, RUN, SAVING, check_resumable, check_same_run, latest_checkpoint, publish, rotate, whole
 from .run_folder import identity
 from .sampler import RowSampler, ShardedBatches
+from .step_metrics import Meter, supervised_tokens
 from .vision_cache import VisionCache, tower_identity
 
 ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .errors import InputError
-from .files import read_json, write_bytes_atomic, write_text_atomic
-from .storage import locked
+from cir_cot.errors import InputError
+from cir_cot.files import read_json, write_bytes_atomic, write_text_atomic
+from cir_cot.storage import locked
 
 IDENTITY = "identity.json"
 SHARD = 2**28  # bytes of features held in memory before they are written, 256 MiB

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cir_cot.cli import COMMANDS
+from cir_cot.errors import InputError
 from cir_cot.heads.moe import DenseCombiner, MoeCombiner, count_parameters
-from cir_cot.recipe import CirArguments, parse_arguments
-from cir_cot.records import InputError
+from cir_cot.training.arguments import CirArguments, parse_arguments
 from cir_cot.webpage import scatter
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "heads.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "heads.py"
 spec = importlib.util.spec_from_file_location("heads_benchmark", SCRIPT)
 heads = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(heads)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.scenes import write_scenes
+from cir_cot.data import load_benchmark
+from cir_cot.data.scenes import write_scenes
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "tirg.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tirg.py"
 spec = importlib.util.spec_from_file_location("tirg", SCRIPT)
 tirg = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tirg)

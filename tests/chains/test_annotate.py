@@ -14,66 +14,38 @@ import time
 from functools import partial
 from pathlib import Path
 
+import fake_server
 import pytest
-import servers
-from PIL import Image
-from servers import Reply, Server, answer, edit, good, pictures, stage
+from annotation_job import (
+    ENV,
+    QUARANTINE,
+    SUMMARY,
+    beside,
+    command,
+    lines,
+    refusal,
+    summary,
+    write_dataset,
+)
+from fake_server import Reply, Server, answer, edit, good, pictures, stage
 
-from cir_cot.cli import PROBLEMS, UNUSABLE, run
-from cir_cot.data_gen import annotate, check
-from cir_cot.job import Job
-from cir_cot.journal import Journal, chain_of
-from cir_cot.records import Cot, InputError, Record, read_records, record_from_dict, write_records
-from cir_cot.spending import Budget
-from cir_cot.teacher import Answer
-from cir_cot.tiny import write_tiny
-from cir_cot.train import sft
+from cir_cot.chains.budget import Budget
+from cir_cot.chains.job import Job
+from cir_cot.chains.journal import Journal, chain_of
+from cir_cot.chains.teacher import Answer
+from cir_cot.cli import PROBLEMS
+from cir_cot.errors import InputError
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.records import Cot, Record, read_records, record_from_dict, write_records
+from cir_cot.scripts.data_gen import annotate, check
+from cir_cot.scripts.train import sft
 
-QUARANTINE, SUMMARY = ".quarantine.jsonl", ".summary.json"
 COUNTS = ["total", "accepted", "repaired", "quarantined", "calls", "prompt_tokens", "completion_tokens", "seconds"]
-ENV = os.environ | {"OPENAI_API_KEY": "sk-secret-of-the-test", "OMP_NUM_THREADS": "1"}
-
-
-def write_dataset(root: Path, count: int, split: str = "train") -> Path:
-    """A folder dataset of so many queries, each with a picture of its own."""
-    (root / "images").mkdir(parents=True)
-    names = [f"p{number:03}" for number in range(count + 1)]
-    for number, name in enumerate(names):
-        Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(root / "images" / f"{name}.png")
-    (root / f"gallery.{split}.txt").write_text("\n".join(names) + "\n")
-    pairs = enumerate(zip(names, names[1:], strict=False))
-    rows = [Record(f"q{n}", a, f"is made of wool number {n}", (b,), source=f"toy/{split}") for n, (a, b) in pairs]
-    write_records(root / f"records.{split}.jsonl", rows)
-    return root
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "set", 20)
-
-
-def command(root: Path, out: Path, url: str, *more: str) -> list[str]:
-    where = ["--benchmark", "folder", "--root", str(root), "--split", "train", "--out", str(out)]
-    return [*where, "--teacher", "openai", "--model", "m", *(["--base-url", url] if url else []), *more]
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def beside(out: Path, part: str) -> Path:
-    return out.with_name(out.name + part)
-
-
-def summary(out: Path) -> dict:
-    return json.loads(beside(out, SUMMARY).read_text())
-
-
-def refusal(capsys, argv: list[str]) -> str:
-    with pytest.raises(SystemExit) as end:
-        run(annotate.main, argv)
-    assert end.value.code == UNUSABLE
-    return capsys.readouterr().err
 
 
 # A whole job.
@@ -252,7 +224,7 @@ class Sleeper:
 
     def __init__(self):
         self.rng, self.slept = random.Random(0), 0.0
-        self.chain = list(servers.good_chain("is made of wool number 1", b"").values())
+        self.chain = list(fake_server.good_chain("is made of wool number 1", b"").values())
 
     async def ask(self, turns, max_tokens, schema=None) -> Answer:
         seconds = self.rng.lognormvariate(math.log(0.2), 0.67)
@@ -327,7 +299,7 @@ def test_kill_9_at_ten_random_moments_of_500_rows(tmp_path):
 
 def test_ctrl_c_ends_in_one_line_and_keeps_what_is_done(data, tmp_path):
     out = tmp_path / "chains.jsonl"
-    with Server(servers.slow(0.1, 0.1, 0)) as server:
+    with Server(fake_server.slow(0.1, 0.1, 0)) as server:
         argv = [sys.executable, "-m", "cir_cot.cli", "annotate", *command(data, out, server.url, "--concurrency", "2")]
         hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         job = subprocess.Popen(argv, env=ENV, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
@@ -387,7 +359,7 @@ def test_other_settings_on_one_output_are_refused_and_so_are_other_texts(tmp_pat
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from cir_cot.journal import Journal
+from cir_cot.chains.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 journal = Journal(Path(sys.argv[1]), lambda obj, where: obj)
@@ -481,7 +453,7 @@ def wardrobe(shared_data: Path, out: Path, *more: str) -> list[str]:
 
 def test_wardrobe_goes_through_http_to_a_real_tiny_model(shared_data, tmp_path):
     out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
-    with Server(servers.TinyModel(str(tiny))) as server:
+    with Server(fake_server.TinyModel(str(tiny))) as server:
         argv = wardrobe(shared_data, out, "--teacher", "openai", "--model", "tiny", "--base-url", server.url)
         assert annotate.main([*argv, "--limit", "2", "--repairs", "0", "--max-pixels", "7056"]) == 0
     counts = summary(out)
@@ -495,7 +467,7 @@ def test_two_processes_share_the_rows_and_merge_one_output(shared_data, tmp_path
     out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
     more = ["--teacher", "transformers", "--model", str(tiny), "--dtype", "float32", "--repairs", "0", "--limit", "6"]
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision", "no"]
-    script = Path(__file__).parent.parent / "data_gen" / "annotate.py"
+    script = Path(__file__).resolve().parents[2] / "data_gen" / "annotate.py"
     argv = [sys.executable, *launch, str(script), *wardrobe(shared_data, out, *more)]
     done = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

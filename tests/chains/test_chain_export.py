@@ -12,11 +12,12 @@ import yaml
 from PIL import Image
 
 from cir_cot import cli
-from cir_cot.chain_export import card
-from cir_cot.data_gen import export_chains
-from cir_cot.filters import FILTERS
+from cir_cot.chains.export import card
+from cir_cot.chains.filters import FILTERS
+from cir_cot.errors import InputError
 from cir_cot.prompts import query_prompt, text_to_cot
-from cir_cot.records import RECORD_KEYS, Cot, InputError, Record, attach_chains, record_from_dict, write_records
+from cir_cot.records import RECORD_KEYS, Cot, Record, attach_chains, record_from_dict, write_records
+from cir_cot.scripts.data_gen import export_chains
 
 REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."
 
@@ -192,7 +193,7 @@ def test_unusable_requests_are_refused(own, capsys):
 LIMITED = """
 import resource, signal, sys
 from cir_cot import cli
-from cir_cot.data_gen import export_chains
+from cir_cot.scripts.data_gen import export_chains
 import datasets
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

@@ -4,11 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
+from hostile_page import EVIL, Page
 from PIL import Image
-from test_report import EVIL, Page
 
 from cir_cot import webpage
-from cir_cot.chain_report import histogram, kinds, length_sections, page, samples, share_bars, teachers
+from cir_cot.chains.filters import teachers
+from cir_cot.chains.report import histogram, kinds, length_sections, page, samples, share_bars
 from cir_cot.images import ImageStore
 from cir_cot.records import Cot, Record
 

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from cir_cot import cli
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.data_gen import check
-from cir_cot.filters import FILTERS, salient
+from cir_cot.chains.check import EXAMPLES
+from cir_cot.chains.filters import FILTERS, salient
+from cir_cot.data import load_benchmark
+from cir_cot.errors import InputError
 from cir_cot.prompts import PARTS
-from cir_cot.records import Cot, InputError, Record, attach_chains, write_records
+from cir_cot.records import Cot, Record, attach_chains, write_records
+from cir_cot.scripts.data_gen import check
 
 NAMES = [name for name, _ in FILTERS]
 
@@ -307,7 +309,7 @@ def test_the_list_names_counts_and_examples(own, capsys):
     out = capsys.readouterr().out.splitlines()
     assert "folder val: queries 8, gallery 4, effective_gallery 4" in out
     assert out.index("ERROR   blank_text: 8") + 1 == out.index("          folder val 0: no text")
-    assert sum("no text" in line for line in out) == check.EXAMPLES
+    assert sum("no text" in line for line in out) == EXAMPLES
     assert out[-1] == "1 errors, 0 warnings"
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.filters import FILTERS, duplicates, salient
+from cir_cot.chains.filters import FILTERS, duplicates, salient
+from cir_cot.data import load_benchmark
 from cir_cot.records import Cot, Record, attach_chains
 
 CAPTION = "A sleeveless knee-length dress in a black and white print."

@@ -7,15 +7,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from annotation_job import (
+    ENV,
+    QUARANTINE,
+    SUMMARY,
+    beside,
+    command,
+    lines,
+    refusal,
+    summary,
+    write_dataset,
+)
+from fake_server import Server, good
 from recorded_os import recorded_os
-from servers import Server, good
-from test_annotate import ENV, QUARANTINE, SUMMARY, beside, command, lines, refusal, summary, write_dataset
 
-from cir_cot.data_gen import annotate
-from cir_cot.job import Job
-from cir_cot.journal import LONGEST, Journal, chain_of, name_of, stream
-from cir_cot.records import Cot, InputError, Record, record_to_dict
-from cir_cot.spending import Budget
+from cir_cot.chains.budget import Budget
+from cir_cot.chains.job import Job
+from cir_cot.chains.journal import LONGEST, Journal, chain_of, name_of, stream
+from cir_cot.errors import InputError
+from cir_cot.records import Cot, Record, record_to_dict
+from cir_cot.scripts.data_gen import annotate
 
 
 def record(number: int, **facts) -> Record:

@@ -6,23 +6,24 @@ import json
 import time
 from email.utils import formatdate
 
+import fake_server
 import httpx2
 import pytest
-import servers
 import torch
+from fake_server import Reply, Server, answer, edit, good, good_chain, pictures, stage, texts
 from PIL import Image
-from servers import Reply, Server, answer, edit, good, good_chain, pictures, stage, texts
 
-from cir_cot.answers import scores, without_fence, without_thinking
+from cir_cot.chains.answers import scores, without_fence, without_thinking
+from cir_cot.chains.budget import Budget, BudgetSpent
+from cir_cot.chains.openai_messages import Trouble, content, message, retry_after, usage
+from cir_cot.chains.openai_teacher import OpenAITeacher
+from cir_cot.chains.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
+from cir_cot.chains.transformers_teacher import TransformersTeacher
+from cir_cot.errors import InputError
 from cir_cot.images import decode
-from cir_cot.local_teacher import TransformersTeacher
+from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.prompts import PARTS
-from cir_cot.records import Cot, InputError, Record
-from cir_cot.replicas import OpenAITeacher
-from cir_cot.spending import Budget, BudgetSpent
-from cir_cot.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
-from cir_cot.tiny import write_tiny
-from cir_cot.wire import Trouble, content, message, retry_after, usage
+from cir_cot.records import Cot, Record
 
 RECORD = Record("1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"})
 KEY = "sk-secret-of-the-test"
@@ -408,7 +409,7 @@ def test_an_answer_without_usage_is_billed_by_an_estimate():
 
 
 def test_replicas_share_the_work_and_a_dead_one_is_taken_out():
-    with Server(servers.slow(0.02, 0.1, 0)) as one, Server(servers.slow(0.02, 0.1, 1)) as two:
+    with Server(fake_server.slow(0.02, 0.1, 0)) as one, Server(fake_server.slow(0.02, 0.1, 1)) as two:
         with Server(good) as gone:
             dead = gone.url
 
@@ -426,7 +427,7 @@ def test_replicas_share_the_work_and_a_dead_one_is_taken_out():
 
 
 def test_a_replica_that_only_fails_rests_and_rows_do_not_suffer():
-    with Server(lambda request: Reply({}, 500)) as sick, Server(servers.slow(0.01, 0.1, 0)) as well:
+    with Server(lambda request: Reply({}, 500)) as sick, Server(fake_server.slow(0.01, 0.1, 0)) as well:
 
         async def run() -> None:
             teacher = teacher_of(sick.url, well.url, retries=5)

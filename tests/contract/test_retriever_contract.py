@@ -1,63 +1,32 @@
 """The contract of a head, run over every head: what index, evaluation, submission, demo and trainer rely on."""
 
 import math
-import random
-from functools import cache
 
 import pytest
 import safetensors.torch
+import tiny_training
 import torch
-import training
 import yaml
+from contract_heads import LORA, difference, make_prompt_pool, references, scene_rows, train_a_step
 
-from cir_cot import scenes
-from cir_cot.backbone import load_backbone
-from cir_cot.clip import load_clip
-from cir_cot.collate import Row
+from cir_cot.errors import InputError
+from cir_cot.evaluation.readings import ChainReader
 from cir_cot.heads import HEADS, load_retriever
+from cir_cot.heads.base import model_card
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.heads.moe import COMBINERS, MoeRetriever
-from cir_cot.heads.prompt_pool import PromptPoolRetriever
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.clip import load_clip
+from cir_cot.models.tiny_clip import write_tiny_clip
 from cir_cot.prompts import cot_to_text
-from cir_cot.readings import ChainReader
-from cir_cot.records import Cot, InputError
-from cir_cot.retriever import model_card
-from cir_cot.tiny import write_tiny
-from cir_cot.tiny_clip import write_tiny_clip
-
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
-
-
-@cache
-def scene_rows(count: int = 6) -> tuple[Row, ...]:
-    records, gallery = scenes.make_split(0, "train", references=3, edits=4)
-    pictures = {image: scenes.render(scene, random.Random(image)) for image, scene in gallery.items()}
-    return tuple(Row(r, pictures[r.reference], pictures[r.targets[0]], n) for n, r in enumerate(records[:count]))
-
-
-def references():
-    return [row.reference for row in scene_rows()], [row.record.text for row in scene_rows()]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    corpus = [cot_to_text(row.record.cot) + row.record.text for row in scene_rows(12)]
-    # far from zero, so that rows differ and greedy decoding varies
-    return write_tiny(tmp_path_factory.mktemp("tiny"), corpus=corpus, vocab_size=400, seed=3, init_std=0.15)
+from cir_cot.records import Cot
 
 
 def make_cot(tiny, lora=True, **settings):
     torch.manual_seed(0)
     backbone = load_backbone(tiny, lora=LORA if lora else None)
     return CotRetriever(backbone, str(tiny), **({"max_new_tokens": 12} | settings)).eval()
-
-
-def make_prompt_pool(tiny, lora=True, **settings):
-    torch.manual_seed(0)
-    backbone = load_backbone(tiny, lora=LORA if lora else None)
-    sizes = {"pool": 6, "length": 2, "top": 2, "connector": 3}
-    return PromptPoolRetriever(backbone, str(tiny), **(sizes | settings)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +59,6 @@ def kind(request):
 @pytest.fixture
 def make(kind, tiny, tiny_clip):
     return lambda **settings: MAKERS[kind](tiny if kind in ADAPTED else tiny_clip, **settings)
-
-
-def difference(a, b):
-    return (a - b).abs().max().item()
-
-
-def train_a_step(head, rate=0.02):
-    batch = head.collator()(scene_rows())
-    head.train()
-    out = head(batch["query"], batch["target"], batch.get("labels"))
-    loss = (out["query"] * out["target"].roll(1, 0)).sum() / out["temperature"] + sum(out["aux"].values())
-    trained = [p for p in head.parameters() if p.requires_grad]
-    for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-        parameter.data -= rate * gradient.sign()
-    head.eval()
 
 
 def test_embeddings_are_unit_float32_vectors_of_the_stated_dimension(make):
@@ -357,7 +311,7 @@ def test_unusable_settings_are_named(tiny, bad):
 
 
 def test_a_learned_temperature_stays_within_its_bounds_and_is_saved_so():
-    head = training.tiny_head(learn_temperature=True)
+    head = tiny_training.tiny_head(learn_temperature=True)
     for wild, bound in ((1e-6, 0.01), (50.0, 1.0), (0.3, 0.3)):
         torch.nn.init.constant_(head.log_temperature, math.log(wild))
         assert head.temperature().item() == pytest.approx(bound)

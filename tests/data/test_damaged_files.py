@@ -9,12 +9,12 @@ import json
 import pytest
 
 from cir_cot import cli
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.data_gen import check
+from cir_cot.data import load_benchmark
+from cir_cot.data.layouts import read_names
+from cir_cot.data.scoring import read_rankings, score_rankings
 from cir_cot.errors import InputError
-from cir_cot.eval import check_submission, score, submit
-from cir_cot.layouts import read_names
-from cir_cot.protocols import read_rankings, score_rankings
+from cir_cot.scripts.data_gen import check
+from cir_cot.scripts.eval import check_submission, score, submit
 
 NAMES = [f"test1-{number}" for number in range(60)]
 COT = {"caption": "a", "reasoning": "b", "conclusion": "c"}

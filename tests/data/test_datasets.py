@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from dataset_files import draw, dump
 
-from cir_cot.benchmarks import BENCHMARKS, load_benchmark
-from cir_cot.fashioniq import (
+from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data.fashioniq import (
     CAPTION_JOINS,
     FASHIONIQ_CATEGORIES,
     FASHIONIQ_PROTOCOLS,
@@ -20,24 +20,20 @@ from cir_cot.fashioniq import (
     covr,
     training_caption,
 )
-from cir_cot.protocols import mean_of_categories, ranked_lists, read_rankings, score_rankings, short_lists
-from cir_cot.records import InputError, Record, write_records
+from cir_cot.data.scoring import (
+    mean_of_categories,
+    ranked_lists,
+    read_rankings,
+    score_rankings,
+    short_lists,
+)
+from cir_cot.errors import InputError
+from cir_cot.records import Record, write_records
 
 
 def one(name, root, split, category=None, **options):
     (benchmark,) = load_benchmark(name, root, split, category, **options)
     return benchmark
-
-
-def dump(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-    return path
-
-
-def draw(path, size=(8, 6)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (255, 0, 0)).save(path)
 
 
 # ---- FashionIQ

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cir_cot.metrics import (
+from cir_cot.data.metrics import (
     average_precision,
     hits_at_k,
     map_at_k,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cir_cot import cli, scenes
-from cir_cot.data_gen.scenes import main as write_scenes_command
-from cir_cot.records import InputError, read_records
+from cir_cot import cli
+from cir_cot.data import scenes
+from cir_cot.errors import InputError
+from cir_cot.records import read_records
+from cir_cot.scripts.data_gen.scenes import main as write_scenes_command
 
 
 @pytest.fixture(scope="module")

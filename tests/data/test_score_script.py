@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cir_cot import cli
-from cir_cot.eval import score
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.scripts.eval import score
 
 
 def asked(capsys, *argv):
@@ -346,7 +346,7 @@ def test_abbreviated_options_are_refused(cirr):
 
 ENTRIES = {
     "cir-cot score": "from cir_cot import cli; sys.argv.insert(1, 'score'); cli.run(cli.main)",
-    "eval/score.py": "from cir_cot.cli import run; from cir_cot.eval.score import main; run(main)",
+    "eval/score.py": "from cir_cot.cli import run; from cir_cot.scripts.eval.score import main; run(main)",
 }
 
 

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from cir_cot.protocols import (
-    Benchmark,
+from cir_cot.data.benchmark import Benchmark, coco_id
+from cir_cot.data.scoring import (
     check_images,
-    coco_id,
     mean_of_categories,
     ranked_lists,
     read_rankings,
     score_rankings,
     short_lists,
 )
-from cir_cot.records import InputError, Record
+from cir_cot.errors import InputError
+from cir_cot.records import Record
 
 
 def benchmark(name, records, gallery, ks, remove_reference=False, **more) -> Benchmark:

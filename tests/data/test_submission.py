@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from cir_cot import cli, submission
-from cir_cot.eval import check_submission, submit
-from cir_cot.records import InputError
+from cir_cot import cli
+from cir_cot.data import submission
+from cir_cot.errors import InputError
+from cir_cot.scripts.eval import check_submission, submit
 
 NAMES = [f"test1-{number}-0-img0" for number in range(60)]
 SETS = [NAMES[6 * index : 6 * index + 6] for index in range(10)]

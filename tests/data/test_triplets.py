@@ -7,18 +7,21 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+import fake_server
 import pytest
-import servers
-import training
+import tiny_training
 from PIL import Image
 
 from cir_cot import cli
-from cir_cot.data_gen import triplets
-from cir_cot.filters import FILTERS
-from cir_cot.records import InputError, read_records
-from cir_cot.tiny import write_tiny
+from cir_cot.chains.filters import FILTERS
+from cir_cot.data.triplets import edit_of_captions
+from cir_cot.data.triplets import split as split_images
+from cir_cot.errors import InputError
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.records import read_records
+from cir_cot.scripts.data_gen import triplets
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "own_pictures.md"
 SHADES = ("red", "blue", "green")
 FEW = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4", "--lora_alpha", "8"]
@@ -37,10 +40,10 @@ def own(tmp_path):
     root = tmp_path / "mydata"
     (root / "images" / "more").mkdir(parents=True)
     rows = []
-    for number, ground in enumerate(training.COLOURS):
-        for bar in training.COLOURS:
+    for number, ground in enumerate(tiny_training.COLOURS):
+        for bar in tiny_training.COLOURS:
             name = f"{'more/' if number > 3 else ''}{ground}-{bar}"
-            training.Pictures().load(f"{ground}-{bar}").save(root / "images" / f"{name}.png")
+            tiny_training.Pictures().load(f"{ground}-{bar}").save(root / "images" / f"{name}.png")
             rows.append((name, ground, bar))
     write_labels(root / "labels.csv", rows)
     return root
@@ -82,11 +85,11 @@ def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
 
 
 def test_pictures_with_the_same_labels_are_all_right(own):
-    rows = [(f"red-{bar}", "red", "any") for bar in training.COLOURS] + [("blue-red", "blue", "any")]
+    rows = [(f"red-{bar}", "red", "any") for bar in tiny_training.COLOURS] + [("blue-red", "blue", "any")]
     write_labels(own / "few.csv", rows)
     train, _ = made(own, "--val", "0", labels="few.csv")
     (to_red,) = (record for record in train if record.reference == "blue-red")
-    assert set(to_red.targets) == {f"red-{bar}" for bar in training.COLOURS}
+    assert set(to_red.targets) == {f"red-{bar}" for bar in tiny_training.COLOURS}
     assert {record.text for record in train} == {"ground red instead of blue", "ground blue instead of red"}
     assert all(record.cot is None for record in train)
 
@@ -105,7 +108,7 @@ def test_the_same_seed_writes_the_same_and_later_pictures_stay_in_their_split(ow
 def test_about_the_asked_share_is_held_out():
     names = [f"picture-{number}" for number in range(2000)]
     for share in (0.1, 0.5):
-        assert len(triplets.split(names, share)["val"]) == pytest.approx(2000 * share, rel=0.15)
+        assert len(split_images(names, share)["val"]) == pytest.approx(2000 * share, rel=0.15)
 
 
 CAPTIONS = {
@@ -120,7 +123,7 @@ CAPTIONS = {
 
 @pytest.mark.parametrize(("captions", "text"), CAPTIONS.items())
 def test_edits_of_captions_say_what_differs(captions, text):
-    edit = triplets.edit_of_captions(*captions)
+    edit = edit_of_captions(*captions)
     assert (edit and edit.text) == text
 
 
@@ -240,9 +243,9 @@ def commands() -> list[str]:
 
 def test_every_command_of_the_page_runs(own, tmp_path, capsys, monkeypatch):
     corpus = [f"{r.text} {r.cot.caption} {r.cot.reasoning}" for r in made(own, "--chains")[0]]
-    tiny = write_tiny(tmp_path / "tiny", corpus=corpus, vocab_size=400, **training.SIZES)
+    tiny = write_tiny(tmp_path / "tiny", corpus=corpus, vocab_size=400, **tiny_training.SIZES)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    with servers.Server(servers.good) as server:
+    with fake_server.Server(fake_server.good) as server:
         places = {
             "mydata": str(own),
             "runs/": f"{tmp_path}/runs/",

@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from toy import query, write_folder
-from training import tiny_head
+from tiny_training import tiny_head
+from toy_retriever import query, write_folder
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.eval import calibrate
-from cir_cot.evaluation import evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.errors import InputError
+from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
+from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
-from cir_cot.readings import adaptive_curve, calibrated
-from cir_cot.records import InputError
+from cir_cot.scripts.eval import calibrate
 
 
 @pytest.fixture(scope="module")

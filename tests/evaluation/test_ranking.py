@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cir_cot import ranking
-from cir_cot.protocols import Benchmark
-from cir_cot.ranking import rank, worth
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.evaluation import ranking
+from cir_cot.evaluation.ranking import rank, worth
 from cir_cot.records import Record
 
 

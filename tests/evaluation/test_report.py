@@ -2,48 +2,28 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from hostile_page import EVIL, Page
 from PIL import Image
-from toy import Plain, Toy, query, write_folder
+from toy_retriever import Plain, Toy, query, write_folder
 
 from cir_cot import webpage
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.evaluation import evaluate
-from cir_cot.report import Table, drawn_words, markdown, place, plain, sample, summary_table, text_table, write_report
+from cir_cot.data import load_benchmark
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import (
+    drawn_words,
+    markdown,
+    place,
+    plain,
+    sample,
+    text_table,
+    write_report,
+)
+from cir_cot.evaluation.tables import Table, summary_table
 from cir_cot.retriever import QueryOutput
 
 SHADES = list(range(0, 256, 8))
-EVIL = """</dd><script>alert('x')</script> "><img src=x onerror=alert(1)> | **bold** `code` [link](javascript:x)"""
-VOID = {"meta", "img", "rect", "br", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, visible text, and whether every tag is closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.open, self.well_formed = [], [], [], True
-        self.feed(text)
-        self.well_formed &= not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        self.well_formed &= bool(self.open) and self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture

@@ -6,17 +6,17 @@ import json
 
 import pytest
 from PIL import Image, ImageDraw
-from toy import Constant, Toy, query, write_folder, write_json
-from training import tiny_head
+from tiny_training import tiny_head
+from toy_retriever import Constant, Toy, query, write_folder, write_json
 
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import run
-from cir_cot.eval import reasoning, retrieval, score
-from cir_cot.evaluation import evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.data.scenes import write_scenes
+from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.records import read_records
 from cir_cot.retriever import QueryOutput
-from cir_cot.scenes import write_scenes
+from cir_cot.scripts.eval import reasoning, retrieval, score
 
 
 @pytest.fixture(scope="module")

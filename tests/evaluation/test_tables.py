@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import Plain, query, write_folder
+from toy_retriever import Plain, query, write_folder
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.evaluation import evaluate
-from cir_cot.report import write_report
+from cir_cot.data import load_benchmark
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.tables import bar, choice_tables, evenness, label, leading
 from cir_cot.retriever import QueryOutput, concatenate
-from cir_cot.tables import bar, choice_tables, evenness, label, leading
 
 SHADES = list(range(0, 256, 8))
 

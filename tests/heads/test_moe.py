@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.clip import load_clip
-from cir_cot.evaluation import evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.errors import InputError
+from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.heads.moe import (
     DenseCombiner,
@@ -25,10 +25,10 @@ from cir_cot.heads.moe import (
     hidden_for,
 )
 from cir_cot.losses import load_balance
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError
-from cir_cot.tiny_clip import write_tiny_clip
-from cir_cot.train import moe
+from cir_cot.models.clip import load_clip
+from cir_cot.models.tiny_clip import write_tiny_clip
+from cir_cot.scripts.train import moe
+from cir_cot.training.arguments import parse_arguments
 
 CONFIGS = Path(moe.__file__).parent / "configs"
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", "--logging_steps", "1"]
@@ -36,7 +36,7 @@ QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    corpus = [record.text for record in training.records(36)]
+    corpus = [record.text for record in tiny_training.records(36)]
     return write_tiny_clip(tmp_path_factory.mktemp("clip"), corpus=corpus, init=4.0)
 
 
@@ -238,7 +238,7 @@ def test_the_improved_combiner_starts_at_the_sum_of_stage_one():
 
 def test_explanations_name_experts_and_weights(tiny):
     head = make_head(tiny).eval()
-    images = [training.Pictures().load(name) for name in ("red-blue", "green-red", "blue-cyan")]
+    images = [tiny_training.Pictures().load(name) for name in ("red-blue", "green-red", "blue-cyan")]
     texts = ["make the bar red", "make the bar cyan", "other words"]
     out = head.encode_query(images, texts)
     for words, choice in zip(out.explanations, out.choices, strict=True):
@@ -314,7 +314,7 @@ def test_balance_brings_idle_experts_back_and_without_it_they_stay_idle(tiny):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    training.write_dataset(root, training.records(22))
+    tiny_training.write_dataset(root, tiny_training.records(22))
     return root
 
 
@@ -406,7 +406,7 @@ def test_the_configs_that_ship_are_accepted(name):
 
 
 def test_the_benchmark_of_dispatch_compares_equal_results(tmp_path, capsys):
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "moe_dispatch.py"
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "moe_dispatch.py"
     spec = importlib.util.spec_from_file_location("moe_dispatch", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

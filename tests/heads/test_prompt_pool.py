@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_retriever_contract import difference, make_prompt_pool, references, scene_rows
+from contract_heads import difference, make_prompt_pool, references, scene_rows
 from torch.nn import functional
 
-from cir_cot.backbone import load_backbone
-from cir_cot.benchmarks import load_benchmark
 from cir_cot.cli import UNUSABLE, run
-from cir_cot.evaluation import evaluate
+from cir_cot.data import load_benchmark
+from cir_cot.data.scenes import write_scenes
+from cir_cot.errors import InputError
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.results import save_results
 from cir_cot.heads import load_retriever
 from cir_cot.heads.prompt_pool import PromptPoolRetriever, _mean, compose
 from cir_cot.losses import even_use, load_balance
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.prompts import COMPOSE
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError
-from cir_cot.report import write_report
-from cir_cot.results import save_results
-from cir_cot.scenes import write_scenes
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
-from cir_cot.train import prompt_pool
+from cir_cot.scripts.train import prompt_pool
+from cir_cot.training.arguments import parse_arguments
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 CONFIGS = Path(prompt_pool.__file__).parent / "configs"
@@ -377,4 +377,4 @@ def test_every_config_that_ships_is_accepted(path):
 
 
 def test_the_script_is_the_installed_module():
-    assert importlib.util.find_spec("cir_cot.train.prompt_pool").origin == prompt_pool.__file__
+    assert importlib.util.find_spec("cir_cot.scripts.train.prompt_pool").origin == prompt_pool.__file__

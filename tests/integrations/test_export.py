@@ -7,23 +7,24 @@ import sys
 import jinja2
 import pytest
 import torch
+from contract_heads import train_a_step
 from safetensors.torch import load_file, save_file
-from test_retriever_contract import train_a_step
-from toy import write_shades
+from toy_retriever import write_shades
 
 from cir_cot.cli import run
-from cir_cot.eval import export
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.records import InputError
-from cir_cot.sentence_form import chat_template, write_sentence_form
-from cir_cot.tiny import write_tiny
+from cir_cot.integrations.export import TEXTS, embeddings, probes
+from cir_cot.integrations.sentence_transformers import chat_template, write_sentence_form
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.scripts.eval import export
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A trained adapter, with a projection, on a saved tiny base."""
-    from cir_cot.backbone import load_backbone
+    from cir_cot.models.backbone import load_backbone
 
     folder = tmp_path_factory.mktemp("export")
     base = write_tiny(folder / "base", hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32)
@@ -53,7 +54,7 @@ HOSTILE = (
 
 def base_head(folder, kind="qwen2_5_vl", **options):
     """An untrained retriever on a tiny base of `kind`."""
-    from cir_cot.backbone import load_backbone
+    from cir_cot.models.backbone import load_backbone
 
     base = write_tiny(folder, kind, hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32)
     return CotRetriever(load_backbone(base), ".", **options).eval()
@@ -85,13 +86,13 @@ def test_an_export_is_one_checkpoint_that_gives_the_same_embeddings(exported, mo
 
 def test_probes_hold_the_very_tokens_and_pictures_of_their_vectors(exported):
     """What another engine would do with them: feed the tokens, take the last state, project, divide by the norm."""
-    from cir_cot.search import open_picture
+    from cir_cot.search.search import open_picture
 
     merged = load_retriever(exported, device="cpu")
     serving = json.loads((exported / "serving.json").read_text())
     weight = load_file(exported / "head.safetensors")["project.weight"]
     cases = json.loads((exported / "probes/probes.json").read_text())
-    ours = export.embeddings(merged, export.probes(None))
+    ours = embeddings(merged, probes(None))
     for name, case in cases.items():
         picture = open_picture(exported / "probes" / case["image"])
         pixels = merged.backbone.processor.image_processor(images=[picture], return_tensors="pt")
@@ -105,9 +106,7 @@ def test_probes_hold_the_very_tokens_and_pictures_of_their_vectors(exported):
 
 
 def test_another_engines_embeddings_are_compared(exported, model, tmp_path, capsys):
-    vectors = {
-        name: vector.tolist() for name, vector in export.embeddings(load_retriever(model), export.probes(None)).items()
-    }
+    vectors = {name: vector.tolist() for name, vector in embeddings(load_retriever(model), probes(None)).items()}
     good = {"target 0": vectors["target 0"], "fast 3": vectors["fast 3"]}
     for content, code in ((good, 0), (good | {"target 1": vectors["target 2"]}, 1), ({"target 0": [1.0, 2.0]}, 1)):
         (tmp_path / "got.json").write_text(json.dumps(content))
@@ -154,7 +153,7 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, capsys):
 def test_its_template_writes_our_tokens_and_no_text_writes_a_special_one(tmp_path, kind, readout):
     """With transformers alone, as sentence-transformers calls it."""
     head = base_head(tmp_path, kind, readout=readout)
-    picture, encoder = export.probes(None)[0], head.encoder()
+    picture, encoder = probes(None)[0], head.encoder()
     last = [encoder.ret_id] if readout == "ret" else []
 
     def ids(*parts):
@@ -168,7 +167,7 @@ def test_its_template_writes_our_tokens_and_no_text_writes_a_special_one(tmp_pat
         )["input_ids"][0]
 
     assert ids() == encoder.target([picture])["input_ids"][0].tolist()[: -1 + len(last) or None]
-    for text in (*export.TEXTS, *HOSTILE, ""):
+    for text in (*TEXTS, *HOSTILE, ""):
         assert ids(text) == encoder.query([picture], [text], [last])[0]["input_ids"][0].tolist()
 
 
@@ -201,8 +200,8 @@ def test_it_names_no_code_but_that_of_sentence_transformers(exported):
 
 
 def test_sentence_transformers_reads_pictures_and_queries_as_we_do(exported):
-    model, head, pictures = sentence_model(exported), load_retriever(exported, device="cpu"), export.probes(None)
-    texts = [*export.TEXTS[:3], *HOSTILE[:3]]
+    model, head, pictures = sentence_model(exported), load_retriever(exported, device="cpu"), probes(None)
+    texts = [*TEXTS[:3], *HOSTILE[:3]]
     targets = head.encode_target(pictures)
     queries = head.encode_query(pictures, texts, reading="fast").embeddings
     asked = [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]
@@ -217,18 +216,18 @@ def test_sentence_transformers_reads_pictures_and_queries_as_we_do(exported):
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
 def test_sentence_transformers_reads_the_token_before_and_no_projection(tmp_path, kind):
-    head, pictures = base_head(tmp_path / "base", kind, readout="before_ret"), export.probes(None)
+    head, pictures = base_head(tmp_path / "base", kind, readout="before_ret"), probes(None)
     head.save(tmp_path / "out")
     write_sentence_form(head, tmp_path / "out")
     model = sentence_model(tmp_path / "out")
-    queries = head.encode_query(pictures, export.TEXTS, reading="fast").embeddings
-    asked = [{"image": picture, "text": text} for picture, text in zip(pictures, export.TEXTS, strict=True)]
+    queries = head.encode_query(pictures, TEXTS, reading="fast").embeddings
+    asked = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=True)]
     assert torch.allclose(torch.tensor(model.encode(pictures)), head.encode_target(pictures), atol=1e-5)
     assert torch.allclose(torch.tensor(model.encode(asked)), queries, atol=1e-5)
 
 
 def test_sentence_transformers_refuses_what_is_no_target_and_no_query(exported):
-    model, pictures = sentence_model(exported), export.probes(None)
+    model, pictures = sentence_model(exported), probes(None)
     for rows, words in (
         (["words alone"], "not supported"),
         ([(pictures[0], "a pair")], "cannot carry"),

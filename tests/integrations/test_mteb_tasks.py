@@ -4,20 +4,27 @@ import json
 
 import pytest
 import torch
-from test_evaluation import Numbers, circo, cirr, fashioniq
-from toy import Constant, Plain, Toy
+from number_benchmarks import Numbers, circo, cirr, fashioniq
+from toy_retriever import Constant, Plain, Toy
 
-from cir_cot.benchmarks import load_benchmark
-from cir_cot.evaluation import evaluate
-from cir_cot.protocols import mean_of_categories
-from cir_cot.records import InputError
+from cir_cot.data import load_benchmark
+from cir_cot.data.scoring import mean_of_categories
+from cir_cot.errors import InputError
+from cir_cot.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.filterwarnings("default")  # mteb's and sentence-transformers' own
 mteb = pytest.importorskip("mteb", minversion="2.26", reason="needs mteb >= 2.26: pip install 'cir-cot[mteb]'")
 
 from mteb.types import PromptType  # noqa: E402
 
-from cir_cot.mteb_tasks import CircoVal, CirEncoder, CirrVal, FashionIQVal, columns, unit  # noqa: E402
+from cir_cot.integrations.mteb_tasks import (  # noqa: E402
+    CircoVal,
+    CirEncoder,
+    CirrVal,
+    FashionIQVal,
+    columns,
+    unit,
+)
 
 TASKS = {"cirr": CirrVal, "fashioniq": FashionIQVal, "circo": CircoVal}
 WRITE = {"cirr": cirr, "fashioniq": fashioniq, "circo": circo}
@@ -91,7 +98,7 @@ def test_a_real_model_and_its_export_through_sentence_transformers_score_alike(t
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from test_export import base_head
 
-    from cir_cot.sentence_form import write_sentence_form
+    from cir_cot.integrations.sentence_transformers import write_sentence_form
 
     circo(tmp_path / "data")
     head = base_head(tmp_path / "base", projection=16)

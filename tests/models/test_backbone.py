@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cir_cot import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import peft
 import transformers
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-from cir_cot.backbone import Backbone, cache_argument, linear_layers, load_backbone
+from cir_cot.errors import InputError
+from cir_cot.models.backbone import Backbone, cache_argument, linear_layers, load_backbone
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.prompts import RET
-from cir_cot.records import InputError
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 
 TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SMALL = {"hidden": 64, "layers": 2, "intermediate": 96, "vision_hidden": 32}

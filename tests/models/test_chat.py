@@ -4,12 +4,15 @@ import random
 
 import pytest
 import torch
-from training import Pictures, records, tiny_head
+from tiny_training import Pictures, records, tiny_head
 
-from cir_cot.collate import IGNORE, ChatEncoder, CirDataset, Row, image_number
-from cir_cot.features import Vectors
+from cir_cot.errors import InputError
+from cir_cot.heads.base import Row, image_number
+from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.feature_cache import Vectors
 from cir_cot.prompts import TARGET, query_prompt
-from cir_cot.records import InputError, Record
+from cir_cot.records import Record
+from cir_cot.training.dataset import CirDataset
 
 NAMES = ("red-blue", "green-red", "blue-cyan")
 

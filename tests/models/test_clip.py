@@ -4,28 +4,28 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 import transformers
 from PIL import Image
 from torch.nn import functional
 
-from cir_cot.clip import load_clip, target_pad
-from cir_cot.collate import CirDataset, Row
-from cir_cot.fashioniq import training_captions
+from cir_cot.data.fashioniq import training_captions
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
+from cir_cot.heads.base import Row
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.losses import info_nce
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError
-from cir_cot.rows import load_rows, texts_of
-from cir_cot.tiny_clip import LENGTH, write_tiny_clip
-from cir_cot.train import clip
+from cir_cot.models.clip import load_clip, target_pad
+from cir_cot.models.tiny_clip import LENGTH, write_tiny_clip
+from cir_cot.scripts.train import clip
+from cir_cot.training.arguments import parse_arguments
+from cir_cot.training.dataset import CirDataset, load_rows, texts_of
 
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-3"]
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
 CONFIGS = Path(clip.__file__).parent / "configs"
-CORPUS = [record.text for record in training.records(36)]
+CORPUS = [record.text for record in tiny_training.records(36)]
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
@@ -34,7 +34,7 @@ def tiny(request, tmp_path_factory) -> Path:
 
 
 def pictures(*sizes) -> list[Image.Image]:
-    return [training.Pictures().load("red-blue").resize(size) for size in sizes]
+    return [tiny_training.Pictures().load("red-blue").resize(size) for size in sizes]
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_identity_is_that_of_weights_preprocessing_and_words(tiny, tmp_path):
 def test_the_query_is_the_sum_and_the_loss_clip4cirs(tiny):
     encoder = load_clip(str(tiny), frozen=False)
     head = ClipRetriever(encoder, str(tiny))
-    records = [training.records(12)[index] for index in (0, 2, 4, 6)]
-    load = training.Pictures().load
+    records = [tiny_training.records(12)[index] for index in (0, 2, 4, 6)]
+    load = tiny_training.Pictures().load
     rows = [Row(r, load(r.reference), load(r.targets[0]), 0) for r in records]
     batch = head.collator()(rows)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def write_fashioniq(root: Path) -> list[list[str]]:
     for folder in ("captions", "image_splits", "images"):
         (root / folder).mkdir(parents=True)
     for name in names:
-        training.Pictures().load(name).save(root / "images" / f"{name}.png")
+        tiny_training.Pictures().load(name).save(root / "images" / f"{name}.png")
     pairs = zip(names, names[1:], captions, strict=False)
     entries = [{"target": new, "candidate": old, "captions": pair} for old, new, pair in pairs]
     (root / "captions" / "cap.dress.train.json").write_text(json.dumps(entries))
@@ -190,8 +190,8 @@ def test_a_fashioniq_text_is_drawn_anew_by_the_rows_own_draw(tmp_path):
 
 
 def test_records_without_captions_keep_their_text():
-    records = training.records(3)
-    rows = CirDataset(records, training.Pictures(), [None, ("a", "b"), None])
+    records = tiny_training.records(3)
+    rows = CirDataset(records, tiny_training.Pictures(), [None, ("a", "b"), None])
     assert rows[0, 1].record == records[0]
     assert rows[1, 1].record.text in {"A and b", "B and a", "A", "B"}
     assert texts_of(rows) == [records[0].text, "A and b", "B and a", "A", "B", records[2].text]

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 from safetensors.torch import load_file, save_file
 
-from cir_cot.backbone import load_backbone
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.records import InputError
-from cir_cot.tiny import write_tiny
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import write_tiny
 
 Damage = Callable[[Path], object]
 
@@ -23,7 +23,7 @@ Damage = Callable[[Path], object]
 def saved(tmp_path_factory) -> dict[str, Path]:
     """Two retrievers as training saves them: `full` with all weights, `lora` an adapter beside its base."""
     root = tmp_path_factory.mktemp("saved")
-    base = write_tiny(root / "base", vocab_size=400, **training.SIZES)
+    base = write_tiny(root / "base", vocab_size=400, **tiny_training.SIZES)
     for name, lora in {"full": None, "lora": {"r": 4}}.items():
         CotRetriever(load_backbone(base, lora=lora), str(base), projection=16).save(root / name)
     return {name: root / name for name in ("full", "lora")}
@@ -254,7 +254,7 @@ def test_a_harmless_change_is_read_rightly(saved, tmp_path, case):
     kind, name, damage = READ[case]
     shutil.copytree(saved[kind], tmp_path / "run")
     damage(tmp_path / "run" / name)
-    picture = [training.Pictures().load("red-blue")]
+    picture = [tiny_training.Pictures().load("red-blue")]
     plain, changed = (
         load_retriever(path, device="cpu").encode_target(picture) for path in (saved[kind], tmp_path / "run")
     )

@@ -10,9 +10,9 @@ from PIL import Image
 from recorded_os import recorded_os
 from safetensors.torch import save_file
 
-from cir_cot.features import FeatureCache, content_key, picture_vectors, text_vectors
+from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
-from cir_cot.records import InputError
+from cir_cot.models.feature_cache import FeatureCache, content_key, picture_vectors, text_vectors
 from cir_cot.storage import locked
 
 

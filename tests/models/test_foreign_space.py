@@ -4,28 +4,28 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 from safetensors.torch import load_file
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
-from cir_cot.backbone import load_backbone
-from cir_cot.clip import load_clip
-from cir_cot.collate import Row
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
+from cir_cot.heads.base import Row
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.records import InputError
-from cir_cot.tiny import write_tiny
-from cir_cot.tiny_clip import write_tiny_clip
-from cir_cot.train import sft
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.clip import load_clip
+from cir_cot.models.tiny_clip import write_tiny_clip
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.scripts.train import sft
 
-TEXTS = [f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}" for r in training.records(36) if r.cot]
+TEXTS = [f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}" for r in tiny_training.records(36) if r.cot]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("base"), corpus=TEXTS, vocab_size=400, **training.SIZES)
+    return write_tiny(tmp_path_factory.mktemp("base"), corpus=TEXTS, vocab_size=400, **tiny_training.SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def clip(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    training.write_dataset(root, training.records(22))
+    tiny_training.write_dataset(root, tiny_training.records(22))
     return root
 
 
@@ -71,7 +71,7 @@ def test_training_costs_the_query_side_alone_and_targets_are_encoded_once(base, 
     assert stored["project.weight"].shape == (64, 32)
     assert json.loads((tmp_path / "first" / "retriever.json").read_text())["settings"]["target_encoder"] == str(clip)
     head, other = (load_retriever(tmp_path / name, device="cpu") for name in ("first", "second"))
-    pictures = [training.Pictures().load(name) for name in ("red-blue", "green-red")]
+    pictures = [tiny_training.Pictures().load(name) for name in ("red-blue", "green-red")]
     expected = functional.normalize(load_clip(str(clip)).encode_images(pictures), dim=-1)
     assert torch.equal(head.encode_target(pictures), expected)
     texts = ["make the bar red", "make the bar blue"]
@@ -83,7 +83,7 @@ def test_training_costs_the_query_side_alone_and_targets_are_encoded_once(base, 
 def test_cached_vectors_pictures_and_inference_agree(base, clip, tmp_path):
     torch.manual_seed(0)
     head = CotRetriever(load_backbone(base), str(base), target_encoder=str(clip)).eval()
-    load, records = training.Pictures().load, training.records(4)
+    load, records = tiny_training.Pictures().load, tiny_training.records(4)
     rows = [Row(r, load(r.reference), load(r.targets[0]), 0) for r in records]
     vectors = head.foreign.encode_images([row.target for row in rows])
     cached = [Row(r, row.reference, vector, 0) for r, row, vector in zip(records, rows, vectors, strict=True)]

@@ -6,12 +6,12 @@ The real tokenizer is not at hand: one with as many entries stands in for it.
 import pytest
 import torch
 
-from cir_cot import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
-from cir_cot.backbone import Backbone, load_backbone
-from cir_cot.published import ENTRIES, SIZES, published_config, published_entries
-from cir_cot.tiny import tiny_processor
+from cir_cot.models.backbone import Backbone, load_backbone
+from cir_cot.models.tiny_qwen import tiny_processor
+from cir_cot.profiling.qwen_sizes import ENTRIES, SIZES, published_config, published_entries
 
 PARAMETERS = {"3B": 3_754_622_976, "7B": 8_292_166_656}  # as the hub counts their safetensors files
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from cir_cot import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 from qwen_vl_utils import process_vision_info
 
 from cir_cot.images import MAX_RATIO
-from cir_cot.resizing import is_shrunk, picture_bounds, smart_size, token_side
+from cir_cot.models.resizing import is_shrunk, picture_bounds, smart_size, token_side
 
 BOUNDS = ((1, 9), (4, 1280), (4, 16384), (256, 1280))  # of a picture's area, in visual tokens
 

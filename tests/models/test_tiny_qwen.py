@@ -6,9 +6,16 @@ import torch
 import transformers
 from PIL import Image
 
-from cir_cot import _torchvision
-from cir_cot.records import InputError
-from cir_cot.tiny import CHAT_TEMPLATE, SPECIALS, tiny_model, tiny_processor, tiny_tokenizer, write_tiny
+from cir_cot import compat
+from cir_cot.errors import InputError
+from cir_cot.models.tiny_qwen import (
+    CHAT_TEMPLATE,
+    SPECIALS,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+    write_tiny,
+)
 
 CORPUS = [
     "<caption>red cube top-left, blue ball centre</caption><reasoning>remove the blue ball</reasoning>",
@@ -140,9 +147,9 @@ def test_an_unknown_type_is_refused(tokenizer):
 
 
 def test_operators_are_declared_only_for_a_cuda_torchvision_beside_a_cpu_torch():
-    assert _torchvision.declare_operators("0.28.0+cpu") is None
-    assert _torchvision.declare_operators("") is None
-    build = _torchvision.torchvision_build()
+    assert compat.declare_operators("0.28.0+cpu") is None
+    assert compat.declare_operators("") is None
+    build = compat.torchvision_build()
     assert build.startswith("0.")
     needed = torch.version.cuda is None and "+cu" in build
-    assert (_torchvision._LIBRARY is not None) == needed
+    assert (compat._LIBRARY is not None) == needed

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from cir_cot.measure import flops, kept_bytes, peak_bytes, seconds, write_ratios
+from cir_cot.profiling.counters import flops, peak_bytes, seconds, write_ratios
+from cir_cot.training.memory import kept_bytes
 
 KB = 256  # float32 numbers in a KiB
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cir_cot.device_meter import count_waits, kind_of, summarise, trace
-from cir_cot.noise import PHOTOGRAPHS, NoisePairs
-from cir_cot.published import published_config
-from cir_cot.records import InputError
-from cir_cot.roofline import Card, Costs, costs
+from cir_cot.errors import InputError
+from cir_cot.profiling.device_meter import count_waits, kind_of, summarise, trace
+from cir_cot.profiling.qwen_sizes import published_config
+from cir_cot.profiling.roofline import Card, Costs, costs
+from cir_cot.profiling.synthetic import PHOTOGRAPHS, NoisePairs
 
-from cir_cot import _torchvision  # noqa: F401  # isort: skip
+from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "fullsize.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "fullsize.py"
 spec = importlib.util.spec_from_file_location("fullsize_benchmark", SCRIPT)
 fullsize = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fullsize)

@@ -1,6 +1,6 @@
 """Rows for measurements: as many and as long as asked, all different."""
 
-from cir_cot.noise import NoisePairs
+from cir_cot.profiling.synthetic import NoisePairs
 
 
 def test_noise_differs_from_row_to_row_and_side_to_side_and_every_third_chain_is_half_as_long():

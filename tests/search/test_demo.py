@@ -1,7 +1,6 @@
 """The demo: the dialogue behind the page, and the page itself in a real browser."""
 
 import asyncio
-import io
 import json
 import re
 import signal
@@ -14,44 +13,22 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from demo_page import make_dialogue, make_search, png
 from PIL import Image
-from toy import Plain, Toy, write_shades
+from toy_retriever import Plain, Toy, write_shades
 
-from cir_cot.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
-from cir_cot.encoding import list_pictures
-from cir_cot.indexing import build, open_index
+from cir_cot.errors import InputError
+from cir_cot.images import list_pictures
 from cir_cot.prompts import written_parts
-from cir_cot.records import InputError
-from cir_cot.search import Search
+from cir_cot.search.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
 
-SHADES = range(0, 250, 10)
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked=1'></conclusion><ret><|im_end|>"
 BAD_NAME = "<img src=x onerror='window.hacked=1'>"  # of a picture's file
-
-
-def make_search(folder, retriever, names=()):
-    write_shades(folder / "images", SHADES)
-    for name in names:
-        Image.new("RGB", (8, 6), "white").save(folder / "images" / f"{name}.png")
-    images = list_pictures(folder / "images")
-    build(retriever, images, list(images.files), folder / "index")
-    return Search(retriever, open_index(folder / "index"))
-
-
-def make_dialogue(folder, retriever=None, names=()):
-    search = make_search(folder, retriever or Toy(), names)
-    return Dialogue(ways_of(search), list_pictures(folder / "images"))
 
 
 @pytest.fixture
 def page(tmp_path):
     return make_dialogue(tmp_path)
-
-
-def png(shade=30, size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (shade,) * 3).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def ids(answer):
@@ -151,7 +128,7 @@ def test_a_gallery_whose_pictures_are_gone_is_named(tmp_path):
 
 def test_what_people_and_models_write_is_escaped():
     pytest.importorskip("gradio")
-    from cir_cot.eval.demo import note, turns_of
+    from cir_cot.scripts.eval.demo import note, turns_of
 
     turn = {"picture": Image.new("RGB", (4, 4)), "text": HOSTILE, "first": HOSTILE}
     for html in (note(HOSTILE), turns_of({"turns": [turn]})):
@@ -163,7 +140,7 @@ def test_what_people_and_models_write_is_escaped():
 def make_layout(dialogue):
     """Build the page inside an event loop: outside of one gradio makes loops that nobody closes."""
     pytest.importorskip("gradio")
-    from cir_cot.eval.demo import layout
+    from cir_cot.scripts.eval.demo import layout
 
     async def make():
         return layout(dialogue)
@@ -185,8 +162,8 @@ def test_every_control_has_a_label_and_every_event_is_private(page):
 def served(tmp_path_factory):
     """The page over the toy retriever, in this process, at a free port; answers to a second name too."""
     pytest.importorskip("gradio")
-    from cir_cot.eval.demo import application, keep_copies_in
-    from cir_cot.local_server import address_of, listen, make_server
+    from cir_cot.scripts.eval.demo import application, keep_copies_in
+    from cir_cot.search.local_server import address_of, listen, make_server
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
@@ -400,7 +377,7 @@ def test_a_link_from_another_site_opens_the_page_and_nothing_else(served):
 
 @over_http
 def test_every_answer_has_the_security_headers(served):
-    from cir_cot.same_origin import HEADERS
+    from cir_cot.search.same_origin import HEADERS
 
     for answer in (httpx.get(served), httpx.get(f"{served}nothing"), upload(served, {}), upload(served, own(served))):
         assert {name.lower(): value for name, value in HEADERS.items()}.items() <= dict(answer.headers).items()
@@ -471,7 +448,7 @@ def test_an_event_takes_no_file_that_was_not_uploaded(served, tmp_path, inside):
 
 def test_a_port_that_is_taken_or_none_is_one_clear_line():
     pytest.importorskip("uvicorn")
-    from cir_cot.local_server import listen
+    from cir_cot.search.local_server import listen
 
     with listen(0) as taken:
         port = taken.getsockname()[1]
@@ -486,8 +463,8 @@ def test_a_port_that_is_taken_or_none_is_one_clear_line():
 def test_a_busy_port_ends_the_command_before_a_model_is_loaded(tmp_path, capsys):
     pytest.importorskip("gradio")
     from cir_cot.cli import UNUSABLE, run
-    from cir_cot.eval.demo import main
-    from cir_cot.local_server import listen
+    from cir_cot.scripts.eval.demo import main
+    from cir_cot.search.local_server import listen
 
     with listen(0) as taken, pytest.raises(SystemExit) as exit:
         run(main, ["--model", str(tmp_path), "--index", str(tmp_path), "--port", str(taken.getsockname()[1])])
@@ -500,7 +477,7 @@ def test_a_busy_port_ends_the_command_before_a_model_is_loaded(tmp_path, capsys)
 @pytest.mark.parametrize("name", ["*", "*.example.org", "http://demo.example.org", ""])
 def test_an_allowed_host_is_a_name(name, capsys):
     pytest.importorskip("gradio")
-    from cir_cot.eval.demo import main
+    from cir_cot.scripts.eval.demo import main
 
     with pytest.raises(SystemExit) as exit:
         main(["--model", "m", "--index", "i", "--allowed-host", name])
@@ -512,9 +489,9 @@ DEMO = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_demo import make_dialogue
+from demo_page import make_dialogue
 from cir_cot.cli import run
-from cir_cot.eval.demo import serve
+from cir_cot.scripts.eval.demo import serve
 run(lambda argv: serve(lambda: make_dialogue(Path(sys.argv[2])), 0))
 """
 
@@ -526,7 +503,7 @@ def test_copies_are_private_and_gone_after_a_signal(tmp_path, monkeypatch, numbe
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    command = [sys.executable, "-c", DEMO, str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", DEMO, str(Path(__file__).resolve().parents[1]), str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as demo:
         address = re.match(r"http://127\.0\.0\.1:\d+/", demo.stderr.readline())[0]
         assert upload(address, own(address)).status_code == 200

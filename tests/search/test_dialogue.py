@@ -1,12 +1,21 @@
 """Bounds of a dialogue, and what is said and shown of an answer."""
 
 import pytest
+from demo_page import make_dialogue, png
 from PIL import Image
-from test_demo import make_dialogue, png
 
-from cir_cot.dialogue import MAX_BYTES, MAX_WORDS, SIDE, TURNS, checked_text, empty_state, kept, told
-from cir_cot.records import InputError
-from cir_cot.search import Answer
+from cir_cot.errors import InputError
+from cir_cot.search.dialogue import (
+    MAX_BYTES,
+    MAX_WORDS,
+    SIDE,
+    TURNS,
+    checked_text,
+    empty_state,
+    kept,
+    told,
+)
+from cir_cot.search.search import Answer
 
 
 def answer(**facts) -> Answer:

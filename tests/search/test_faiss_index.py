@@ -10,12 +10,22 @@ import torch
 from galleries import SHADES, Counting, Turned, Wide, kill_9, made, memory_index, names, unit
 from PIL import Image
 from recorded_os import recorded_os
-from toy import Constant, Plain, write_shades
+from toy_retriever import Constant, Plain, write_shades
 
-from cir_cot.encoding import CHECKSUM, HASH, Part, Vectors, encode_share, list_pictures, probe, read_seen, shorten
-from cir_cot.index import DEEPER, Index, check_where, fits
-from cir_cot.indexing import open_index
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.images import list_pictures
+from cir_cot.retriever import probe
+from cir_cot.search.build import open_index
+from cir_cot.search.faiss_index import DEEPER, Index, check_where, fits
+from cir_cot.search.vector_store import (
+    CHECKSUM,
+    HASH,
+    Part,
+    Vectors,
+    encode_share,
+    read_seen,
+    shorten,
+)
 
 
 @pytest.fixture

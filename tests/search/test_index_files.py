@@ -14,11 +14,12 @@ import torch
 from galleries import SHADES, Counting, Turned, kill_9, made, memory_index, unit
 from PIL import Image
 from recorded_os import recorded_os
-from toy import Plain, write_shades
+from toy_retriever import Plain, write_shades
 
-from cir_cot.encoding import ALIKE, list_pictures
-from cir_cot.indexing import change, open_index
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.images import list_pictures
+from cir_cot.retriever import ALIKE
+from cir_cot.search.build import change, open_index
 from cir_cot.storage import locked
 
 

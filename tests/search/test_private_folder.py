@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cir_cot.private_folder import LOCK, private_folder
+from cir_cot.search.private_folder import LOCK, private_folder
 
 HOLD = """
 import sys
-from cir_cot.private_folder import ending_on_signals, private_folder
+from cir_cot.search.private_folder import ending_on_signals, private_folder
 with ending_on_signals(), private_folder("held-") as folder:
     (folder / "copy").write_text("private")
     print(folder, flush=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cir_cot.same_origin import refusal
+from cir_cot.search.same_origin import refusal
 
 DATA = "/api/"
 OWN = {"origin": "http://127.0.0.1:7860"}

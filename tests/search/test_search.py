@@ -4,16 +4,17 @@ import json
 
 import pytest
 from PIL import Image
-from toy import Plain, Toy, write_shades
-from training import tiny_head
+from tiny_training import tiny_head
+from toy_retriever import Plain, Toy, write_shades
 
 from cir_cot.cli import run
-from cir_cot.encoding import list_pictures
-from cir_cot.eval import build_index, search
-from cir_cot.indexing import build, open_index
+from cir_cot.errors import InputError
+from cir_cot.images import list_pictures
 from cir_cot.prompts import written_parts
-from cir_cot.records import Cot, InputError
-from cir_cot.search import Search, open_picture, open_search
+from cir_cot.records import Cot
+from cir_cot.scripts.eval import build_index, search
+from cir_cot.search.build import build, open_index
+from cir_cot.search.search import Search, open_picture, open_search
 
 SHADES = range(0, 200, 20)
 

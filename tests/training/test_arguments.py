@@ -11,10 +11,11 @@ import hostile_text
 import pytest
 import torch
 
-from cir_cot import recipe
-from cir_cot.config import load_yaml
-from cir_cot.recipe import CirArguments, parse_arguments, write_metrics_json, write_run_json
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.training import arguments
+from cir_cot.training.arguments import CirArguments, parse_arguments
+from cir_cot.training.config import load_yaml
+from cir_cot.training.run import write_metrics_json, write_run_json
 
 
 @dataclasses.dataclass
@@ -142,13 +143,13 @@ def test_the_cpu_is_taken_where_there_is_nothing_else():
 
 
 def test_several_gpus_in_one_process_are_not_used_by_data_parallel(monkeypatch, caplog):
-    real = recipe.TrainingArguments.__post_init__
+    real = arguments.TrainingArguments.__post_init__
 
     def with_eight(self):
         real(self)
         self._n_gpu = 8
 
-    monkeypatch.setattr(recipe.TrainingArguments, "__post_init__", with_eight)
+    monkeypatch.setattr(arguments.TrainingArguments, "__post_init__", with_eight)
     with caplog.at_level(logging.WARNING):
         args = CirArguments(output_dir="x")
     assert args.n_gpu == 1

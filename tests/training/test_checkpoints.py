@@ -11,13 +11,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 from recorded_os import recorded_os
 from safetensors.torch import load_file, save_file
 
-from cir_cot.records import InputError
-from cir_cot.resume import (
+from cir_cot.errors import InputError
+from cir_cot.training.checkpoints import (  # fmt: skip
     COMPLETE,
     SAVING,
     check_resumable,
@@ -26,7 +26,7 @@ from cir_cot.resume import (
     latest_checkpoint,
     publish,
     rotate,
-)  # fmt: skip
+)
 
 # Dropout in the adapters, chain dropout in the collator, a learned temperature, chunks: all that has a state.
 NOISY = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
@@ -36,8 +36,8 @@ TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir
 
 def train(folder: Path) -> None:
     """Train to the end, from the newest complete checkpoint if there is one, and leave the weights."""
-    head = training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
-    run = training.trainer(folder / "run", head, rows=20, **NOISY)
+    head = tiny_training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
+    run = tiny_training.trainer(folder / "run", head, rows=20, **NOISY)
     run.train(resume_from_checkpoint="last")
     trained = {name: value.detach() for name, value in run.model.named_parameters() if value.requires_grad}
     save_file(trained, folder / "weights.safetensors")

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from test_benchmarks import draw, dump
-from training import records, write_dataset
+from dataset_files import draw, dump
+from tiny_training import records, write_dataset
 
-from cir_cot.records import InputError, Record, write_records
-from cir_cot.rows import ClipArguments, DataArguments, load_rows, texts_of, used
+from cir_cot.errors import InputError
+from cir_cot.records import Record, write_records
+from cir_cot.training.arguments import ClipArguments, DataArguments
+from cir_cot.training.dataset import load_rows, texts_of, used
 
 
 def arguments(root, kind=DataArguments, **options):

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from training import awake_head as head
+from tiny_training import awake_head as head
 
-from cir_cot.backbone import load_backbone
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.tiny import write_tiny
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import write_tiny
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # 18 and 19 have the targets of 0 and 1, on the other process
 SPLITS = {"equal": 4, "unequal": 3, "alone": 1}  # how many of them the first process holds
@@ -34,7 +34,7 @@ DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 # Two micro-batches a step, so the last step of an epoch has as many rows as the others but for one.
 RUN = {"rows": 23, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-3, "warmup_steps": 0}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
-CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 # Accumulated and at once, in chunks and not, adapters and all weights: each is another way through the trainer.
 SHARDED_WAYS = {"plain": {}, "cached": CHUNK["cached"], "at once": CHUNK["cached"] | {"gradient_accumulation_steps": 1},
                 "all weights": CHUNK["cached"] | {"lora": False}}  # fmt: skip
@@ -46,7 +46,7 @@ def nf4_head(folder: Path) -> CotRetriever:
     """A head on a 4-bit base with LoRA and the added token, as QLoRA trains it."""
     torch.manual_seed(0)
     backbone = load_backbone(folder, lora={"r": 4, "dropout": 0.0}, quantization="nf4")
-    return training.awaken(CotRetriever(backbone, str(folder), temperature=0.1))
+    return tiny_training.awaken(CotRetriever(backbone, str(folder), temperature=0.1))
 
 
 def batch(trainer, rows: tuple[int, ...]) -> dict:
@@ -70,7 +70,7 @@ def worker(out: Path) -> None:
         for split, mine in SPLITS.items():
             for way, options in CHUNK.items():
                 name = f"{kind} {split} {way}".strip()
-                one = training.trainer(out / "one", make(), **RUN | options)
+                one = tiny_training.trainer(out / "one", make(), **RUN | options)
                 rank, model = one.args.process_index, one.accelerator.prepare(one.model)
                 share = batch(one, ROWS[:mine] if rank == 0 else ROWS[mine:])
                 totals = one._get_num_items_in_batch([share], one.args.device)
@@ -78,9 +78,9 @@ def worker(out: Path) -> None:
                 facts["loss"][name] = one.accelerator.reduce(loss.detach(), "mean").item()
                 if rank == 0:
                     save_file(gradients(one), out / f"{name}.safetensors")
-    complete = training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
+    complete = tiny_training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
     complete.train()
-    resumed = training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
+    resumed = tiny_training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
     resumed.train(resume_from_checkpoint=str(out / "run" / "checkpoint-2"))
     facts["ranks"] = one.accelerator.gather(torch.tensor([rank])).tolist()
     facts["processes"] = complete.accelerator.num_processes
@@ -106,7 +106,7 @@ def sharding(kind: str) -> dict:
 
 def sharded_trainer(folder: Path, way: str, **options):
     options = SHARDED_WAYS[way] | options
-    return training.trainer(folder, head(lora=options.pop("lora", True)), **RUN | SAVING | options)
+    return tiny_training.trainer(folder, head(lora=options.pop("lora", True)), **RUN | SAVING | options)
 
 
 def held(kind: str, run) -> float:
@@ -190,13 +190,13 @@ def assert_one_process_agrees(two: Path, facts: dict, name: str, one) -> None:
 @pytest.mark.parametrize("way", CHUNK)
 @pytest.mark.parametrize("split", SPLITS)
 def test_loss_and_gradients_are_those_of_one_process_on_the_whole_batch(two, facts, split, way, tmp_path):
-    assert_one_process_agrees(two, facts, f"{split} {way}", training.trainer(tmp_path, head(), **RUN))
+    assert_one_process_agrees(two, facts, f"{split} {way}", tiny_training.trainer(tmp_path, head(), **RUN))
 
 
 @pytest.mark.skipif(not BITS, reason="needs bitsandbytes: pip install 'cir-cot[quant]'")
 @pytest.mark.parametrize("way", CHUNK)
 def test_a_4_bit_base_too(two, facts, way, tmp_path):
-    one = training.trainer(tmp_path, nf4_head(two / "base"), **RUN)
+    one = tiny_training.trainer(tmp_path, nf4_head(two / "base"), **RUN)
     kinds = {type(module).__name__ for module in one.model.modules()}
     assert "Linear4bit" in kinds
     assert_one_process_agrees(two, facts, f"nf4 unequal {way}", one)
@@ -243,7 +243,7 @@ def assert_same_log(theirs: list[dict], state) -> None:
 
 def test_the_batch_is_one_that_could_go_wrong(tmp_path):
     """Both processes hold supervised tokens, not equally many, and false negatives across the split."""
-    one = training.trainer(tmp_path, head(), **RUN)
+    one = tiny_training.trainer(tmp_path, head(), **RUN)
     rows = batch(one, ROWS)
     tokens = (rows["labels"] != -100).sum(dim=1)
     assert tokens[:4].sum() != tokens[4:].sum()
@@ -252,7 +252,7 @@ def test_the_batch_is_one_that_could_go_wrong(tmp_path):
 
 
 def test_a_whole_training_is_that_of_one_process_with_twice_the_batch(two, facts, tmp_path):
-    one = training.trainer(tmp_path, head(), per_device_train_batch_size=4, **RUN)
+    one = tiny_training.trainer(tmp_path, head(), per_device_train_batch_size=4, **RUN)
     one.train()
     assert_same_log(facts["log"], one.state)
     assert one.state.max_steps == 6

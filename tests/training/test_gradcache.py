@@ -4,13 +4,23 @@ import math
 from contextlib import nullcontext
 
 import pytest
+import tiny_training
 import torch
-import training
+from tiny_training import awake_head as head
 from torch import nn
-from training import awake_head as head
 
-from cir_cot.gradcache import Chunk, PartCollator, cached_step, cut, part_size, parts_of, row_tokens, select, stretch
-from cir_cot.meter import supervised_tokens
+from cir_cot.training.gradcache import (
+    Chunk,
+    PartCollator,
+    cached_step,
+    cut,
+    part_size,
+    parts_of,
+    row_tokens,
+    select,
+    stretch,
+)
+from cir_cot.training.step_metrics import supervised_tokens
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # row 2 has no chain; 18 and 19 have the targets of 0 and 1
 CHUNKS = {1: 8, 400: 4, 600: 3, 10_000: 1}  # chunk_tokens -> chunks of these rows
@@ -26,7 +36,7 @@ def batch_of(run, rows=ROWS) -> dict:
 
 def step(folder, model, rows=ROWS, **arguments) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step through the trainer's own training_step."""
-    run = training.trainer(folder, model, **arguments)
+    run = tiny_training.trainer(folder, model, **arguments)
     batch = batch_of(run, rows)
     totals = run._get_num_items_in_batch([batch], run.args.device)
     torch.manual_seed(5)
@@ -55,7 +65,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_step(plain, tmp_path, to
 
 
 def test_the_chunks_of_that_test_are_as_many_as_it_says(tmp_path):
-    batch = batch_of(training.trainer(tmp_path, head()))
+    batch = batch_of(tiny_training.trainer(tmp_path, head()))
     assert {tokens: len(cut(batch, tokens)) for tokens in CHUNKS} == CHUNKS
 
 
@@ -70,7 +80,7 @@ def test_each_loss_alone_and_weighted(tmp_path, weights):
 
 def test_full_fine_tuning_with_the_vision_tower(tmp_path):
     """A tower that trains runs in both passes and gets its gradients."""
-    model = training.tiny_head(lora=False)
+    model = tiny_training.tiny_head(lora=False)
     model.backbone.plain.model.visual.requires_grad_(True)
     ours = step(tmp_path, model, chunk_tokens=400)
     model.zero_grad()
@@ -115,7 +125,7 @@ def test_both_passes_draw_the_same_dropout(tmp_path, monkeypatch):
     model.zero_grad()
     exact = step(tmp_path, model, chunk_tokens=400)[1][name].view(-1)[at].item()
     assert numeric == pytest.approx(exact, rel=2e-2)
-    monkeypatch.setattr("cir_cot.gradcache.set_random_state", lambda *state: None)
+    monkeypatch.setattr("cir_cot.training.gradcache.set_random_state", lambda *state: None)
     model.zero_grad()
     with pytest.raises(RuntimeError, match="other embeddings"):
         step(tmp_path, model, chunk_tokens=400)
@@ -139,7 +149,7 @@ class Noisy(nn.Module):
 
 
 def test_a_head_that_is_not_repeatable_is_reported(tmp_path):
-    run = training.trainer(tmp_path, Noisy(), chunk_tokens=4, lm_weight=0.0)
+    run = tiny_training.trainer(tmp_path, Noisy(), chunk_tokens=4, lm_weight=0.0)
     side = {"features": torch.randn(4, 2)}
     batch = {"query": side, "target": side, "ids": torch.arange(4)}
     with pytest.raises(RuntimeError, match="other embeddings"):
@@ -167,7 +177,7 @@ def test_a_part_has_at_least_eight_rows():
 
 
 def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):
-    run = training.trainer(tmp_path, head(), chunk_tokens=400)
+    run = tiny_training.trainer(tmp_path, head(), chunk_tokens=400)
     batch, seen = batch_of(run), []
     tower = run.model.backbone.plain.model.visual
     tower.patch_embed.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
@@ -182,7 +192,7 @@ def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):
 
 
 def test_chunks_hold_every_row_once_and_no_needless_padding(tmp_path):
-    run = training.trainer(tmp_path, head())
+    run = tiny_training.trainer(tmp_path, head())
     batch = batch_of(run)
     for budget in CHUNKS:
         chunks = cut(batch, budget)
@@ -199,7 +209,7 @@ def test_chunks_hold_every_row_once_and_no_needless_padding(tmp_path):
 
 
 def test_a_selected_row_is_the_row_collated_alone(tmp_path):
-    run = training.trainer(tmp_path, head())
+    run = tiny_training.trainer(tmp_path, head())
     batch = batch_of(run)
     for place, index in enumerate(ROWS[:3]):
         alone, chosen = batch_of(run, [index]), select(batch, torch.tensor([place]))
@@ -210,7 +220,7 @@ def test_a_selected_row_is_the_row_collated_alone(tmp_path):
 
 
 def test_stretched_chunks_weigh_the_same_rows(tmp_path):
-    batch = batch_of(training.trainer(tmp_path, head()))
+    batch = batch_of(tiny_training.trainer(tmp_path, head()))
     for count in (3, 8, 11):
         chunks = stretch(cut(batch, 600), count)
         assert len(chunks) == count
@@ -239,8 +249,8 @@ def test_pictures_are_loaded_a_part_at_a_time():
 def test_a_whole_training_in_chunks_is_the_plain_one(tmp_path):
     """Parts, chunks, accumulation, clipping and logging together."""
     options = {"gradient_accumulation_steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 6}
-    plain = training.trainer(tmp_path / "plain", head(), **options)
-    chunked = training.trainer(tmp_path / "chunked", head(), chunk_tokens=400, **options)
+    plain = tiny_training.trainer(tmp_path / "plain", head(), **options)
+    chunked = tiny_training.trainer(tmp_path / "chunked", head(), chunk_tokens=400, **options)
     plain.train()
     chunked.train()
     for name in ("loss", "lm_loss", "contrastive_loss", "in_batch_r1", "grad_norm", "supervised_tokens", "temperature"):
@@ -274,7 +284,7 @@ class Routed(nn.Module):
 
 def routed_step(folder, chunk_tokens: int, **options) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    run = training.trainer(folder, Routed(), chunk_tokens=chunk_tokens, **options)
+    run = tiny_training.trainer(folder, Routed(), chunk_tokens=chunk_tokens, **options)
     sides = {side: {"features": torch.randn(7, 3)} for side in ("query", "target")}
     loss = run.training_step(run.model, sides | {"ids": torch.arange(7)}, (7, 0)).item()
     return loss, gradients(run) | {"logged": run.meter.sums["lm_loss"]}

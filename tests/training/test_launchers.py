@@ -7,11 +7,11 @@ import pytest
 import yaml
 from accelerate.utils import DistributedType
 
-from cir_cot.launch import refuse_impossible, shards_parameters, zero_stage
-from cir_cot.recipe import CirArguments
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.training.arguments import CirArguments
+from cir_cot.training.distributed import refuse_impossible, shards_parameters, zero_stage
 
-CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
 
 def asked(stage: int = 0, kind: DistributedType = DistributedType.MULTI_GPU, **options):

@@ -3,16 +3,23 @@
 import json
 
 import pytest
+import tiny_training
 import torch
-import training
 
-from cir_cot import budget
-from cir_cot.budget import describe, estimate, histogram, spread, standing_bytes, token_counts
-from cir_cot.tuning import plan
+from cir_cot.training import memory
+from cir_cot.training.memory import (
+    describe,
+    estimate,
+    histogram,
+    spread,
+    standing_bytes,
+    token_counts,
+)
+from cir_cot.training.run import plan
 
 
 def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
-    run = training.trainer(folder, training.tiny_head(), rows=12, **arguments)
+    run = tiny_training.trainer(folder, tiny_training.tiny_head(), rows=12, **arguments)
     run.model.backbone.checkpoint_activations(recompute)
     return estimate(
         run.model, run.train_dataset, run.data_collator, run.args, side=28, max_pixels=56 * 56 - 1, free=free
@@ -63,8 +70,8 @@ def test_a_step_fits_up_to_the_very_last_byte(tmp_path):
 
 
 def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "ROUND", 16)  # far less than a row has
-    run = training.trainer(tmp_path, rows=12)
+    monkeypatch.setattr(memory, "ROUND", 16)  # far less than a row has
+    run = tiny_training.trainer(tmp_path, rows=12)
     counts = token_counts(run.data_collator([run.train_dataset[index, 0] for index in range(12)]))
     longest = max(query + target for query, target in zip(counts["query"], counts["target"], strict=True))
     assert longest > 2 * 16
@@ -72,14 +79,14 @@ def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
 
 
 def test_standing_bytes_of_a_head(tmp_path):
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     weights, trained = standing_bytes(head)
     assert trained == 12 * sum(value.numel() for value in head.parameters() if value.requires_grad)
     assert weights > 4 * sum(value.numel() for value in head.parameters())
 
 
 def test_the_plan_of_a_recipe_is_kept_and_draws_no_random_number(tmp_path):
-    run = training.trainer(tmp_path, training.tiny_head(dropout=0.5), rows=4)
+    run = tiny_training.trainer(tmp_path, tiny_training.tiny_head(dropout=0.5), rows=4)
     state = torch.get_rng_state()
     run.model.eval()
     words = plan(run)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cir_cot.cli import main
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.records import InputError
-from cir_cot.train import quickstart
+from cir_cot.scripts.train import quickstart
 
 READINGS = {"full", "fast", "oracle", "no_chain", "image_only", "text_only"}
 
@@ -68,7 +68,7 @@ def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
     work = (
         "import sys; from pathlib import Path; from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
     )
-    work += "from cir_cot.train.quickstart import train_both\n"
+    work += "from cir_cot.scripts.train.quickstart import train_both\n"
     work += "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), [])\nrun(main)"
     with subprocess.Popen([sys.executable, "-c", work, str(tmp_path)], start_new_session=True) as process:
         until(lambda: len(running(f"{tmp_path}/stage1")) + len(running(f"{tmp_path}/no_chain")) >= 2)

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-import training
+import tiny_training
 
-from cir_cot.records import InputError
-from cir_cot.resume import COMPLETE
-from cir_cot.rows import DataArguments
-from cir_cot.run_folder import WRITTEN, check_run_folder, identity, run_folder
+from cir_cot.errors import InputError
+from cir_cot.training.arguments import DataArguments
+from cir_cot.training.checkpoints import COMPLETE
+from cir_cot.training.run_folder import WRITTEN, check_run_folder, identity, run_folder
 
 
 def arguments(folder: Path, **more) -> DataArguments:
@@ -97,7 +97,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_what_decides_the_weights_makes_another_run_and_nothing_else_does(tmp_path):
-    rows = training.records(6)
+    rows = tiny_training.records(6)
     ours = identity(arguments(tmp_path), rows)
     assert ours == json.loads(json.dumps(ours))
     same = {"logging_steps": 3, "chunk_tokens": 100, "save_steps": 7, "dataloader_num_workers": 1, "overwrite": True}

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from cir_cot.records import InputError, Record
-from cir_cot.sampler import RowSampler, ShardedBatches
+from cir_cot.errors import InputError
+from cir_cot.records import Record
+from cir_cot.training.sampler import RowSampler, ShardedBatches
 
 
 def catalogue(references: int, edits: int, categories: int = 2) -> list[Record]:

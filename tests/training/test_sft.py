@@ -5,16 +5,17 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
-import training
 from safetensors.torch import load_file
 
 from cir_cot.cli import UNUSABLE, run
+from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.recipe import parse_arguments
-from cir_cot.records import InputError, Record, write_records
-from cir_cot.tiny import write_tiny
-from cir_cot.train import sft
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.records import Record, write_records
+from cir_cot.scripts.train import sft
+from cir_cot.training.arguments import parse_arguments
 
 CONFIGS = Path(sft.__file__).parent / "configs"
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4", "--logging_steps", "1"]
@@ -25,14 +26,16 @@ QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no
 def data(tmp_path_factory) -> Path:
     """A folder dataset of 22 queries with real files."""
     root = tmp_path_factory.mktemp("data")
-    training.write_dataset(root, training.records(22))
+    tiny_training.write_dataset(root, tiny_training.records(22))
     return root
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    corpus = [f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}" for r in training.records(36) if r.cot]
-    return write_tiny(tmp_path_factory.mktemp("base"), corpus=corpus, vocab_size=400, **training.SIZES)
+    corpus = [
+        f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}" for r in tiny_training.records(36) if r.cot
+    ]
+    return write_tiny(tmp_path_factory.mktemp("base"), corpus=corpus, vocab_size=400, **tiny_training.SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_a_run_leaves_a_retriever_and_its_papers(base, data, tmp_path, capsys):
     assert metrics["train_loss"] == pytest.approx(sum(entry["loss"] for entry in metrics["history"][:2]) / 2)
     retriever = load_retriever(tmp_path, device="cpu")
     assert retriever.settings()["chain_dropout"] == 0.1
-    picture = training.Pictures().load("red-blue")
+    picture = tiny_training.Pictures().load("red-blue")
     assert retriever.encode_target([picture]).shape == (1, 32)
 
 
@@ -94,7 +97,7 @@ def test_the_decoupled_stage_cannot_change_a_chain(data, stage1, tmp_path):
         "log_temperature",
     }
     assert torch.exp(after["log_temperature"]).item() == pytest.approx(0.02)  # asked for, not trained
-    pictures, texts = [training.Pictures().load("red-green")] * 2, ["make the bar blue", "make the bar red"]
+    pictures, texts = [tiny_training.Pictures().load("red-green")] * 2, ["make the bar blue", "make the bar red"]
     first, second = (load_retriever(folder, device="cpu") for folder in (stage1, tmp_path))
     first.max_new_tokens = second.max_new_tokens = 8
     ours, theirs = first.encode_query(pictures, texts), second.encode_query(pictures, texts)
@@ -111,7 +114,7 @@ def test_the_joint_stage_goes_on_from_the_first(data, stage1, tmp_path):
 
 
 def test_the_decoupled_stage_trains_the_row_where_it_is_not_the_output_row(data, tmp_path):
-    untied = write_tiny(tmp_path / "untied", tie=False, **training.SIZES)
+    untied = write_tiny(tmp_path / "untied", tie=False, **tiny_training.SIZES)
     first, second = tmp_path / "first", tmp_path / "second"
     train(untied, data, first, "--projection", "16")
     train(first, data, second, "--train_only", "readout", "--lm_weight", "0", "--learning_rate", "1e-2")
@@ -149,8 +152,8 @@ def test_a_run_can_be_resumed_from_the_command_line(base, data, tmp_path):
 def test_rows_with_a_missing_picture_are_refused_or_counted(base, tmp_path, capsys):
     root = tmp_path / "data"
     root.mkdir()
-    records = training.records(22)
-    training.write_dataset(root, records)
+    records = tiny_training.records(22)
+    tiny_training.write_dataset(root, records)
     gone = records[0].reference
     (root / "images" / f"{gone}.png").unlink()
     with pytest.raises(InputError, match=f"image '{gone}' is missing"):
@@ -165,8 +168,8 @@ def test_rows_with_a_missing_picture_are_refused_or_counted(base, tmp_path, caps
 def test_a_corrupt_picture_ends_training_with_its_name_in_one_line(base, tmp_path, workers):
     root = tmp_path / "data"
     root.mkdir()
-    rows = training.records(8)
-    training.write_dataset(root, rows)
+    rows = tiny_training.records(8)
+    tiny_training.write_dataset(root, rows)
     file = root / "images" / f"{rows[0].reference}.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(InputError, match=file.name) as error:
@@ -178,8 +181,8 @@ def test_a_corrupt_picture_ends_training_with_its_name_in_one_line(base, tmp_pat
 def test_data_that_cannot_be_trained_on_is_refused_before_the_model_is_loaded(data, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
-    rows = training.records(6)
-    training.write_dataset(root, [Record(r.id, r.reference, r.text, r.targets) for r in rows])
+    rows = tiny_training.records(6)
+    tiny_training.write_dataset(root, [Record(r.id, r.reference, r.text, r.targets) for r in rows])
     with pytest.raises(InputError, match="no record has a chain; give --chains FILE"):
         train("nowhere", root, tmp_path / "run")
     write_records(root / "records.train.jsonl", [Record(r.id, r.reference, r.text, ()) for r in rows])
@@ -235,7 +238,7 @@ def test_the_deepspeed_config_leaves_sizes_to_the_arguments():
 
 
 def test_the_script_is_the_installed_module():
-    assert importlib.util.find_spec("cir_cot.train.sft").origin == sft.__file__
+    assert importlib.util.find_spec("cir_cot.scripts.train.sft").origin == sft.__file__
 
 
 def test_real_photographs_of_three_categories_train(base, shared_data, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cir_cot.meter import Meter, supervised_tokens
+from cir_cot.training.step_metrics import Meter, supervised_tokens
 
 
 class Alone:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from cir_cot import prompts, scenes
-from cir_cot.backbone import Backbone, load_backbone
-from cir_cot.batches import ALIGN, Lesson, alignment_batch, draw_batch, language_batch, new_base
-from cir_cot.checkpoint import TINY_BASE
-from cir_cot.collate import IGNORE, ChatEncoder
-from cir_cot.curriculum import (
+from cir_cot import prompts
+from cir_cot.data import scenes
+from cir_cot.models.backbone import Backbone, load_backbone
+from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.checkpoint import TINY_BASE
+from cir_cot.prompts import RET
+from cir_cot.scripts.train.tiny_base import main
+from cir_cot.training.curriculum import (
     Curriculum,
     alignment_recall,
     embed,
@@ -23,9 +25,15 @@ from cir_cot.curriculum import (
     to_device,
     train,
 )
-from cir_cot.lessons import TASKS, draw_distinct_scenes
-from cir_cot.prompts import RET
-from cir_cot.train.tiny_base import main
+from cir_cot.training.lesson_batches import (
+    ALIGN,
+    Lesson,
+    alignment_batch,
+    draw_batch,
+    language_batch,
+    new_base,
+)
+from cir_cot.training.lessons import TASKS, draw_distinct_scenes
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cir_cot.measure import peak_bytes
-from cir_cot.token_loss import token_loss
+from cir_cot.losses import token_loss
+from cir_cot.profiling.counters import peak_bytes
 
 ROWS, WIDTH, WORDS = 64, 8, 500
 
@@ -69,7 +69,7 @@ def test_tiles_bound_memory():
 
 RANK = """
 import sys, torch
-from cir_cot.token_loss import token_loss
+from cir_cot.losses import token_loss
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 calls = []

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_training
 import torch
-import training
 from safetensors import safe_open
 from transformers import TrainerCallback
 
-from cir_cot.collate import image_number
+from cir_cot.errors import InputError
+from cir_cot.heads.base import image_number
 from cir_cot.losses import batch_statistics
-from cir_cot.records import InputError
-from cir_cot.resume import COMPLETE, latest_checkpoint
-from cir_cot.rows import used
-from cir_cot.sampler import RowSampler
+from cir_cot.training.checkpoints import COMPLETE, latest_checkpoint
+from cir_cot.training.dataset import used
+from cir_cot.training.sampler import RowSampler
 
 PARTS = ("loss", "lm_loss", "contrastive_loss", "grad_norm", "in_batch_r1", "supervised_tokens")
 
@@ -53,12 +53,12 @@ NOISY = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "save_strategy
 
 
 def noisy_head():
-    return training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
+    return tiny_training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    run = training.trainer(tmp_path_factory.mktemp("whole"), noisy_head(), **NOISY)
+    run = tiny_training.trainer(tmp_path_factory.mktemp("whole"), noisy_head(), **NOISY)
     run.train()
     return run
 
@@ -66,10 +66,10 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("killed_after", [1, 3, 5], ids=["first epoch", "between epochs", "second epoch"])
 def test_a_killed_run_resumes_to_the_very_same_bits(uninterrupted, tmp_path, killed_after):
     torch.manual_seed(killed_after)  # what the random state was before must not matter
-    killed = training.trainer(tmp_path, noisy_head(), callbacks=[Interrupt(killed_after + 1)], **NOISY)
+    killed = tiny_training.trainer(tmp_path, noisy_head(), callbacks=[Interrupt(killed_after + 1)], **NOISY)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    resumed = training.trainer(tmp_path, noisy_head(), **NOISY)
+    resumed = tiny_training.trainer(tmp_path, noisy_head(), **NOISY)
     resumed.train(resume_from_checkpoint="last")
     assert resumed.state.global_step == 6
     assert_same(weights(resumed), weights(uninterrupted))
@@ -81,7 +81,7 @@ def test_a_killed_run_resumes_to_the_very_same_bits(uninterrupted, tmp_path, kil
 
 def test_the_noise_of_the_resumed_run_is_real(uninterrupted, tmp_path):
     """Otherwise the test above would show nothing about random states."""
-    other = training.trainer(tmp_path, noisy_head(), seed=1, **NOISY | {"save_strategy": "no"})
+    other = tiny_training.trainer(tmp_path, noisy_head(), seed=1, **NOISY | {"save_strategy": "no"})
     other.train()
     assert logged(other, "lm_loss") != logged(uninterrupted, "lm_loss")
     assert len(set(logged(uninterrupted, "supervised_tokens"))) > 1
@@ -94,14 +94,14 @@ def test_resume_passes_over_a_half_written_checkpoint(uninterrupted, tmp_path):
     (folder / "checkpoint-6" / COMPLETE).unlink()
     (folder / "checkpoint-6" / "optimizer.pt").write_bytes(b"torn")
     assert latest_checkpoint(folder) == str(folder / "checkpoint-5")
-    resumed = training.trainer(folder, noisy_head(), **NOISY)
+    resumed = tiny_training.trainer(folder, noisy_head(), **NOISY)
     resumed.train(resume_from_checkpoint=True)
     assert_same(weights(resumed), weights(uninterrupted))
     assert (folder / "checkpoint-6" / COMPLETE).is_file()
 
 
 def test_last_starts_anew_where_there_is_no_checkpoint(tmp_path):
-    run = training.trainer(tmp_path, rows=8, max_steps=1)
+    run = tiny_training.trainer(tmp_path, rows=8, max_steps=1)
     run.train(resume_from_checkpoint="last")
     assert run.state.global_step == 1
 
@@ -110,11 +110,11 @@ def test_resuming_in_another_order_is_refused(uninterrupted):
     folder = uninterrupted.args.output_dir
     checkpoint = f"{folder}/checkpoint-2"
     for name, value in {"per_device_train_batch_size": 2, "seed": 5, "group_by": "reference"}.items():
-        other = training.trainer(folder, noisy_head(), **NOISY | {name: value, "group_size": 2})
+        other = tiny_training.trainer(folder, noisy_head(), **NOISY | {name: value, "group_size": 2})
         with pytest.raises(InputError, match=f"{name}|group_size"):
             other.train(resume_from_checkpoint=checkpoint)
     with pytest.raises(InputError, match="no complete checkpoint"):
-        training.trainer(folder, noisy_head(), **NOISY).train(resume_from_checkpoint=f"{folder}/nowhere")
+        tiny_training.trainer(folder, noisy_head(), **NOISY).train(resume_from_checkpoint=f"{folder}/nowhere")
 
 
 def test_a_checkpoint_holds_adapter_and_head_and_no_base_weights(uninterrupted):
@@ -131,7 +131,7 @@ def test_a_checkpoint_holds_adapter_and_head_and_no_base_weights(uninterrupted):
 
 
 def test_old_checkpoints_are_deleted_only_beyond_the_limit(tmp_path):
-    training.trainer(tmp_path, rows=16, save_strategy="steps", save_steps=1, save_total_limit=2).train()
+    tiny_training.trainer(tmp_path, rows=16, save_strategy="steps", save_steps=1, save_total_limit=2).train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert all((path / COMPLETE).is_file() for path in tmp_path.glob("checkpoint-*"))
 
@@ -139,7 +139,7 @@ def test_old_checkpoints_are_deleted_only_beyond_the_limit(tmp_path):
 def test_group_size_zero_fills_a_micro_batch_with_one_group(tmp_path):
     def pure(**arguments) -> int:
         """How many of the eight batches hold one category only."""
-        run = training.trainer(tmp_path, rows=24, per_device_train_batch_size=3, **arguments)
+        run = tiny_training.trainer(tmp_path, rows=24, per_device_train_batch_size=3, **arguments)
         rows, batches = run.train_dataset.records, run.get_train_dataloader().batch_sampler
         return sum(len({rows[index].source for index, _ in batch}) == 1 for batch in batches)
 
@@ -148,7 +148,7 @@ def test_group_size_zero_fills_a_micro_batch_with_one_group(tmp_path):
 
 
 def test_accelerate_hands_every_epoch_to_the_sampler(tmp_path):
-    run = training.trainer(tmp_path, num_train_epochs=3, seed=11)
+    run = tiny_training.trainer(tmp_path, num_train_epochs=3, seed=11)
     seen, get = [], run.train_dataset.__class__.__getitem__
 
     class Watched(run.train_dataset.__class__):
@@ -169,8 +169,8 @@ def test_accelerate_hands_every_epoch_to_the_sampler(tmp_path):
 def test_accumulated_micro_batches_weigh_tokens_and_rows_not_batches(tmp_path):
     """The language-model loss of two micro-batches is that of one batch, although their token counts differ."""
     options = {"rows": 16, "contrastive_weight": 0.0, "max_steps": 2, "learning_rate": 1e-3}
-    whole = training.trainer(tmp_path / "whole", per_device_train_batch_size=8, **options)
-    halves = training.trainer(
+    whole = tiny_training.trainer(tmp_path / "whole", per_device_train_batch_size=8, **options)
+    halves = tiny_training.trainer(
         tmp_path / "halves", per_device_train_batch_size=2, gradient_accumulation_steps=4, **options
     )
     whole.train()
@@ -182,7 +182,7 @@ def test_accumulated_micro_batches_weigh_tokens_and_rows_not_batches(tmp_path):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
-    run = training.trainer(tmp_path, lm_weight=0.25, contrastive_weight=2.0, gradient_accumulation_steps=2)
+    run = tiny_training.trainer(tmp_path, lm_weight=0.25, contrastive_weight=2.0, gradient_accumulation_steps=2)
     run.train()
     parts = zip(logged(run, "lm_loss"), logged(run, "contrastive_loss"), logged(run, "loss"), strict=True)
     for lm, contrastive, loss in parts:
@@ -191,15 +191,15 @@ def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
 
 def test_loading_workers_change_nothing(tmp_path):
     head = {"chain_dropout": 0.5}
-    alone = training.trainer(tmp_path, training.tiny_head(**head), rows=12)
-    helped = training.trainer(tmp_path, training.tiny_head(**head), rows=12, dataloader_num_workers=2)
+    alone = tiny_training.trainer(tmp_path, tiny_training.tiny_head(**head), rows=12)
+    helped = tiny_training.trainer(tmp_path, tiny_training.tiny_head(**head), rows=12, dataloader_num_workers=2)
     alone.train()
     helped.train()
     assert logged(helped, "loss") == logged(alone, "loss")
 
 
 def test_a_row_is_no_negative_of_another_with_the_same_target(tmp_path):
-    run = training.trainer(tmp_path, lm_weight=0.0)
+    run = tiny_training.trainer(tmp_path, lm_weight=0.0)
     batch = run.data_collator([run.train_dataset[index, 0] for index in (0, 18, 1)])
     assert batch["ids"].unique().numel() == 2
     masked = run.compute_loss(run.model, batch)
@@ -208,7 +208,7 @@ def test_a_row_is_no_negative_of_another_with_the_same_target(tmp_path):
 
 
 def test_how_a_batch_separates_is_logged_as_it_was_before_the_step(tmp_path):
-    run = training.trainer(tmp_path, training.awake_head(), max_steps=1)
+    run = tiny_training.trainer(tmp_path, tiny_training.awake_head(), max_steps=1)
     batch = next(iter(run.get_train_dataloader()))
     with torch.no_grad():
         out = run.model(batch["query"], batch["target"])
@@ -222,7 +222,7 @@ def test_how_a_batch_separates_is_logged_as_it_was_before_the_step(tmp_path):
 
 
 def test_what_is_logged(tmp_path):
-    run = training.trainer(tmp_path, logging_steps=2)
+    run = tiny_training.trainer(tmp_path, logging_steps=2)
     run.train()
     entry = run.state.log_history[1]
     assert entry["temperature"] == pytest.approx(0.1)
@@ -234,7 +234,7 @@ def test_what_is_logged(tmp_path):
 
 
 def test_only_adapters_and_the_token_row_change(tmp_path):
-    run = training.trainer(tmp_path, training.tiny_head(projection=16, learn_temperature=True), max_steps=2)
+    run = tiny_training.trainer(tmp_path, tiny_training.tiny_head(projection=16, learn_temperature=True), max_steps=2)
     before = weights(run)
     run.train()
     changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
@@ -245,7 +245,7 @@ def test_only_adapters_and_the_token_row_change(tmp_path):
 
 
 def test_stage_one_trains_the_chain_without_encoding_targets(tmp_path):
-    run = training.trainer(tmp_path, contrastive_weight=0.0, max_steps=2)
+    run = tiny_training.trainer(tmp_path, contrastive_weight=0.0, max_steps=2)
     targets = []
     run.model.register_forward_pre_hook(lambda _, args, kwargs: targets.append(kwargs["target"]), with_kwargs=True)
     run.train()
@@ -255,14 +255,14 @@ def test_stage_one_trains_the_chain_without_encoding_targets(tmp_path):
 
 
 def test_retrieval_alone_computes_no_language_model_loss(tmp_path):
-    run = training.trainer(tmp_path, lm_weight=0.0, max_steps=2)
+    run = tiny_training.trainer(tmp_path, lm_weight=0.0, max_steps=2)
     run.train()
     assert not logged(run, "lm_loss")
     assert logged(run, "loss") == pytest.approx(logged(run, "contrastive_loss"))
 
 
 def test_an_auxiliary_loss_without_a_weight_is_an_error(tmp_path):
-    run = training.trainer(tmp_path)
+    run = tiny_training.trainer(tmp_path)
     run.model.register_forward_hook(lambda _, args, out: out | {"aux": {"pull": out["query"].sum()}})
     with pytest.raises(ValueError, match="'pull'"):
         run.train()
@@ -270,9 +270,9 @@ def test_an_auxiliary_loss_without_a_weight_is_an_error(tmp_path):
 
 def test_full_fine_tuning_resumes_too(tmp_path):
     options = {"rows": 8, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
-    whole = training.trainer(tmp_path / "whole", training.tiny_head(lora=False), **options)
+    whole = tiny_training.trainer(tmp_path / "whole", tiny_training.tiny_head(lora=False), **options)
     whole.train()
-    resumed = training.trainer(tmp_path / "whole", training.tiny_head(lora=False), **options)
+    resumed = tiny_training.trainer(tmp_path / "whole", tiny_training.tiny_head(lora=False), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     assert_same(weights(resumed), weights(whole))
 
@@ -286,18 +286,18 @@ GOLDEN = {
 
 def test_the_first_losses_are_what_they_were(tmp_path):
     options = {"group_by": "reference", "group_size": 2, "gradient_accumulation_steps": 2, "warmup_steps": 0}
-    run = training.trainer(tmp_path, max_steps=4, learning_rate=1e-3, **options)
+    run = tiny_training.trainer(tmp_path, max_steps=4, learning_rate=1e-3, **options)
     run.train()
     for name, values in GOLDEN.items():
         assert logged(run, name) == pytest.approx(values, rel=2e-3)
 
 
 def test_bf16_trains_when_asked(tmp_path):
-    run = training.trainer(tmp_path, max_steps=2, bf16=True)
+    run = tiny_training.trainer(tmp_path, max_steps=2, bf16=True)
     run.train()
     assert run.accelerator.mixed_precision == "bf16"
     assert all(torch.isfinite(torch.tensor(logged(run, "loss"))))
-    exact = training.trainer(tmp_path, max_steps=2)
+    exact = tiny_training.trainer(tmp_path, max_steps=2)
     exact.train()
     assert logged(run, "loss") == pytest.approx(logged(exact, "loss"), rel=0.05)
     assert logged(run, "loss") != logged(exact, "loss")
@@ -310,14 +310,14 @@ def test_state_of_a_checkpoint_is_readable_json(uninterrupted):
 
 
 def test_training_shows_the_first_target_and_masks_by_it(tmp_path):
-    run = training.trainer(tmp_path)
+    run = tiny_training.trainer(tmp_path)
     shown = []
     several = replace(run.train_dataset.records[0], targets=("red-blue", "green-cyan"))
     run.train_dataset.records = [several, *run.train_dataset.records[1:]]
     run.train_dataset.images = run.train_dataset.targets = SimpleNamespace(load=shown.append)
     row = run.train_dataset[0, 0]
     assert shown == [several.reference, "red-blue"]
-    picture = training.Pictures().load("red-blue")
+    picture = tiny_training.Pictures().load("red-blue")
     batch = run.data_collator([dataclasses.replace(row, reference=picture, target=picture)])
     assert batch["ids"].tolist() == [image_number("red-blue")]
     assert used([several]) == [several.reference, "red-blue"]

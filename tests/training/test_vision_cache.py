@@ -3,19 +3,25 @@
 import threading
 
 import pytest
+import tiny_training
 import torch
-import training
 from recorded_os import recorded_os
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from cir_cot.backbone import load_backbone
-from cir_cot.collate import ChatEncoder
-from cir_cot.records import InputError
+from cir_cot.errors import InputError
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.chat import ChatEncoder
+from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.storage import locked
-from cir_cot.tiny import tiny_model, tiny_processor, tiny_tokenizer
-from cir_cot.vision_cache import IDENTITY, VisionCache, _lanes, content_keys, tower_identity
+from cir_cot.training.vision_cache import (
+    IDENTITY,
+    VisionCache,
+    _lanes,
+    content_keys,
+    tower_identity,
+)
 
 NAMES = ("red-blue", "green-cyan", "red-blue", "blue-yellow")  # three pictures
 
@@ -32,13 +38,13 @@ def patches_read(tower: nn.Module) -> list[int]:
 
 
 def pictures(names=NAMES) -> list:
-    return [training.Pictures().load(name) for name in names]
+    return [tiny_training.Pictures().load(name) for name in names]
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_hidden_states_are_those_without_a_cache(kind, tmp_path):
     tokenizer = tiny_tokenizer()
-    backbone = load_backbone((tiny_model(kind, tokenizer, **training.SIZES), tiny_processor(kind, tokenizer)))
+    backbone = load_backbone((tiny_model(kind, tokenizer, **tiny_training.SIZES), tiny_processor(kind, tokenizer)))
     inputs = ChatEncoder(backbone.processor, backbone.ret_id).target(pictures())
     tower = backbone.plain.model.visual
     with torch.no_grad():
@@ -59,16 +65,18 @@ def test_hidden_states_are_those_without_a_cache(kind, tmp_path):
 def test_training_and_gallery_share_what_is_on_the_disk(tmp_path):
     """Epochs, queries, targets, later runs and the gallery: every picture of the data is read once."""
     options = {"rows": 12, "num_train_epochs": 2, "learning_rate": 1e-3}
-    plain = training.trainer(tmp_path / "plain", **options)
+    plain = tiny_training.trainer(tmp_path / "plain", **options)
     plain.train()
-    cached = training.trainer(tmp_path / "cached", vision_cache=str(tmp_path / "features"), **options)
+    cached = tiny_training.trainer(tmp_path / "cached", vision_cache=str(tmp_path / "features"), **options)
     read = patches_read(tower_of(cached.model))
     cached.train()
     names = {name for row in cached.train_dataset.records for name in (row.reference, *row.targets)}
     assert sum(read) == 16 * len(names)
     losses = [[e["loss"] for e in run.state.log_history if "loss" in e] for run in (plain, cached)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    again = training.trainer(tmp_path / "again", vision_cache=str(tmp_path / "features"), chunk_tokens=400, **options)
+    again = tiny_training.trainer(
+        tmp_path / "again", vision_cache=str(tmp_path / "features"), chunk_tokens=400, **options
+    )
     read = patches_read(tower_of(again.model))
     again.train()
     with again.vision.attached():
@@ -78,27 +86,27 @@ def test_training_and_gallery_share_what_is_on_the_disk(tmp_path):
 
 
 def test_a_tower_that_trains_is_refused(tmp_path):
-    head = training.tiny_head(lora=False)
+    head = tiny_training.tiny_head(lora=False)
     tower_of(head).requires_grad_(True)
     with pytest.raises(InputError, match="frozen vision tower"):
-        training.trainer(tmp_path, head, vision_cache=str(tmp_path / "features"))
+        tiny_training.trainer(tmp_path, head, vision_cache=str(tmp_path / "features"))
 
 
 def test_augmented_pictures_are_refused(tmp_path):
-    head, turned = training.tiny_head(), iter(range(1000))
+    head, turned = tiny_training.tiny_head(), iter(range(1000))
 
-    class Augmented(training.Pictures):
+    class Augmented(tiny_training.Pictures):
         def load(self, name):
             return super().load(name).rotate(next(turned))
 
-    run = training.trainer(tmp_path, head, rows=8, num_train_epochs=3, vision_cache=str(tmp_path / "features"))
+    run = tiny_training.trainer(tmp_path, head, rows=8, num_train_epochs=3, vision_cache=str(tmp_path / "features"))
     run.train_dataset.images = Augmented()
     with pytest.raises(InputError, match="augmented"):
         run.train()
 
 
 def test_another_tower_or_processor_is_refused(tmp_path):
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     tower, processor = tower_of(head), head.backbone.processor.image_processor
     identity = tower_identity(tower, processor, "float32")
     VisionCache(tower, tmp_path).open(identity)
@@ -116,15 +124,15 @@ def test_another_tower_or_processor_is_refused(tmp_path):
 
 def test_a_run_is_not_resumed_with_other_features(tmp_path):
     options = {"rows": 8, "save_strategy": "steps", "save_steps": 1, "vision_cache": str(tmp_path / "features")}
-    training.trainer(tmp_path / "run", **options).train()
+    tiny_training.trainer(tmp_path / "run", **options).train()
     with pytest.raises(InputError, match="vision_cache"):
-        training.trainer(tmp_path / "run", bf16=True, **options | {"vision_cache": str(tmp_path / "other")}).train(
+        tiny_training.trainer(tmp_path / "run", bf16=True, **options | {"vision_cache": str(tmp_path / "other")}).train(
             resume_from_checkpoint="last"
         )
 
 
 def test_a_torn_file_is_named_and_an_unfinished_one_ignored(tmp_path):
-    tower = tower_of(training.tiny_head())
+    tower = tower_of(tiny_training.tiny_head())
     (tmp_path / ".features-0-x.12").write_bytes(b"half")
     assert len(VisionCache(tower, tmp_path).open({})) == 0
     (tmp_path / "features-0-x.safetensors").write_bytes(b"torn")
@@ -135,7 +143,7 @@ def test_a_torn_file_is_named_and_an_unfinished_one_ignored(tmp_path):
 @pytest.fixture
 def filled(tmp_path):
     """A head, its inputs, and a cache on the disk that one run has filled."""
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     inputs = head.encoder().target(pictures())
     with torch.no_grad(), VisionCache(tower_of(head), tmp_path).open({}).attached() as cache:
         head.backbone(inputs)
@@ -168,7 +176,7 @@ def test_features_that_an_earlier_version_stored_without_digests_are_read(tmp_pa
 
 
 def test_two_runs_at_once_store_every_picture_once(tmp_path):
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     tower = tower_of(head)
     caches = [VisionCache(tower, tmp_path, name=name).open({}) for name in "01"]
     for cache, names in zip(caches, (NAMES[:2], NAMES), strict=True):
@@ -183,7 +191,7 @@ def test_two_runs_at_once_store_every_picture_once(tmp_path):
 
 
 def test_features_are_written_by_one_process_at_a_time_and_synced_before_they_count(tmp_path):
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     cache = VisionCache(tower_of(head), tmp_path).open({})
     with torch.no_grad(), cache.attached():
         head.backbone(head.encoder().target(pictures()))
@@ -203,7 +211,7 @@ def test_features_are_written_by_one_process_at_a_time_and_synced_before_they_co
 def test_a_damaged_identity_is_one_line(tmp_path, text):
     (tmp_path / IDENTITY).write_text(text)
     with pytest.raises(InputError, match="identity.json"):
-        VisionCache(tower_of(training.tiny_head()), tmp_path).open({"vision tower": "a"})
+        VisionCache(tower_of(tiny_training.tiny_head()), tmp_path).open({"vision tower": "a"})
 
 
 def test_keys_tell_pictures_and_shapes_apart():
@@ -228,7 +236,7 @@ def test_numbers_of_longer_rows_begin_with_those_of_shorter_ones():
 
 
 def test_without_a_folder_nothing_outlives_forget():
-    head = training.tiny_head()
+    head = tiny_training.tiny_head()
     inputs = head.encoder().target(pictures())
     with torch.no_grad(), VisionCache(tower_of(head)).attached() as cache:
         head.backbone(inputs)
@@ -240,6 +248,6 @@ def test_without_a_folder_nothing_outlives_forget():
 @pytest.mark.parametrize("tokens", [400, 10_000], ids=["chunks", "one chunk"])
 def test_features_do_not_outlive_the_step_that_shares_them(tmp_path, tokens):
     """Otherwise host memory grows by every picture of the data: a megabyte each for a 7B model."""
-    run = training.trainer(tmp_path, max_steps=2, chunk_tokens=tokens)
+    run = tiny_training.trainer(tmp_path, max_steps=2, chunk_tokens=tokens)
     run.train()
     assert len(run.vision) == 0

@@ -1,0 +1,1 @@
+"""Evaluate a retriever on a benchmark: encode, rank, score, and report."""

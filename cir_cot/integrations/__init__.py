@@ -1,0 +1,1 @@
+"""Use a retriever from other libraries: sentence-transformers, mteb, serving engines."""

@@ -1,0 +1,1 @@
+"""Pretrained models behind one wrapper each, and what a checkpoint needs to be loaded."""

@@ -1,0 +1,1 @@
+"""Count operations and bytes of a model at any published size."""

@@ -1,0 +1,1 @@
+"""The commands, as installed: `train`, `eval` and `data_gen` of a checkout become sub-packages of this one."""

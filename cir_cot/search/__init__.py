@@ -1,0 +1,1 @@
+"""Search a gallery: encode it once, index its vectors, answer queries."""

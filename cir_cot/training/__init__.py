@@ -1,0 +1,1 @@
+"""Train any head: arguments, data loading, the trainer, gradient caching and checkpoints."""
