@@ -38,14 +38,28 @@ PICTURES, WIDTH, HEIGHT = 16, 96, 128  # stand-ins: so many pictures under all t
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="annotate.py", description="The annotation job beside static batches")
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="FashionIQ's captions and image_splits")
+    parser = argparse.ArgumentParser(
+        prog="annotate.py", description="The annotation job beside static batches"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="FashionIQ's captions and image_splits",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument("--rows", type=int, default=None, help="the first so many of the 18,000 train queries")
-    parser.add_argument("--overhead-rows", type=int, default=None, help="rows at zero latency (default: as --rows)")
+    parser.add_argument(
+        "--rows", type=int, default=None, help="the first so many of the 18,000 train queries"
+    )
+    parser.add_argument(
+        "--overhead-rows", type=int, default=None, help="rows at zero latency (default: as --rows)"
+    )
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--median", type=float, default=0.2, help="of the latencies, seconds")
-    parser.add_argument("--sigma", type=float, default=0.67, help="of their logarithm: mean 1.25 medians")
+    parser.add_argument(
+        "--sigma", type=float, default=0.67, help="of their logarithm: mean 1.25 medians"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = stand_in(args.root, Path(folder))
@@ -83,7 +97,11 @@ def stand_in(annotations: Path, folder: Path) -> Path:
         sources.append(folder / f"{number}.jpg")
         noise = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(sources[-1])
-    names = {record.reference for part in load_benchmark("fashioniq", folder, "train") for record in part.records}
+    names = {
+        record.reference
+        for part in load_benchmark("fashioniq", folder, "train")
+        for record in part.records
+    }
     for number, name in enumerate(sorted(names)):
         os.link(sources[number % PICTURES], folder / "images" / f"{name}.jpg")
     return folder
@@ -92,7 +110,14 @@ def stand_in(annotations: Path, folder: Path) -> Path:
 @contextmanager
 def server(median: float, sigma: float) -> Iterator[tuple[str, dict]]:
     """A server in another process -> (its address, what it counted, once it has ended)."""
-    argv = [sys.executable, str(ROOT / "tests" / "servers.py"), "--median", str(median), "--sigma", str(sigma)]
+    argv = [
+        sys.executable,
+        str(ROOT / "tests" / "servers.py"),
+        "--median",
+        str(median),
+        "--sigma",
+        str(sigma),
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         counted: dict = {}
         yield process.stdout.readline().strip(), counted
@@ -107,9 +132,36 @@ def overhead(root: Path, rows: int | None, concurrency: int) -> dict:
     for count in (total // 10, total):
         out = root / f"zero.{count}.jsonl"
         with server(0.0, 1.0) as (url, _):
-            argv = ["--benchmark", "fashioniq", "--root", str(root), "--split", "train", "--teacher", "openai"]
-            argv += ["--model", "m", "--base-url", url, "--out", str(out), "--limit", str(count), "--json"]
-            command = [sys.executable, "-m", "cir_cot.cli", "annotate", *argv, "--concurrency", str(concurrency)]
+            argv = [
+                "--benchmark",
+                "fashioniq",
+                "--root",
+                str(root),
+                "--split",
+                "train",
+                "--teacher",
+                "openai",
+            ]
+            argv += [
+                "--model",
+                "m",
+                "--base-url",
+                url,
+                "--out",
+                str(out),
+                "--limit",
+                str(count),
+                "--json",
+            ]
+            command = [
+                sys.executable,
+                "-m",
+                "cir_cot.cli",
+                "annotate",
+                *argv,
+                "--concurrency",
+                str(concurrency),
+            ]
             child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             summary = json.loads(child.stdout.read())
             _, status, used = os.wait4(child.pid, 0)
@@ -147,7 +199,9 @@ def timed(root: Path, args: argparse.Namespace, runner) -> dict:
         "ideal_seconds": round(ideal, 2),
         "over_ideal": round(seconds / ideal, 3),
         "most_in_flight": counted["most"],
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        "cpu_seconds": round(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2
+        ),
     }
 
 
@@ -157,20 +211,36 @@ def load_tasks(root: Path, rows: int | None) -> list[Task]:
     for part in load_benchmark("fashioniq", root, "train"):
         store = part.images()
         for record in part.records:
-            facts = {"model": "m", "prompts": "1", "seen_target": False, "key": content_key({}, record)}
-            tasks.append(Task(replace(record, teacher=facts), f"{record.source}/{record.id}", store))
+            facts = {
+                "model": "m",
+                "prompts": "1",
+                "seen_target": False,
+                "key": content_key({}, record),
+            }
+            tasks.append(
+                Task(replace(record, teacher=facts), f"{record.source}/{record.id}", store)
+            )
     return tasks[:rows]
 
 
-async def run_ours(job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int) -> None:
+async def run_ours(
+    job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int
+) -> None:
     """The job as it is."""
     await annotate(job, tasks, teacher, Plan(), concurrency, lambda: None)
 
 
-async def run_static(job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int) -> None:
+async def run_static(
+    job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int
+) -> None:
     """So many rows at a time; the next ones begin when the last of them is done."""
     for start in range(0, len(tasks), concurrency):
-        await asyncio.gather(*(annotate_row(job, task, teacher, Plan()) for task in tasks[start : start + concurrency]))
+        await asyncio.gather(
+            *(
+                annotate_row(job, task, teacher, Plan())
+                for task in tasks[start : start + concurrency]
+            )
+        )
     await teacher.close()
 
 

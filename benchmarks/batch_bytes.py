@@ -26,7 +26,9 @@ def batch_bytes(batch: dict) -> int:
 
 def main(argv: Sequence[str]) -> None:
     """Count, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="batch_bytes.py", description="Bytes of a batch on the device")
+    parser = argparse.ArgumentParser(
+        prog="batch_bytes.py", description="Bytes of a batch on the device"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--pixels", type=int, default=112, help="side of a picture")
@@ -45,7 +47,11 @@ def main(argv: Sequence[str]) -> None:
     most = max(batch_bytes(chunk.batch) for chunk in chunks)
     ours, peer = {"bytes": most, "chunks": len(chunks)}, {"bytes": whole}
     settings = {"pairs": args.pairs, "pixels": args.pixels, "chunk_tokens": args.chunk_tokens}
-    print(write_ratios(args.json, "batch_bytes", ours, peer, {"bytes": whole / most}, settings=settings))
+    print(
+        write_ratios(
+            args.json, "batch_bytes", ours, peer, {"bytes": whole / most}, settings=settings
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -31,18 +31,32 @@ TEMPERATURE = 0.05
 def build(rows: NoisePairs, pixels: int) -> CotRetriever:
     """A tiny head whose vision tower takes about a third of a plain step, as that of a 2B model does."""
     tokenizer = tiny_tokenizer(rows.corpus())
-    sizes = {"hidden": 128, "layers": 4, "vision_hidden": 128, "vision_depth": 6, "vision_intermediate": 384}
+    sizes = {
+        "hidden": 128,
+        "layers": 4,
+        "vision_hidden": 128,
+        "vision_depth": 6,
+        "vision_intermediate": 384,
+    }
     model = tiny_model("qwen2_5_vl", tokenizer, **sizes)
-    model.set_attn_implementation("eager")  # its products are counted, those of a fused kernel are not everywhere
+    model.set_attn_implementation(
+        "eager"
+    )  # its products are counted, those of a fused kernel are not everywhere
     processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=pixels**2)
     backbone = load_backbone((model, processor), lora={"r": 8, "dropout": 0.0})
     return CotRetriever(backbone, "tiny", temperature=TEMPERATURE)
 
 
-def our_step(head: CotRetriever, rows: NoisePairs, folder: Path, **arguments) -> Callable[[], torch.Tensor]:
+def our_step(
+    head: CotRetriever, rows: NoisePairs, folder: Path, **arguments
+) -> Callable[[], torch.Tensor]:
     """One training step of CirTrainer on all rows, gradients left in the head."""
     args = CirArguments(
-        output_dir=str(folder), per_device_train_batch_size=len(rows), lm_weight=0.0, report_to="none", **arguments
+        output_dir=str(folder),
+        per_device_train_batch_size=len(rows),
+        lm_weight=0.0,
+        report_to="none",
+        **arguments,
     )
     trainer = CirTrainer(head, args, rows)
     (batch,) = trainer.get_train_dataloader()
@@ -84,19 +98,25 @@ def measured(head: CotRetriever, step: Callable[[], torch.Tensor]) -> dict:
     """Operations, peak bytes, loss and the norm of the gradient of one step."""
     head.zero_grad()
     found = {}
-    found["peak_bytes"] = peak_bytes(lambda: found.update(flops=flops(lambda: found.update(loss=step().item()))))
+    found["peak_bytes"] = peak_bytes(
+        lambda: found.update(flops=flops(lambda: found.update(loss=step().item())))
+    )
     gradients = [value.grad.flatten() for value in head.parameters() if value.grad is not None]
     return found | {"gradient_norm": torch.cat(gradients).norm().item()}
 
 
-def memory_over_batches(sizes: Sequence[int], pixels: int, tokens: int, plain_up_to: int) -> dict[str, dict[int, int]]:
+def memory_over_batches(
+    sizes: Sequence[int], pixels: int, tokens: int, plain_up_to: int
+) -> dict[str, dict[int, int]]:
     """Peak bytes of a step by batch size, with chunks and (for small batches) without."""
     peaks: dict[str, dict[int, int]] = {"cached": {}, "plain": {}}
     for size in sizes:
         rows = NoisePairs(size, pixels, words=6)
         head = build(rows, pixels)
         with tempfile.TemporaryDirectory() as folder:
-            peaks["cached"][size] = peak_bytes(our_step(head, rows, Path(folder), chunk_tokens=tokens))
+            peaks["cached"][size] = peak_bytes(
+                our_step(head, rows, Path(folder), chunk_tokens=tokens)
+            )
             if size <= plain_up_to:
                 peaks["plain"][size] = peak_bytes(our_step(head, rows, Path(folder)))
     return peaks
@@ -108,8 +128,16 @@ def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
 
     axes = (figure := Figure(figsize=(6, 4))).subplots()
     for name, values in peaks.items():
-        axes.plot(list(values), [value / 2**20 for value in values.values()], marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="pairs in a batch", ylabel="peak MiB of a step", ylim=(1, None))
+        axes.plot(
+            list(values), [value / 2**20 for value in values.values()], marker="o", label=name
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="pairs in a batch",
+        ylabel="peak MiB of a step",
+        ylim=(1, None),
+    )
     axes.set_xticks(list(peaks["cached"]), [str(size) for size in peaks["cached"]])
     axes.legend()
     figure.savefig(path, bbox_inches="tight")
@@ -117,20 +145,32 @@ def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="cached_step.py", description="A cached step over a plain one")
+    parser = argparse.ArgumentParser(
+        prog="cached_step.py", description="A cached step over a plain one"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--pixels", type=int, default=196, help="side of a picture; 196 is 49 visual tokens")
-    parser.add_argument("--chunk-rows", type=int, default=8, help="rows of a mini batch of the peer")
+    parser.add_argument(
+        "--pixels", type=int, default=196, help="side of a picture; 196 is 49 visual tokens"
+    )
+    parser.add_argument(
+        "--chunk-rows", type=int, default=8, help="rows of a mini batch of the peer"
+    )
     parser.add_argument("--timed", type=int, default=0, help="interleaved timings of every side")
-    parser.add_argument("--batches", type=int, nargs="*", default=(), help="batch sizes for peak memory")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw peak memory against batch size")
+    parser.add_argument(
+        "--batches", type=int, nargs="*", default=(), help="batch sizes for peak memory"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw peak memory against batch size"
+    )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     rows = NoisePairs(args.pairs, args.pixels, words=24)
     head = build(rows, args.pixels)
     batch = head.collator()([rows[index, 0] for index in range(args.pairs)])
-    tokens = args.chunk_rows * max(batch[side]["input_ids"].shape[1] for side in ("query", "target"))
+    tokens = args.chunk_rows * max(
+        batch[side]["input_ids"].shape[1] for side in ("query", "target")
+    )
     with tempfile.TemporaryDirectory() as folder:
         features = str(Path(folder) / "features")
         steps = {
@@ -144,22 +184,42 @@ def main(argv: Sequence[str]) -> None:
         found = {name: measured(head, step) for name, step in steps.items()}
         times = seconds(steps, args.timed, head.zero_grad) if args.timed else {}
     for name, facts in found.items():
-        torch.testing.assert_close(facts["loss"], found["plain"]["loss"], rtol=1e-5, atol=1e-6, msg=name)
-        torch.testing.assert_close(facts["gradient_norm"], found["plain"]["gradient_norm"], rtol=1e-4, atol=0, msg=name)
+        torch.testing.assert_close(
+            facts["loss"], found["plain"]["loss"], rtol=1e-5, atol=1e-6, msg=name
+        )
+        torch.testing.assert_close(
+            facts["gradient_norm"], found["plain"]["gradient_norm"], rtol=1e-4, atol=0, msg=name
+        )
     ratio = {
         "flops_over_plain": found["cached"]["flops"] / found["plain"]["flops"],
         "flops_warm_over_plain": found["warm"]["flops"] / found["plain"]["flops"],
-        "vision_share_of_plain": (found["cached"]["flops"] - found["warm"]["flops"]) / found["plain"]["flops"],
+        "vision_share_of_plain": (found["cached"]["flops"] - found["warm"]["flops"])
+        / found["plain"]["flops"],
     }
     if "sentence_transformers" in found:
         for kind, key in (("flops", "flops"), ("memory", "peak_bytes")):
-            ratio[f"{kind}_vs_sentence_transformers"] = found["sentence_transformers"][key] / found["cached"][key]
-    ours = {f"{key}_{name}": found[name][key] for name in ("plain", "cached", "warm") for key in found[name]}
-    peer = found.get("sentence_transformers", {"missing": "sentence-transformers: pip install 'cir-cot[bench]'"})
-    settings = {"pairs": args.pairs, "pixels": args.pixels, "chunk_rows": args.chunk_rows, "chunk_tokens": tokens}
+            ratio[f"{kind}_vs_sentence_transformers"] = (
+                found["sentence_transformers"][key] / found["cached"][key]
+            )
+    ours = {
+        f"{key}_{name}": found[name][key]
+        for name in ("plain", "cached", "warm")
+        for key in found[name]
+    }
+    peer = found.get(
+        "sentence_transformers", {"missing": "sentence-transformers: pip install 'cir-cot[bench]'"}
+    )
+    settings = {
+        "pairs": args.pairs,
+        "pixels": args.pixels,
+        "chunk_rows": args.chunk_rows,
+        "chunk_tokens": tokens,
+    }
     more = {"settings": settings, "seconds": times}
     if args.batches:
-        more["peak_bytes_by_batch"] = peaks = memory_over_batches(args.batches, args.pixels, tokens, plain_up_to=128)
+        more["peak_bytes_by_batch"] = peaks = memory_over_batches(
+            args.batches, args.pixels, tokens, plain_up_to=128
+        )
         if args.plot:
             draw(peaks, args.plot)
     print(write_ratios(args.json, "cached_step", ours, peer, ratio, **more))

@@ -96,9 +96,24 @@ def main(argv: Sequence[str]) -> int:
     """Run the whole way and write what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--circo", required=True, metavar="DIR", help="CIRCO's annotations and coco2017_unlabeled_ids.txt.gz")
-    add("--out", required=True, metavar="DIR", help="for pictures (500 MB), index and submission; resumable")
-    add("--limit", type=int, metavar="N", help="the first N pictures and those that queries need (default: all)")
+    add(
+        "--circo",
+        required=True,
+        metavar="DIR",
+        help="CIRCO's annotations and coco2017_unlabeled_ids.txt.gz",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="for pictures (500 MB), index and submission; resumable",
+    )
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="the first N pictures and those that queries need (default: all)",
+    )
     add("--json", metavar="FILE")
     args = parser.parse_args(argv)
     root, seconds, started = Path(args.out), {}, time.perf_counter()

@@ -47,7 +47,9 @@ PARTS = ("decoding", "encoding", "training")
 MIN_PIXELS, TEMPERATURE = 3136, 0.03  # those of the shipped 7B configurations
 
 
-def build(size: str, device: torch.device, adapter: bool, args: argparse.Namespace, lora: dict) -> CotRetriever:
+def build(
+    size: str, device: torch.device, adapter: bool, args: argparse.Namespace, lora: dict
+) -> CotRetriever:
     """Build a head on a model of the published size, random bfloat16 weights made on the device."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer([*NoisePairs(0, 28).corpus(), *CORPUS])
@@ -57,7 +59,9 @@ def build(size: str, device: torch.device, adapter: bool, args: argparse.Namespa
         model = published_model(size, tokenizer, device, torch.bfloat16, args.layers)
     processor = tiny_processor("qwen2_5_vl", tokenizer)
     bounds = {"min_pixels": MIN_PIXELS, "max_pixels": args.max_pixels}
-    backbone = load_backbone((model, processor), lora=lora if adapter else None, frozen=not adapter, **bounds)
+    backbone = load_backbone(
+        (model, processor), lora=lora if adapter else None, frozen=not adapter, **bounds
+    )
     if adapter and args.recompute:
         backbone.checkpoint_activations()
     return CotRetriever(backbone, size, temperature=TEMPERATURE).to(device)
@@ -67,10 +71,17 @@ def cases(size: str, args: argparse.Namespace) -> list[tuple[str, bool, Callable
     """Return name, whether the model has our adapter, and work of each case, those of one model behind each other."""
     found: list[tuple[str, bool, Callable[..., dict]]] = []
     if "decoding" in args.parts:
-        found += [(f"decoding, adapter apart, {rows} rows", True, partial(decode, rows=rows)) for rows in args.chains]
+        found += [
+            (f"decoding, adapter apart, {rows} rows", True, partial(decode, rows=rows))
+            for rows in args.chains
+        ]
     if "training" in args.parts:
         first = min(args.batches), max(args.chunk_tokens)  # the case whose kernels are recorded
-        pairs = [(rows, chunk) for rows in sorted(args.batches) for chunk in sorted(args.chunk_tokens, reverse=True)]
+        pairs = [
+            (rows, chunk)
+            for rows in sorted(args.batches)
+            for chunk in sorted(args.chunk_tokens, reverse=True)
+        ]
         for pair in pairs:
             work = partial(train, rows=pair[0], chunk=pair[1], record=pair == first)
             found.append((f"training, {pair[0]} rows, chunks of {pair[1]}", True, work))
@@ -87,7 +98,9 @@ def cases(size: str, args: argparse.Namespace) -> list[tuple[str, bool, Callable
     return [(f"{size} {name}", adapter, work) for name, adapter, work in found]
 
 
-def measure(found: dict, size: str, given: Conditions, until: float, args: argparse.Namespace) -> None:
+def measure(
+    found: dict, size: str, given: Conditions, until: float, args: argparse.Namespace
+) -> None:
     """Measure what is not there yet of one size; write and print each case at once."""
     device, head, built = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None, None
     for name, adapter, work in cases(size, args):
@@ -118,29 +131,53 @@ def line(name: str, case: dict) -> str:
     """Return a case as a row of the table."""
     if "out_of_memory" in case:
         return f"{name:<52} out of memory"
-    numbers = f"{case['seconds']:9.2f} {case['rows_per_second']:9.2f} {case['tokens_per_second']:11,.0f}"
+    numbers = (
+        f"{case['seconds']:9.2f} {case['rows_per_second']:9.2f} {case['tokens_per_second']:11,.0f}"
+    )
     waits = f"{case['waits']:7.0f}" if "waits" in case else f"{'':7}"
     return f"{name:<52}{numbers} {case['roofline_seconds']:9.3f} {case['share']:7.1%} {case['peak_gib']:7.1f} {waits}"
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="fullsize.py", description="Training, decoding and encoding at full size")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON; cases that it has are kept")
+    parser = argparse.ArgumentParser(
+        prog="fullsize.py", description="Training, decoding and encoding at full size"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON; cases that it has are kept"
+    )
     parser.add_argument("--size", choices=[*SIZES, "tiny"], nargs="+", default=["7B", "3B"])
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256], help="rows of a training step")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[64, 256], help="rows of a training step"
+    )
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[16384, 4096])
-    parser.add_argument("--plain-batches", type=int, nargs="+", default=[16, 32, 64], help="of transformers and peft")
-    parser.add_argument("--chains", type=int, nargs="+", default=[32, 128], help="queries that decode together")
-    parser.add_argument("--pictures", type=int, nargs="+", default=[32, 128], help="pictures that encode together")
-    parser.add_argument("--max-pixels", type=int, default=147456, help="largest area of a picture after resizing")
+    parser.add_argument(
+        "--plain-batches",
+        type=int,
+        nargs="+",
+        default=[16, 32, 64],
+        help="of transformers and peft",
+    )
+    parser.add_argument(
+        "--chains", type=int, nargs="+", default=[32, 128], help="queries that decode together"
+    )
+    parser.add_argument(
+        "--pictures", type=int, nargs="+", default=[32, 128], help="pictures that encode together"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=147456, help="largest area of a picture after resizing"
+    )
     parser.add_argument("--words", type=int, default=150, help="words of a training chain")
     parser.add_argument("--new-tokens", type=int, default=150, help="tokens of a written chain")
-    parser.add_argument("--steps", type=int, default=2, help="timed training steps, after one that is not timed")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="timed training steps, after one that is not timed"
+    )
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--layers", type=int, help="of both towers, to run at reduced depth")
-    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no case later")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no case later"
+    )
     args = parser.parse_args(argv)
     until = time.perf_counter() + args.limit
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,15 +185,33 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("no GPU here; --size tiny, or --layers 1, shows that the script works")
     names = ("words", "new_tokens", "steps", "recompute")
     common = {name: getattr(args, name) for name in names}
-    settings = common | {"layers": args.layers, "max_pixels": args.max_pixels, "device": device_name(device)}
+    settings = common | {
+        "layers": args.layers,
+        "max_pixels": args.max_pixels,
+        "device": device_name(device),
+    }
     found = read_json(args.out) if args.out.exists() else {"settings": settings, "cases": {}}
     if found["settings"] != settings:
-        raise InputError(f"{args.out}: measured with other settings or on another device; give another --out")
+        raise InputError(
+            f"{args.out}: measured with other settings or on another device; give another --out"
+        )
     found |= {"card": found.get("card") or vars(measure_card(device))}
-    found |= {"versions": package_versions(), "git": git_state(), "dtype": "bfloat16", "attention": "sdpa", "seed": 0}
+    found |= {
+        "versions": package_versions(),
+        "git": git_state(),
+        "dtype": "bfloat16",
+        "attention": "sdpa",
+        "seed": 0,
+    }
     write_json(args.out, found)
-    print("card: {flops:.4g} operations a second, {bandwidth:.4g} bytes a second".format(**found["card"]))
-    print(f"{'':<52}{'s':>9} {'rows/s':>9} {'tokens/s':>11} {'floor s':>9} {'of it':>7} {'GiB':>7} {'waits':>7}")
+    print(
+        "card: {flops:.4g} operations a second, {bandwidth:.4g} bytes a second".format(
+            **found["card"]
+        )
+    )
+    print(
+        f"{'':<52}{'s':>9} {'rows/s':>9} {'tokens/s':>11} {'floor s':>9} {'of it':>7} {'GiB':>7} {'waits':>7}"
+    )
     for size in args.size:
         measure(found, size, Conditions(Card(**found["card"]), **common), until, args)
 

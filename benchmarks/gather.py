@@ -35,7 +35,9 @@ def unequal(rank: int, dim: int) -> bool:
     mine = whole[:3] if rank == 0 else whole[3:]
     leaf = mine.clone().requires_grad_()
     gathered = gather_with_grad(leaf)
-    ((rank + 1) * gathered.square().sum()).backward()  # the sum of both losses is 3 * sum of squares
+    (
+        (rank + 1) * gathered.square().sum()
+    ).backward()  # the sum of both losses is 3 * sum of squares
     same = torch.equal(gathered, whole) and torch.equal(everyone_as_objects(mine), whole)
     return same and torch.allclose(leaf.grad, 6 * mine)
 
@@ -57,7 +59,9 @@ def worker(rank: int, store: str, rows: int, dim: int, pairs: int, answers) -> N
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print one table and write it as JSON; 1 when a gathered row is wrong."""
-    parser = argparse.ArgumentParser(prog="gather.py", description="Gathering across processes against pickled objects")
+    parser = argparse.ArgumentParser(
+        prog="gather.py", description="Gathering across processes against pickled objects"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--rows", type=int, default=1024, help="rows a process")
     parser.add_argument("--dim", type=int, default=512)
@@ -76,7 +80,17 @@ def main(argv: Sequence[str]) -> int:
     ours, peer = ({"ms": times[side] * 1e3} for side in ("ours", "peer"))
     settings = {"processes": PROCESSES, "rows": args.rows, "dim": args.dim, "pairs": args.pairs}
     ratio = {"time": times["peer"] / times["ours"]}
-    print(write_ratios(args.json, "gather", ours, peer, ratio, right_with_3_rows_beside_5=right, settings=settings))
+    print(
+        write_ratios(
+            args.json,
+            "gather",
+            ours,
+            peer,
+            ratio,
+            right_with_3_rows_beside_5=right,
+            settings=settings,
+        )
+    )
     return 0 if right else 1
 
 

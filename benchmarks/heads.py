@@ -62,7 +62,11 @@ def qwen(config: str) -> str:
 
 def pool(prompts: int, length: int, top: int = 3) -> Stage:
     """The prompt pool with M prompts of L tokens."""
-    return Stage("prompt-pool", f"{qwen('prompt_pool')} --pool {prompts} --length {length} --top {top}", "qwen")
+    return Stage(
+        "prompt-pool",
+        f"{qwen('prompt_pool')} --pool {prompts} --length {length} --top {top}",
+        "qwen",
+    )
 
 
 def combiner(options: str) -> Stage:
@@ -77,7 +81,10 @@ def dense_widths(dim: int) -> dict[str, int]:
     sizes = dim, 4 * dim, 8 * dim
     whole = count_parameters(lambda: MoeCombiner(*sizes, EXPERTS, TOP, False, "learned"))
     idle = (EXPERTS - TOP) * (2 * sizes[1] + 1) * sizes[2]
-    return {"parameters": hidden_for(whole, dim, sizes[1]), "compute": hidden_for(whole - idle, dim, sizes[1])}
+    return {
+        "parameters": hidden_for(whole, dim, sizes[1]),
+        "compute": hidden_for(whole - idle, dim, sizes[1]),
+    }
 
 
 WIDTHS = dense_widths(CLIP["dim"])
@@ -129,7 +136,10 @@ def train(out: Path, name: str, seed: int, budget: float) -> Path:
     stage = STAGES[name]
     bases = {"qwen": "cir-cot/tiny-base", "clip": str(out / "tiny_clip")}
     start = bases.get(stage.start) or str(train(out, stage.start, seed, budget))
-    shared = {"out": out, "sum": train(out, "sum", seed, budget) if "{sum}" in stage.options else ""}
+    shared = {
+        "out": out,
+        "sum": train(out, "sum", seed, budget) if "{sum}" in stage.options else "",
+    }
     words = [stage.command, *stage.options.format(**shared).split(), "--model", start]
     words += ["--root", str(out / "scenes"), "--seed", str(seed)]
     words += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
@@ -143,7 +153,16 @@ def call(words: Sequence[str], folder: Path, steps: int) -> dict:
     """Run a training command of the project for so many steps -> its metrics; SystemExit names its log if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
-    command = [sys.executable, "-m", "cir_cot.cli", *words, "--output_dir", str(folder), "--max_steps", str(steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "cir_cot.cli",
+        *words,
+        "--output_dir",
+        str(folder),
+        "--max_steps",
+        str(steps),
+    ]
     command += ["--overwrite"]  # what an interrupted run of this benchmark left
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
@@ -154,7 +173,10 @@ def call(words: Sequence[str], folder: Path, steps: int) -> dict:
 
 def minutes_of(out: Path, name: str, seed: int) -> float:
     """Training minutes of a stage and of those it starts from."""
-    stage, own = STAGES[name], json.loads((out / "models" / f"{name}.{seed}" / "metrics.json").read_text())
+    stage, own = (
+        STAGES[name],
+        json.loads((out / "models" / f"{name}.{seed}" / "metrics.json").read_text()),
+    )
     before = minutes_of(out, stage.start, seed) if stage.start in STAGES else 0.0
     return before + own["train_runtime"] / 60
 
@@ -164,11 +186,22 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
     name, reading = ROWS[row]
     folder = train(out, name, seed, args.minutes)
     retriever = load_retriever(folder)
-    found = {"row": row, "seed": seed, "git": git_state(), "minutes": round(minutes_of(out, name, seed), 2)}
+    found = {
+        "row": row,
+        "seed": seed,
+        "git": git_state(),
+        "minutes": round(minutes_of(out, name, seed), 2),
+    }
     found["parameters"] = sum(parameter.numel() for parameter in retriever.parameters())
     for split in SPLITS:
         (benchmark,) = load_benchmark("folder", out / "scenes", split)
-        options = {"reading": reading, "model": name, "limit": args.queries, "batch_size": 128, "seed": 0}
+        options = {
+            "reading": reading,
+            "model": name,
+            "limit": args.queries,
+            "batch_size": 128,
+            "seed": 0,
+        }
         result = evaluate(retriever, benchmark, benchmark.images(), **options)
         found[split] = result.metrics
         found["protocol"] = result.protocol
@@ -178,12 +211,18 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
 def query_cost(retriever, benchmark: Benchmark, reading: str | None, count: int = 8) -> dict:
     """Mean FLOPs and median seconds of one query, asked alone, over `count` queries."""
     images, records = benchmark.images(), benchmark.records[:count]
-    pictures, ask = [images.load(record.reference) for record in records], reader(retriever, reading)
+    pictures, ask = (
+        [images.load(record.reference) for record in records],
+        reader(retriever, reading),
+    )
     works = [lambda r=r, p=p: ask([r], [p]) for r, p in zip(records, pictures, strict=True)]
     with torch.no_grad():
         operations = [flops(work) for work in works]
         times = seconds({str(number): work for number, work in enumerate(works)}, pairs=3)
-    return {"flops": statistics.mean(operations), "latency_ms": 1000 * statistics.median(times.values())}
+    return {
+        "flops": statistics.mean(operations),
+        "latency_ms": 1000 * statistics.median(times.values()),
+    }
 
 
 def table(results: Sequence[dict], words: str) -> Table:
@@ -192,9 +231,20 @@ def table(results: Sequence[dict], words: str) -> Table:
     for row in ROWS:
         same = [result for result in results if result["row"] == row]
         if same:
-            recalls = [spread([result[split][k] for result in same]) for split in SPLITS for k in ("R@1", "R@10")]
-            mean = {key: statistics.mean(result[key] for result in same) for key in ("minutes", "flops", "latency_ms")}
-            cost = [f"{same[0]['parameters'] / 1e6:.2f}", f"{mean['flops'] / 1e9:.3f}", f"{mean['latency_ms']:.1f}"]
+            recalls = [
+                spread([result[split][k] for result in same])
+                for split in SPLITS
+                for k in ("R@1", "R@10")
+            ]
+            mean = {
+                key: statistics.mean(result[key] for result in same)
+                for key in ("minutes", "flops", "latency_ms")
+            }
+            cost = [
+                f"{same[0]['parameters'] / 1e6:.2f}",
+                f"{mean['flops'] / 1e9:.3f}",
+                f"{mean['latency_ms']:.1f}",
+            ]
             rows.append([row, len(same), *recalls, f"{mean['minutes']:.1f}", *cost])
     header = [f"{split} {k}" for split in SPLITS for k in ("R@1", "R@10")]
     costs = ["minutes", "M parameters", "GFLOP a query", "ms a query"]
@@ -210,13 +260,35 @@ def spread(values: Sequence[float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run what is not done yet, writing each result as it ends, then print the table."""
     parser = argparse.ArgumentParser(prog="heads.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on")
-    parser.add_argument("--minutes", type=float, default=10, help="training time of a row (default 10)")
-    parser.add_argument("--references", type=int, default=1000, help="scenes to train on, 16 edits each (default 1000)")
-    parser.add_argument("--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)")
-    parser.add_argument("--queries", type=int, default=2000, help="queries a split; the gallery stays whole")
-    parser.add_argument("--seeds", type=int, help=f"default: 3 where --minutes is below {SHORT}, else 1")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="training time of a row (default 10)"
+    )
+    parser.add_argument(
+        "--references",
+        type=int,
+        default=1000,
+        help="scenes to train on, 16 edits each (default 1000)",
+    )
+    parser.add_argument(
+        "--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=2000, help="queries a split; the gallery stays whole"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help=f"default: 3 where --minutes is below {SHORT}, else 1"
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        default=list(ROWS),
+        metavar="ROW",
+        help="default: all",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here, too")
     args = parser.parse_args(argv)
     if args.minutes <= 0:
@@ -231,25 +303,34 @@ def main(argv: Sequence[str]) -> int:
     everything = write_out(args.out, settings)
     print(text_table(everything))
     if args.json:
-        write_json(args.json, {"name": "heads", "settings": settings, "results": read_results(args.out)})
+        write_json(
+            args.json, {"name": "heads", "settings": settings, "results": read_results(args.out)}
+        )
     return 0
 
 
 def prepare(args: argparse.Namespace) -> dict:
     """Write scenes and the tiny CLIP once -> what all rows share; InputError if a folder was begun otherwise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asked = {name: getattr(args, name) for name in ("minutes", "references", "test_references", "queries")}
+    asked = {
+        name: getattr(args, name)
+        for name in ("minutes", "references", "test_references", "queries")
+    }
     settings = asked | {"device": device_name(device), "threads": torch.get_num_threads()}
     file = args.out / "settings.json"
     if file.is_file():
         begun = json.loads(file.read_text())
         for name, value in settings.items():
             if begun.get(name) != value:
-                raise InputError(f"{args.out}: begun with {name} {begun.get(name)}, not {value}; use another --out")
+                raise InputError(
+                    f"{args.out}: begun with {name} {begun.get(name)}, not {value}; use another --out"
+                )
         return begun
     write_scenes(args.out / "scenes", 0, args.references, test_references=args.test_references)
     (benchmark,) = load_benchmark("folder", args.out / "scenes", "train")
-    write_tiny_clip(args.out / "tiny_clip", corpus=[record.text for record in benchmark.records], **CLIP)
+    write_tiny_clip(
+        args.out / "tiny_clip", corpus=[record.text for record in benchmark.records], **CLIP
+    )
     settings |= {"clip": CLIP, "git": git_state(), "versions": package_versions()}
     write_json(file, settings)
     return settings
@@ -274,8 +355,13 @@ def write_out(out: Path, settings: dict) -> Table:
         f"{settings['minutes']:g} minutes of training a row on {settings['device']}, {settings['threads']} threads."
     )
     made = table(results, words)
-    lines = [" | ".join(map(str, cells)) for cells in (made.header, ["---"] * len(made.header), *made.rows)]
-    write_text_atomic(out / "heads.md", "\n".join([words, "", *(f"| {line} |" for line in lines)]) + "\n")
+    lines = [
+        " | ".join(map(str, cells))
+        for cells in (made.header, ["---"] * len(made.header), *made.rows)
+    ]
+    write_text_atomic(
+        out / "heads.md", "\n".join([words, "", *(f"| {line} |" for line in lines)]) + "\n"
+    )
     write_text_atomic(out / "heads.svg", plot(results))
     return made
 

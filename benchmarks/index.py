@@ -22,7 +22,11 @@ from cir_cot.files import write_text_atomic
 from cir_cot.search.build import gather
 from cir_cot.search.faiss_index import Index, assemble
 
-CENTRES, SPREAD, LOOSE = 2000, 0.7, 2.0  # centres of the drawn vectors, and noise relative to them; LOOSE with --many
+CENTRES, SPREAD, LOOSE = (
+    2000,
+    0.7,
+    2.0,
+)  # centres of the drawn vectors, and noise relative to them; LOOSE with --many
 
 
 class Drawn:
@@ -47,7 +51,9 @@ def draw(count: int, dim: int, seed: int, spread: float = SPREAD) -> np.ndarray:
     return vectors
 
 
-def make(vectors: np.ndarray, kind: str = "exact", dtype: str = "float32", width: int | None = None) -> Index:
+def make(
+    vectors: np.ndarray, kind: str = "exact", dtype: str = "float32", width: int | None = None
+) -> Index:
     """Return our index of vectors."""
     dim = vectors.shape[1]
     facts = {"kind": kind, "dtype": dtype, "dim": dim, "width": width or dim}
@@ -76,7 +82,9 @@ def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> list[list[s
         ],
         axis=1,
     ).astype(np.float32)
-    return [[str(row) for row in np.lexsort((np.arange(len(vectors)), -line))[:k]] for line in scores]
+    return [
+        [str(row) for row in np.lexsort((np.arange(len(vectors)), -line))[:k]] for line in scores
+    ]
 
 
 def names(answers: list[list[tuple[str, float]]]) -> list[list[str]]:
@@ -86,10 +94,14 @@ def names(answers: list[list[tuple[str, float]]]) -> list[list[str]]:
 
 def recall(found: list[list[str]], wanted: list[list[str]]) -> float:
     """Return the share of wanted ids that were found."""
-    return sum(len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)) / sum(map(len, wanted))
+    return sum(len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)) / sum(
+        map(len, wanted)
+    )
 
 
-def exact_against_faiss(vectors: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> tuple[dict, dict, list]:
+def exact_against_faiss(
+    vectors: np.ndarray, queries: np.ndarray, k: int, repeats: int
+) -> tuple[dict, dict, list]:
     """Return what is measured of our exact index and of IndexFlatIP, and the true ranks."""
 
     def plain():
@@ -108,11 +120,18 @@ def exact_against_faiss(vectors: np.ndarray, queries: np.ndarray, k: int, repeat
             if name == "ours":
                 found = names(answer)
     wanted = brute_force(vectors, queries, k)
-    row = {"milliseconds_a_query": 1000 * statistics.median(seconds["ours"]) / len(queries), "bytes": our_bytes}
+    row = {
+        "milliseconds_a_query": 1000 * statistics.median(seconds["ours"]) / len(queries),
+        "bytes": our_bytes,
+    }
     row["queries_ranked_as_float64"] = sum(a == b for a, b in zip(found, wanted, strict=True))
-    peer = {"milliseconds_a_query": 1000 * statistics.median(seconds["faiss"]) / len(queries), "bytes": their_bytes}
+    peer = {
+        "milliseconds_a_query": 1000 * statistics.median(seconds["faiss"]) / len(queries),
+        "bytes": their_bytes,
+    }
     peer["queries_ranked_as_float64"] = sum(
-        [str(n) for n in line] == b for line, b in zip(theirs.search(queries, k)[1], wanted, strict=True)
+        [str(n) for n in line] == b
+        for line, b in zip(theirs.search(queries, k)[1], wanted, strict=True)
     )
     return row, peer, wanted
 
@@ -127,7 +146,11 @@ def main(argv: Sequence[str]) -> int:
     add("--k", type=int, default=50)
     add("--repeats", type=int, default=3)
     add(
-        "--many", type=int, default=0, metavar="N", help="vectors of the approximate kind, e.g. 1000000 (default: none)"
+        "--many",
+        type=int,
+        default=0,
+        metavar="N",
+        help="vectors of the approximate kind, e.g. 1000000 (default: none)",
     )
     add("--many-dim", type=int, default=128)
     add("--kind", default="IVF1024,Flat")
@@ -136,18 +159,29 @@ def main(argv: Sequence[str]) -> int:
     vectors, queries = draw(args.count, args.dim, 1), draw(args.queries, args.dim, 2)
     ours, peer, wanted = exact_against_faiss(vectors, queries, args.k, args.repeats)
     ours["stored"] = {}
-    for dtype, width in (("float16", None), ("int8", None), ("float32", args.dim // 4), ("int8", args.dim // 4)):
+    for dtype, width in (
+        ("float16", None),
+        ("int8", None),
+        ("float32", args.dim // 4),
+        ("int8", args.dim // 4),
+    ):
         found = names(make(vectors, "exact", dtype, width).search(queries, args.k))
         bytes_each = (width or args.dim) * {"float32": 4, "float16": 2, "int8": 1}[dtype]
         row = {"bytes_a_picture": bytes_each, f"recall@{args.k}": recall(found, wanted)}
         ours["stored"][f"{dtype}, {width or args.dim} numbers"] = row
     if args.many:
         del vectors
-        vectors, queries = (draw(n, args.many_dim, s, LOOSE) for n, s in ((args.many, 3), (args.queries, 4)))
+        vectors, queries = (
+            draw(n, args.many_dim, s, LOOSE) for n, s in ((args.many, 3), (args.queries, 4))
+        )
         wanted = names(make(vectors).search(queries, 10))
         started = time.perf_counter()
         index = make(vectors, args.kind)
-        ours["approximate"] = {"kind": args.kind, "vectors": args.many, "built_seconds": time.perf_counter() - started}
+        ours["approximate"] = {
+            "kind": args.kind,
+            "vectors": args.many,
+            "built_seconds": time.perf_counter() - started,
+        }
         for probes in (1, 4, 16, 64, 256):
             index.tune(f"nprobe={probes}" if "IVF" in args.kind else f"efSearch={16 * probes}")
             started = time.perf_counter()
@@ -160,7 +194,14 @@ def main(argv: Sequence[str]) -> int:
         "memory_vs_faiss": peer["bytes"] / ours["bytes"],
     }
     versions = {"faiss": version("faiss-cpu"), "numpy": version("numpy")}
-    result = {"name": "index", "setting": vars(args), "ours": ours, "peer": peer, "ratio": ratio, "versions": versions}
+    result = {
+        "name": "index",
+        "setting": vars(args),
+        "ours": ours,
+        "peer": peer,
+        "ratio": ratio,
+        "versions": versions,
+    }
     print(json.dumps(result, indent=1))
     if args.json:
         write_text_atomic(args.json, json.dumps(result, indent=1) + "\n")

@@ -25,7 +25,9 @@ VOCABULARY = 151_936
 def build(rows: NoisePairs, pixels: int) -> CotRetriever:
     """A tiny head whose embedding matrix has Qwen's number of rows."""
     tokenizer = tiny_tokenizer(rows.corpus())
-    model = tiny_model("qwen2_5_vl", tokenizer, hidden=64, intermediate=128, layers=2, vision_depth=1)
+    model = tiny_model(
+        "qwen2_5_vl", tokenizer, hidden=64, intermediate=128, layers=2, vision_depth=1
+    )
     model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=pixels**2)
     # without the token's own row: trl reads a plain output matrix
@@ -44,7 +46,9 @@ def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tenso
 
         def fused() -> torch.Tensor:
             outputs = model(**query, labels=labels, fused_lm_head=True)
-            return -outputs.log_probs.sum() / outputs.label_mask.sum()  # as SFTTrainer.compute_loss has it
+            return (
+                -outputs.log_probs.sum() / outputs.label_mask.sum()
+            )  # as SFTTrainer.compute_loss has it
 
         add_fused_lm_head(model)
         losses["trl"] = fused
@@ -53,11 +57,15 @@ def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tenso
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="loss_memory.py", description="Memory of the chain's loss")
+    parser = argparse.ArgumentParser(
+        prog="loss_memory.py", description="Memory of the chain's loss"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--words", type=int, default=60, help="words of a chain")
-    parser.add_argument("--pixels", type=int, default=308, help="side of a picture; 308 is 121 visual tokens")
+    parser.add_argument(
+        "--pixels", type=int, default=308, help="side of a picture; 308 is 121 visual tokens"
+    )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     rows = NoisePairs(args.rows, args.pixels, args.words)
@@ -73,12 +81,17 @@ def main(argv: Sequence[str]) -> None:
 
         peaks[name] = peak_bytes(step)
         head.zero_grad()
-    torch.testing.assert_close(torch.tensor(list(losses.values())), torch.full((len(losses),), losses["ours"]))
+    torch.testing.assert_close(
+        torch.tensor(list(losses.values())), torch.full((len(losses),), losses["ours"])
+    )
     tokens = {"tokens": batch["labels"].numel(), "supervised": int((batch["labels"] != -100).sum())}
     ratio = {"peak_memory": peaks["transformers"] / peaks["ours"]}
     if "trl" in peaks:
         ratio["peak_memory_trl"] = peaks["trl"] / peaks["ours"]
-    ours, peer = {"peak_bytes": peaks.pop("ours")}, {f"peak_bytes_{name}": value for name, value in peaks.items()}
+    ours, peer = (
+        {"peak_bytes": peaks.pop("ours")},
+        {f"peak_bytes_{name}": value for name, value in peaks.items()},
+    )
     print(write_ratios(args.json, "loss_memory", ours, peer, ratio, loss=losses, settings=tokens))
 
 

@@ -52,10 +52,19 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Check that both agree, measure, print one table and write it as JSON; 1 when they differ."""
-    parser = argparse.ArgumentParser(prog="moe_dispatch.py", description="Dispatch of a mixture of experts")
+    parser = argparse.ArgumentParser(
+        prog="moe_dispatch.py", description="Dispatch of a mixture of experts"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument("--batch", type=int, default=64, help="rows; the peer's time grows with them")
-    parser.add_argument("--dim", type=int, default=640, help="CLIP's width d; rows are 8d wide, as is the hidden layer")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="rows; the peer's time grows with them"
+    )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        default=640,
+        help="CLIP's width d; rows are 8d wide, as is the hidden layer",
+    )
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--top_k", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=3, help="interleaved measurements of both")
@@ -64,16 +73,30 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    moe = SparseMoe(8 * args.dim, 8 * args.dim, args.experts, args.top_k, improved=False, routing="learned")
+    moe = SparseMoe(
+        8 * args.dim, 8 * args.dim, args.experts, args.top_k, improved=False, routing="learned"
+    )
     moe = moe.to(args.device).eval()  # no dropout: both must give the same numbers
     z = torch.randn(args.batch, 8 * args.dim, device=args.device)
     ways = {"ours": sorted_by_expert, "peer": row_by_row}
     worst = difference(step(moe, z, ways["ours"]), step(moe, z, ways["peer"]))
-    times = seconds({name: lambda way=way: step(moe, z, way) for name, way in ways.items()}, args.pairs)
+    times = seconds(
+        {name: lambda way=way: step(moe, z, way) for name, way in ways.items()}, args.pairs
+    )
     ours, peer = ({"seconds": times[side]} for side in ("ours", "peer"))
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     ratio = {"time": times["peer"] / times["ours"]}
-    print(write_ratios(args.json, "moe_dispatch", ours, peer, ratio, largest_difference=worst, settings=settings))
+    print(
+        write_ratios(
+            args.json,
+            "moe_dispatch",
+            ours,
+            peer,
+            ratio,
+            largest_difference=worst,
+            settings=settings,
+        )
+    )
     return 0 if worst < 1e-4 else 1
 
 

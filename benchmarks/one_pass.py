@@ -64,12 +64,16 @@ def make_head(hidden: int, layers: int) -> CotRetriever:
     return CotRetriever(load_backbone(base), "tiny").eval()
 
 
-def make_chains(head: CotRetriever, count: int, median: int, spread: float, seed: int) -> list[list[int]]:
+def make_chains(
+    head: CotRetriever, count: int, median: int, spread: float, seed: int
+) -> list[list[int]]:
     """Return tokens of `count` chains with log-normal lengths: `median` tokens, `spread` the sigma of the logarithm."""
     draw, chains = random.Random(seed), []
     for _ in range(count):
         length = max(12, round(draw.lognormvariate(0, spread) * median))
-        words = [" ".join(draw.choices(WORDS, k=max(1, length // 4 * share))) for share in (1, 2, 1)]
+        words = [
+            " ".join(draw.choices(WORDS, k=max(1, length // 4 * share))) for share in (1, 2, 1)
+        ]
         chains.append(head.encoder().plain_ids([cot_to_text(Cot(*words))])[0])
     return chains
 
@@ -80,7 +84,9 @@ def counted(head: CotRetriever, seen: dict) -> Iterator[None]:
 
     def count(_, args, kwargs):
         rows, tokens = (
-            kwargs["input_ids"].shape if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"].shape[:2]
+            kwargs["input_ids"].shape
+            if kwargs.get("input_ids") is not None
+            else kwargs["inputs_embeds"].shape[:2]
         )
         seen["tokens"] = seen.get("tokens", 0) + rows * tokens
         seen["row_steps"] = seen.get("row_steps", 0) + (rows if tokens == 1 else 0)
@@ -118,16 +124,22 @@ def generate(head: CotRetriever, inputs: dict, rows: list[list[int]], hidden: bo
     )
 
 
-def with_hidden_states(head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict) -> torch.Tensor:
+def with_hidden_states(
+    head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict
+) -> torch.Tensor:
     """Return vectors (B, D) picked out of all hidden states; what ends a row is never fed, so a token comes behind."""
     ends = [head.backbone.ret_id, head.backbone.processor.tokenizer.eos_token_id]
-    states = generate(head, inputs, [[*chain, *ends] for chain in chains], hidden=True).hidden_states
+    states = generate(
+        head, inputs, [[*chain, *ends] for chain in chains], hidden=True
+    ).hidden_states
     seen["retained"] = sum(layer.nbytes for step in states for layer in step)
     picked = [states[len(chain) + 1][-1][row, -1] for row, chain in enumerate(chains)]
     return head._unit(torch.stack(picked))
 
 
-def two_passes(head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict, ask: Callable) -> torch.Tensor:
+def two_passes(
+    head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict, ask: Callable
+) -> torch.Tensor:
     """Return vectors (B, D) of reading the generated text again."""
     ret, prompt = head.backbone.ret_id, inputs["input_ids"].shape[1]
     answer = generate(head, inputs, [[*chain, ret] for chain in chains], hidden=False)
@@ -139,7 +151,9 @@ def two_passes(head: CotRetriever, inputs: dict, chains: list[list[int]], seen: 
 def take_turns(head: CotRetriever, ways: dict[str, Callable], repeats: int) -> dict[str, dict]:
     """Return for each way what was counted, the median of its seconds, and how far its vectors are from the first's."""
     facts, vectors, seconds = {}, {}, {name: [] for name in ways}
-    parameters = sum(weight.numel() for weight in head.backbone.plain.model.language_model.parameters())
+    parameters = sum(
+        weight.numel() for weight in head.backbone.plain.model.language_model.parameters()
+    )
     for name, way in [pair for _ in range(repeats) for pair in ways.items()]:
         seen: dict = {}
         with torch.no_grad(), counted(head, seen):
@@ -149,7 +163,9 @@ def take_turns(head: CotRetriever, ways: dict[str, Callable], repeats: int) -> d
         facts[name] = seen | {"token_flops": 2 * parameters * seen["tokens"]}
     for name in ways:
         facts[name]["seconds"] = statistics.median(seconds[name])
-        facts[name]["difference"] = (vectors[name] - next(iter(vectors.values()))).abs().max().item()
+        facts[name]["difference"] = (
+            (vectors[name] - next(iter(vectors.values()))).abs().max().item()
+        )
     return facts
 
 
@@ -175,7 +191,11 @@ def main(argv: Sequence[str]) -> int:
         "ours": lambda seen: one_pass(head, inputs, chains, seen),
         "generate": lambda seen: with_hidden_states(head, inputs, chains, seen),
         "two_passes": lambda seen: two_passes(
-            head, inputs, chains, seen, lambda answers: head.encoder().query(images, texts, answers)[0]
+            head,
+            inputs,
+            chains,
+            seen,
+            lambda answers: head.encoder().query(images, texts, answers)[0],
         ),
     }
     facts = take_turns(head, ways, args.repeats)
@@ -187,7 +207,8 @@ def main(argv: Sequence[str]) -> int:
         "ratio": {
             "row_steps": facts["generate"]["row_steps"] / facts["ours"]["row_steps"],
             "retained_bytes": facts["generate"]["retained"] / facts["ours"]["retained"],
-            "token_flops_vs_two_pass": facts["two_passes"]["token_flops"] / facts["ours"]["token_flops"],
+            "token_flops_vs_two_pass": facts["two_passes"]["token_flops"]
+            / facts["ours"]["token_flops"],
             "time": facts["generate"]["seconds"] / facts["ours"]["seconds"],
             "time_vs_two_pass": facts["two_passes"]["seconds"] / facts["ours"]["seconds"],
         },
@@ -196,7 +217,9 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps({key: result[key] for key in ("ours", "peer", "ratio")}, indent=1))
     if args.json:
         write_text_atomic(Path(args.json), json.dumps(result, indent=1) + "\n")
-    assert max(facts[name]["difference"] for name in ways) < 1e-5, "the three ways must give one vector"
+    assert max(facts[name]["difference"] for name in ways) < 1e-5, (
+        "the three ways must give one vector"
+    )
     return 0
 
 

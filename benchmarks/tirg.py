@@ -41,12 +41,20 @@ class Tirg(nn.Module):
 
     def __init__(self, vocabulary: Sequence[str]):
         super().__init__()
-        self.words = {word: number for number, word in enumerate(vocabulary, 1)}  # 0 pads, and stands for unknown words
+        self.words = {
+            word: number for number, word in enumerate(vocabulary, 1)
+        }  # 0 pads, and stands for unknown words
         layers, channels = [], 3
         for width in WIDTHS:
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=2, padding=1),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
             channels = width
-        self.picture = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, DIM))
+        self.picture = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, DIM)
+        )
         self.embedding = nn.Embedding(len(self.words) + 1, EMBEDDED, padding_idx=0)
         self.recurrent = nn.GRU(EMBEDDED, RECURRENT, batch_first=True)
         self.text = nn.Linear(RECURRENT, DIM)
@@ -55,7 +63,9 @@ class Tirg(nn.Module):
         self.residual = nn.Sequential(
             nn.BatchNorm1d(both), nn.ReLU(), nn.Linear(both, both), nn.ReLU(), nn.Linear(both, DIM)
         )
-        self.weights = nn.Parameter(torch.tensor([1.0, 10.0]))  # of the gated picture and of the residual, TIRG's start
+        self.weights = nn.Parameter(
+            torch.tensor([1.0, 10.0])
+        )  # of the gated picture and of the residual, TIRG's start
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -64,17 +74,24 @@ class Tirg(nn.Module):
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """Features (B, D) of edits in words."""
-        rows = [torch.tensor([self.words.get(word, 0) for word in text.split()] or [0]) for text in texts]
+        rows = [
+            torch.tensor([self.words.get(word, 0) for word in text.split()] or [0])
+            for text in texts
+        ]
         lengths = torch.tensor([len(row) for row in rows])
         embedded = self.embedding(nn.utils.rnn.pad_sequence(rows, batch_first=True))  # (B, T, E)
-        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            embedded, lengths, batch_first=True, enforce_sorted=False
+        )
         return self.text(self.recurrent(packed)[1][-1])
 
     def compose(self, picture: Tensor, text: Tensor) -> Tensor:
         """Unit query vectors (B, D) of picture features (B, D) and text features (B, D)."""
         both = torch.cat([picture, text], dim=1)  # (B, 2D)
         gated = torch.sigmoid(self.gate(both)) * picture
-        return functional.normalize(self.weights[0] * gated + self.weights[1] * self.residual(both), dim=1)
+        return functional.normalize(
+            self.weights[0] * gated + self.weights[1] * self.residual(both), dim=1
+        )
 
     def encode_query(self, images: Sequence[Image.Image], texts: Sequence[str]) -> QueryOutput:
         """Encode queries for evaluation, without a chain."""
@@ -91,7 +108,9 @@ def stack(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def batches(records: Sequence[Record], references: int, rng: random.Random) -> Iterator[list[Record]]:
+def batches(
+    records: Sequence[Record], references: int, rng: random.Random
+) -> Iterator[list[Record]]:
     """Yield an epoch in batches of all edits of `references` references: a reference's edits are hard negatives."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -102,19 +121,30 @@ def batches(records: Sequence[Record], references: int, rng: random.Random) -> I
         yield [record for name in names[at : at + references] for record in groups[name]]
 
 
-def step_loss(model: Tirg, batch: Sequence[Record], pixels: Tensor, row_of: dict[str, int]) -> Tensor:
+def step_loss(
+    model: Tirg, batch: Sequence[Record], pixels: Tensor, row_of: dict[str, int]
+) -> Tensor:
     """Batch-softmax loss of one batch; rows with the same target scene are never each other's negatives."""
-    names = list(dict.fromkeys(record.reference for record in batch))  # each reference is encoded once
+    names = list(
+        dict.fromkeys(record.reference for record in batch)
+    )  # each reference is encoded once
     seen = model.see(pixels[[row_of[name] for name in names]])  # (R, D)
     picture = seen[[names.index(record.reference) for record in batch]]  # (B, D)
     query = model.compose(picture, model.read([record.text for record in batch]))
-    target = functional.normalize(model.see(pixels[[row_of[record.targets[0]] for record in batch]]), dim=1)
-    scenes = {scene: number for number, scene in enumerate(dict.fromkeys(record.targets for record in batch))}
+    target = functional.normalize(
+        model.see(pixels[[row_of[record.targets[0]] for record in batch]]), dim=1
+    )
+    scenes = {
+        scene: number
+        for number, scene in enumerate(dict.fromkeys(record.targets for record in batch))
+    }
     ids = torch.tensor([scenes[record.targets] for record in batch])
     return info_nce(query, target, torch.arange(len(batch)), torch.exp(-model.log_scale), ids, ids)
 
 
-def train(model: Tirg, benchmark: Benchmark, epochs: int, references: int, rate: float, seed: int) -> None:
+def train(
+    model: Tirg, benchmark: Benchmark, epochs: int, references: int, rate: float, seed: int
+) -> None:
     """Train in place with Adam and a one-cycle learning rate."""
     images = benchmark.images()
     pixels = stack([images.load(name) for name in tqdm(benchmark.gallery, desc="pictures")])
@@ -122,7 +152,9 @@ def train(model: Tirg, benchmark: Benchmark, epochs: int, references: int, rate:
     rng = random.Random(seed)
     plan = [batch for _ in range(epochs) for batch in batches(benchmark.records, references, rng)]
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(plan), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=len(plan), pct_start=0.1
+    )
     model.train()
     for batch in (bar := tqdm(plan, desc="steps")):
         loss = step_loss(model, batch, pixels, row_of)
@@ -130,7 +162,9 @@ def train(model: Tirg, benchmark: Benchmark, epochs: int, references: int, rate:
         loss.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.log_scale.exp().item():.1f}", refresh=False)
+        bar.set_postfix(
+            loss=f"{loss.item():.3f}", scale=f"{model.log_scale.exp().item():.1f}", refresh=False
+        )
     model.eval()
 
 
@@ -145,10 +179,14 @@ def measure(model: Tirg, root: Path, split: str) -> dict:
 def main(argv: Sequence[str]) -> None:
     """Train, measure, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(prog="tirg.py", description="The TIRG-style bar on scenes")
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="what `cir-cot scenes` wrote")
+    parser.add_argument(
+        "--root", type=Path, required=True, metavar="DIR", help="what `cir-cot scenes` wrote"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--references", type=int, default=8, help="references a batch, with all their edits")
+    parser.add_argument(
+        "--references", type=int, default=8, help="references a batch, with all their edits"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -162,12 +200,19 @@ def main(argv: Sequence[str]) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(time.perf_counter() - started, 1),
         "threads": torch.get_num_threads(),
-        "settings": {"epochs": args.epochs, "references": args.references, "lr": args.lr, "seed": args.seed},
+        "settings": {
+            "epochs": args.epochs,
+            "references": args.references,
+            "lr": args.lr,
+            "seed": args.seed,
+        },
         **{split: measure(model, args.root, split) for split in ("iid", "novel")},
         "versions": {package: version(package) for package in ("cir-cot", "torch")},
     }
     for split in ("iid", "novel"):
-        edits = "  ".join(f"{edit} {value:.1f}" for edit, value in report[split]["R@1 by edit"].items())
+        edits = "  ".join(
+            f"{edit} {value:.1f}" for edit, value in report[split]["R@1 by edit"].items()
+        )
         print(f"{split:6} R@1 {report[split]['R@1']:.1f}   {edits}")
     print(f"{report['parameters']:,} parameters, trained in {report['train_seconds']:.0f} s")
     if args.json:

@@ -58,7 +58,13 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(
-        ["usage: cir-cot <command> [options]", "", *lines, "", "cir-cot <command> --help lists its options"]
+        [
+            "usage: cir-cot <command> [options]",
+            "",
+            *lines,
+            "",
+            "cir-cot <command> --help lists its options",
+        ]
     )
 
 
@@ -74,7 +80,9 @@ def main(argv: Sequence[str]) -> int | None:
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{shown(name)} is no command; {meant}The commands are {', '.join(COMMANDS)}")
+        raise InputError(
+            f"{shown(name)} is no command; {meant}The commands are {', '.join(COMMANDS)}"
+        )
     return importlib.import_module(COMMANDS[name]).main(rest)
 
 
@@ -93,7 +101,11 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except BrokenPipeError:
         code = BROKEN_PIPE
     except OSError as error:  # a missing file, a full disk, a network that is down
-        code = _refuse(f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error))
+        code = _refuse(
+            f"{error.strerror}: {error.filename}"
+            if error.filename
+            else error.strerror or str(error)
+        )
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
     _let_go(sys.stdout)
@@ -101,7 +113,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     raise SystemExit(code)
 
 
-def _completed(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | str | None:
+def _completed(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
+) -> int | str | None:
     """Run `main` and write out what it has printed -> its exit code, that of argparse's own exits included."""
     try:
         code = main(argv)

@@ -22,7 +22,9 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device {name!r}: no device is named so; here are {known}") from error
-    here = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    here = device.type == "cpu" or (
+        device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    )
     others = device.type == "mps" and torch.backends.mps.is_available()
     if not here and not others:
         raise InputError(f"device {name!r}: not on this machine; here are {known}")

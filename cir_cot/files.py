@@ -19,14 +19,20 @@ from pathlib import Path
 
 from .errors import InputError, shown
 
-MAX_BYTES = 2**29  # of one annotation or rankings file once unpacked: CIRR's full rankings of val are 190 MB
+MAX_BYTES = (
+    2**29
+)  # of one annotation or rankings file once unpacked: CIRR's full rankings of val are 190 MB
 MAX_RATIO = 100  # unpacked to packed bytes; rankings and annotations have 3 to 30
-ALWAYS = 2**25  # bytes that an archive may unpack to whatever its size: short rankings may be very regular
+ALWAYS = (
+    2**25
+)  # bytes that an archive may unpack to whatever its size: short rankings may be very regular
 MAX_VALUES = 2**25  # of one file; CIRR's full rankings of val have 9.6 million
 MAX_DEPTH = 64  # nested arrays and objects; annotations have five
 MAX_DIGITS = 20  # of a whole number: 64 bits fit, and every such number is a finite float
 NESTED = frozenset({list, dict})
-SPLIT = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that is half a surrogate pair, alone or with its other half
+SPLIT = re.compile(
+    rb"\\u[dD][89a-fA-F]"
+)  # an escape that is half a surrogate pair, alone or with its other half
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, object]]:
@@ -77,7 +83,9 @@ def check_values(raw: bytes, where: str) -> None:
     """Refuse JSON or JSONL with more values than fit into memory; commas in texts count, so the bound is generous."""
     count = sum(raw.count(mark) for mark in (b",", b":", b"[", b"{", b"\n"))
     if count > MAX_VALUES:
-        raise InputError(f"{where}: {count} values, more than the {MAX_VALUES} allowed; split the file")
+        raise InputError(
+            f"{where}: {count} values, more than the {MAX_VALUES} allowed; split the file"
+        )
 
 
 def parse_json(raw: bytes | str, where: str) -> object:
@@ -99,7 +107,9 @@ def parse_json(raw: bytes | str, where: str) -> object:
 
     def whole(digits: str) -> int:
         if len(digits) > MAX_DIGITS:
-            raise InputError(f"{where}: a number of {len(digits)} digits, more than the {MAX_DIGITS} allowed")
+            raise InputError(
+                f"{where}: a number of {len(digits)} digits, more than the {MAX_DIGITS} allowed"
+            )
         return int(digits)
 
     def real(digits: str) -> float:
@@ -110,7 +120,9 @@ def parse_json(raw: bytes | str, where: str) -> object:
 
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=whole, parse_float=real)
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_int=whole, parse_float=real
+        )
         check_depth(value, where)
         if not isinstance(raw, bytes) or SPLIT.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
@@ -130,7 +142,9 @@ def check_depth(value: object, where: str) -> None:
         inner = []
         for parent in level:
             values = parent.values() if isinstance(parent, dict) else parent
-            if not NESTED.isdisjoint(map(type, values)):  # a list of a million ids is passed over at the speed of C
+            if not NESTED.isdisjoint(
+                map(type, values)
+            ):  # a list of a million ids is passed over at the speed of C
                 inner += [child for child in values if type(child) in NESTED]
         level = inner
         if not level:
@@ -199,7 +213,9 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not stat.S_ISDIR(os.fstat(handle).st_mode):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not stat.S_ISDIR(
+            os.fstat(handle).st_mode
+        ):
             raise  # some network file systems cannot sync folders
     finally:
         os.close(handle)

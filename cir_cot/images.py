@@ -17,12 +17,26 @@ from PIL import Image, ImageOps
 from .errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+)  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
 MAX_BYTES = 2**26
 MAX_RATIO = 200  # longer side to shorter one: the processors of Qwen-VL raise on more
 # what Pillow's decoders and EXIF reader raise on broken data
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    ZeroDivisionError,
+)
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Box = tuple[float, float, float, float]
@@ -69,7 +83,11 @@ class ImageStore:
         """The picture in RGB, upright by its EXIF orientation, transparency on white; InputError names the file."""
         path = self.path(image_id)
         picture = decode(self._read(path), str(path), self.max_pixels)
-        return crop_box(picture, self.boxes[image_id], str(path)) if image_id in self.boxes else picture
+        return (
+            crop_box(picture, self.boxes[image_id], str(path))
+            if image_id in self.boxes
+            else picture
+        )
 
     def fingerprint(self, image_id: str) -> str:
         """Digest of what `load` decodes: the file's bytes, and the box if there is one."""
@@ -82,20 +100,28 @@ class ImageStore:
         if callable(self.files):
             return [self.files(image_id)]
         if image_id not in self.files:
-            raise InputError(f"image {image_id!r} is unknown: it is not among the {len(self.files)} of {self.root}")
+            raise InputError(
+                f"image {image_id!r} is unknown: it is not among the {len(self.files)} of {self.root}"
+            )
         return [self.files[image_id]]
 
     def _inside(self, name: str, image_id: str) -> Path:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
-            raise InputError(f"image {image_id!r} is refused: {name!r} leaves the folder {self.root}")
+            raise InputError(
+                f"image {image_id!r} is refused: {name!r} leaves the folder {self.root}"
+            )
         try:
             path = (self.root / name).resolve()
             path.is_file()  # raises on a name the file system cannot hold
         except (OSError, RuntimeError) as error:
-            raise InputError(f"image {image_id!r} cannot be looked up in {self.root}: {error}") from error
+            raise InputError(
+                f"image {image_id!r} cannot be looked up in {self.root}: {error}"
+            ) from error
         if not path.is_relative_to(self.root):
-            raise InputError(f"image {image_id!r} is refused: {name!r} is a link out of the folder {self.root}")
+            raise InputError(
+                f"image {image_id!r} is refused: {name!r} is a link out of the folder {self.root}"
+            )
         return path
 
     def _read(self, path: Path) -> bytes:
@@ -106,7 +132,9 @@ class ImageStore:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         if len(raw) > self.max_bytes:
             size = path.stat()[stat.ST_SIZE]
-            raise InputError(f"{path}: {size} bytes, more than the {self.max_bytes} allowed; save it smaller")
+            raise InputError(
+                f"{path}: {size} bytes, more than the {self.max_bytes} allowed; save it smaller"
+            )
         return raw
 
 
@@ -116,7 +144,9 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
-                raise InputError(f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it")
+                raise InputError(
+                    f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it"
+                )
             if max(width, height) > MAX_RATIO * min(width, height) > 0:
                 raise InputError(
                     f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the other, which no "
@@ -125,11 +155,15 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
             picture.load()
             return to_rgb(ImageOps.exif_transpose(picture))
     except BOMBS as error:
-        raise InputError(f"{where}: far more than the {max_pixels} pixels allowed; resize it") from error
+        raise InputError(
+            f"{where}: far more than the {max_pixels} pixels allowed; resize it"
+        ) from error
     except InputError:
         raise
     except (*DECODE_ERRORS, struct.error) as error:
-        raise InputError(f"{where}: no readable picture, corrupt or truncated ({error}); replace the file") from error
+        raise InputError(
+            f"{where}: no readable picture, corrupt or truncated ({error}); replace the file"
+        ) from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -151,7 +185,9 @@ def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
     right, bottom = min(picture.width, left + 1.7 * width), min(picture.height, top + 1.7 * height)
     side = max(round(right) - round(left), round(bottom) - round(top))
     if round(right) <= round(left) or round(bottom) <= round(top) or side * side > MAX_PIXELS:
-        raise InputError(f"{where}: cannot cut the box {box} out of {picture.width} x {picture.height} pixels")
+        raise InputError(
+            f"{where}: cannot cut the box {box} out of {picture.width} x {picture.height} pixels"
+        )
     cut = picture.crop((left, top, right, bottom))
     square = Image.new("RGB", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
@@ -168,7 +204,9 @@ def list_pictures(root: str | Path) -> ImageStore:
             file = path.relative_to(root)
             name = file.with_suffix("").as_posix()
             if name in files:
-                raise InputError(f"{root}: {files[name]} and {file} have one image id, {name!r}; rename one of them")
+                raise InputError(
+                    f"{root}: {files[name]} and {file} have one image id, {name!r}; rename one of them"
+                )
             files[name] = file.as_posix()
     if not files:
         raise InputError(f"{root}: no picture in it ({', '.join(EXTENSIONS)})")

@@ -29,11 +29,15 @@ def info_nce(
     image as a query's own target counts as no negative of it. InfoNCE of van den Oord et al. 2018, queries to targets.
     """
     logits = query.float() @ target.float().T / temperature  # (B, N)
-    logits = logits.masked_fill(same_image(positives, ids_query, ids_target, target.shape[0]), float("-inf"))
+    logits = logits.masked_fill(
+        same_image(positives, ids_query, ids_target, target.shape[0]), float("-inf")
+    )
     return F.cross_entropy(logits, positives)
 
 
-def same_image(positives: Tensor, ids_query: Tensor | None, ids_target: Tensor | None, count: int) -> Tensor:
+def same_image(
+    positives: Tensor, ids_query: Tensor | None, ids_target: Tensor | None, count: int
+) -> Tensor:
     """Columns (B, N) that hold a query's target image a second time: neither its positive nor negatives -> bool."""
     if (ids_query is None) != (ids_target is None):
         raise ValueError("ids are given for one side only; give both sides' ids, or none")
@@ -45,7 +49,11 @@ def same_image(positives: Tensor, ids_query: Tensor | None, ids_target: Tensor |
 
 @torch.no_grad()
 def batch_statistics(
-    query: Tensor, target: Tensor, positives: Tensor, ids_query: Tensor | None = None, ids_target: Tensor | None = None
+    query: Tensor,
+    target: Tensor,
+    positives: Tensor,
+    ids_query: Tensor | None = None,
+    ids_target: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """How well the batch separates: in-batch R@1 (0..1) and mean cosine of positives and of negatives -> scalars.
 
@@ -54,7 +62,9 @@ def batch_statistics(
     """
     similarity = query.float() @ target.float().T  # (B, N)
     positive = similarity.gather(1, positives[:, None])  # (B, 1)
-    negative = ~same_image(positives, ids_query, ids_target, target.shape[0]).scatter(1, positives[:, None], True)
+    negative = ~same_image(positives, ids_query, ids_target, target.shape[0]).scatter(
+        1, positives[:, None], True
+    )
     beaten = (positive > similarity) | ~negative
     return {
         "in_batch_r1": beaten.all(dim=1).float().mean(),
@@ -149,7 +159,11 @@ class _Gather(torch.autograd.Function):
 
 
 def token_loss(
-    logits: Callable[[Tensor], Tensor], hidden: Tensor, wanted: Tensor, vocabulary: int, tile: int = TILE
+    logits: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    wanted: Tensor,
+    vocabulary: int,
+    tile: int = TILE,
 ) -> Tensor:
     """Mean cross-entropy of hidden states (S, H) against words (S,) -> scalar, 0 for none.
 

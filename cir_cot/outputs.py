@@ -37,7 +37,9 @@ def claim(folder: str | Path, names: Sequence[str], overwrite: bool = False) -> 
     check(folder, names, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     ours = [folder / name for name in names if is_ours(folder / name)]
-    _list(folder, dict.fromkeys(names))  # before the first is removed: a run that dies in between finds its own again
+    _list(
+        folder, dict.fromkeys(names)
+    )  # before the first is removed: a run that dies in between finds its own again
     for path in ours:
         path.unlink(missing_ok=True)
 
@@ -68,7 +70,10 @@ def _is_of_an_earlier_version(path: Path) -> bool:
     """Recognise a file of a results folder that was written before there was a list."""
     try:
         results = read_json(path.parent / RESULTS)
-        if not isinstance(results, dict) or not {"metrics", "by_source", "protocol"} <= results.keys():
+        if (
+            not isinstance(results, dict)
+            or not {"metrics", "by_source", "protocol"} <= results.keys()
+        ):
             return False
         if path.name.endswith("chains.jsonl"):
             with path.open("rb") as file:

@@ -19,7 +19,11 @@ MANIFEST = ".cir-cot.json"
 
 @contextmanager
 def writing(
-    folder: Path, command: str, names: Collection[str], overwrite: bool = False, unread: Collection[str] = ()
+    folder: Path,
+    command: str,
+    names: Collection[str],
+    overwrite: bool = False,
+    unread: Collection[str] = (),
 ) -> Iterator[None]:
     """Let a command write files into a folder, which must exist; InputError where one of them is not its own.
 
@@ -56,8 +60,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str | None]]:
     if not path.exists():
         return {}
     content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(files, dict) for files in content.values()):
-        raise InputError(f"{path}: no list of files by command; remove it and give --overwrite to write anew")
+    if not isinstance(content, dict) or not all(
+        isinstance(files, dict) for files in content.values()
+    ):
+        raise InputError(
+            f"{path}: no list of files by command; remove it and give --overwrite to write anew"
+        )
     return content
 
 

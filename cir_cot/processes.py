@@ -25,7 +25,9 @@ def unwinding() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def start(call: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> subprocess.Popen:
+def start(
+    call: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+) -> subprocess.Popen:
     """Start a command as the leader of a process group of its own; its output goes to `log` if given."""
     out = None if log is None else log.open("w")
     try:

@@ -56,7 +56,9 @@ ASK_SCORE = (
     "number from 0 (not at all) to 1 (fully) and nothing else."
 )
 
-_CHAIN = re.compile("".join(rf"\s*<{part}>(?P<{part}>.*?)</{part}>" for part in PARTS) + r"\s*", re.DOTALL)
+_CHAIN = re.compile(
+    "".join(rf"\s*<{part}>(?P<{part}>.*?)</{part}>" for part in PARTS) + r"\s*", re.DOTALL
+)
 TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
 
 
@@ -83,7 +85,9 @@ def cot_to_text(cot: Cot) -> str:
     """
     for part in PARTS:
         if found := TAG.search(getattr(cot, part)):
-            raise InputError(f"the {part} of a chain holds {found.group()!r}; remove the tag from the annotation")
+            raise InputError(
+                f"the {part} of a chain holds {found.group()!r}; remove the tag from the annotation"
+            )
     return "".join(f"<{part}>{getattr(cot, part)}</{part}>" for part in PARTS)
 
 

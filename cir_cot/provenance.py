@@ -6,7 +6,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("cir-cot", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "pillow")
+PACKAGES = (
+    "cir-cot",
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "pillow",
+)
 
 
 @cache
@@ -24,7 +33,10 @@ def git_state() -> dict[str, str | bool | None]:
 
     try:
         git("ls-files", "--error-unmatch", here.name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "-uno")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 

@@ -54,7 +54,9 @@ def read_records(path: str | Path) -> list[Record]:
         where = f"{path}:{number}"
         record = record_from_dict(obj, where)
         if record.id in lines:
-            raise InputError(f"{where}: id {record.id!r} is already used on line {lines[record.id]}; make it unique")
+            raise InputError(
+                f"{where}: id {record.id!r} is already used on line {lines[record.id]}; make it unique"
+            )
         lines[record.id] = number
         records.append(record)
     return records
@@ -62,7 +64,10 @@ def read_records(path: str | Path) -> list[Record]:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSONL, atomically: the file is whole or not there; what `read_records` reads back is equal."""
-    lines = (json.dumps(record_to_dict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    lines = (
+        json.dumps(record_to_dict(record), ensure_ascii=False, allow_nan=False) + "\n"
+        for record in records
+    )
     write_text_atomic(path, "".join(lines))
 
 
@@ -70,7 +75,9 @@ def record_to_dict(record: Record) -> dict:
     """The JSON form of a record; empty `subset`, `source` and `teacher` are left out, `cot` is always there."""
     obj = asdict(record)
     obj["targets"], obj["subset"] = list(record.targets), list(record.subset)
-    return {key: value for key, value in obj.items() if value or key == "cot" or key in REQUIRED_KEYS}
+    return {
+        key: value for key, value in obj.items() if value or key == "cot" or key in REQUIRED_KEYS
+    }
 
 
 def record_from_dict(obj: object, where: str) -> Record:
@@ -113,11 +120,15 @@ def check_text(text: object, where: str, longest: int = MAX_TEXT) -> str:
     if not isinstance(text, str):
         raise InputError(f"{where} must be a string, got {shown(text)}")
     if len(text) > longest:
-        raise InputError(f"{where} has {len(text)} characters, more than the {longest} allowed; shorten it")
+        raise InputError(
+            f"{where} has {len(text)} characters, more than the {longest} allowed; shorten it"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where} holds half a surrogate pair, which is not text: {shown(text)}") from error
+        raise InputError(
+            f"{where} holds half a surrogate pair, which is not text: {shown(text)}"
+        ) from error
     if "\0" in text:
         raise InputError(f"{where} holds a NUL character, which is not text: {shown(text)}")
     return text
@@ -164,7 +175,9 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
             )
         index = found[0]
         if index in lines:
-            raise InputError(f"{where}: record {records[index].id!r} already has the chain of line {lines[index]}")
+            raise InputError(
+                f"{where}: record {records[index].id!r} already has the chain of line {lines[index]}"
+            )
         lines[index] = number
         attached[index] = replace(records[index], cot=chained.cot, teacher=chained.teacher)
     return attached
@@ -174,7 +187,10 @@ def _chain_line(obj: object, where: str) -> tuple[Record, tuple[str, str]]:
     """(a record with its chain, the key it is matched by); id "" says that the key is (reference, target)."""
     if isinstance(obj, dict) and "target" in obj:
         check_keys(obj, where, required=("reference", "target", *COT_KEYS), allowed=PAIR_KEYS)
-        key = (_string(obj, "reference", where, blank=False), _string(obj, "target", where, blank=False))
+        key = (
+            _string(obj, "reference", where, blank=False),
+            _string(obj, "target", where, blank=False),
+        )
         cot = check_chain(Cot(*(obj[part] for part in COT_KEYS)), where)
         return Record("", key[0], "", (key[1],), cot), key
     record = record_from_dict(obj, where)

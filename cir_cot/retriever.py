@@ -39,10 +39,16 @@ class QueryOutput:
 
 def concatenate(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
     """Join the outputs of batches; none of them give (0, dim)."""
-    vectors = torch.cat([part.embeddings.float().cpu() for part in parts]) if parts else torch.zeros(0, dim)
+    vectors = (
+        torch.cat([part.embeddings.float().cpu() for part in parts])
+        if parts
+        else torch.zeros(0, dim)
+    )
     flags = [flag for part in parts for flag in part.flags or [""] * len(part.explanations)]
     choices = [choice for part in parts for choice in part.choices]
-    return QueryOutput(vectors, [text for part in parts for text in part.explanations], flags, choices)
+    return QueryOutput(
+        vectors, [text for part in parts for text in part.explanations], flags, choices
+    )
 
 
 class Retriever(Protocol):
@@ -65,12 +71,23 @@ def read_settings(folder: str | Path) -> dict:
     if not path.exists():
         raise InputError(f"{folder}: no {SETTINGS_FILE} here; give the folder that training wrote")
     facts = read_json(path)
-    wanted = {"format": int, "kind": str, "backbone": str, "dim": int, "prompts": str, "settings": dict}
+    wanted = {
+        "format": int,
+        "kind": str,
+        "backbone": str,
+        "dim": int,
+        "prompts": str,
+        "settings": dict,
+    }
     for key, kind in wanted.items():
         if not isinstance(facts, dict) or type(facts.get(key)) is not kind:
-            raise InputError(f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again")
+            raise InputError(
+                f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again"
+            )
     if type(facts.get("frozen", False)) is not bool:
-        raise InputError(f"{path}: 'frozen' is {facts['frozen']!r}, neither true nor false; save the retriever again")
+        raise InputError(
+            f"{path}: 'frozen' is {facts['frozen']!r}, neither true nor false; save the retriever again"
+        )
     if facts["format"] != FORMAT:
         raise InputError(
             f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
@@ -86,7 +103,9 @@ def read_settings(folder: str | Path) -> dict:
 def probe(retriever: Retriever) -> np.ndarray:
     """Return the vectors (3, D) of three made pictures: the fingerprint of what a retriever makes of candidates."""
     colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST) for part in colours]
+    pictures = [
+        Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST) for part in colours
+    ]
     with inference(retriever):
         return retriever.encode_target(pictures).float().cpu().numpy()
 
@@ -96,7 +115,11 @@ def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: 
     theirs, ours = np.array(stored, dtype=np.float64), probe(retriever).astype(np.float64)
     alike = (theirs * ours).sum(axis=1).min() if theirs.shape == ours.shape else -1.0
     if not alike >= ALIKE:
-        how = f"cosine {alike:.3f}" if theirs.shape == ours.shape else f"{theirs.shape[1]} and {ours.shape[1]} numbers"
+        how = (
+            f"cosine {alike:.3f}"
+            if theirs.shape == ours.shape
+            else f"{theirs.shape[1]} and {ours.shape[1]} numbers"
+        )
         raise InputError(
             f"{where}: encoded by another retriever ({how} for the same picture); give the checkpoint that it was "
             "encoded with, or encode the gallery into a new folder"
@@ -107,7 +130,9 @@ def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: 
 def inference(retriever: Retriever) -> Iterator[None]:
     """Without gradients and without dropout; a model in training goes on as it was."""
     modes = (
-        {module: module.training for module in retriever.modules()} if isinstance(retriever, torch.nn.Module) else {}
+        {module: module.training for module in retriever.modules()}
+        if isinstance(retriever, torch.nn.Module)
+        else {}
     )
     for module in modes:
         module.training = False

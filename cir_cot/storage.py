@@ -24,7 +24,9 @@ def acquire(path: Path, place: Path, wait: bool = False) -> int:
         held = os.pread(handle, 32, 0)
         os.close(handle)
         holder = f"process {held.decode()}" if held.isdigit() else "another process"
-        raise InputError(f"{place}: {holder} is writing it; wait for its end, or write elsewhere") from None
+        raise InputError(
+            f"{place}: {holder} is writing it; wait for its end, or write elsewhere"
+        ) from None
     return handle
 
 

@@ -99,18 +99,29 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     for power in range(low, high + 1):
         x = left + width * (power - low) / (high - low)
         parts.append(f'<path d="M{x:.1f} 10V{height}" stroke="#d7dce1"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{10.0**power:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{10.0**power:g}</text>'
+        )
     for percent in range(0, 101, 20):
         y = height - (height - 10) * percent / 100
         parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#d7dce1"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
     for number, (words, cost, percent) in enumerate(points, 1):
-        x, y = left + width * (math.log10(cost) - low) / (high - low), height - (height - 10) * percent / 100
+        x, y = (
+            left + width * (math.log10(cost) - low) / (high - low),
+            height - (height - 10) * percent / 100,
+        )
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#2f6fb0"/>')
         parts.append(f'<text x="{x + 6:.1f}" y="{y - 4:.1f}">{number}</text>')
-        parts.append(f'<text x="{left + width + 20}" y="{20 * number}">{number} {escape(words)}</text>')
-    parts.append(f'<text x="{left + width / 2}" y="{height + 42}" text-anchor="middle">{escape(across)}</text>')
-    parts.append(f'<text transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">{escape(up)}</text>')
+        parts.append(
+            f'<text x="{left + width + 20}" y="{20 * number}">{number} {escape(words)}</text>'
+        )
+    parts.append(
+        f'<text x="{left + width / 2}" y="{height + 42}" text-anchor="middle">{escape(across)}</text>'
+    )
+    parts.append(
+        f'<text transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">{escape(up)}</text>'
+    )
     size = f'viewBox="0 0 {left + width + 330} {tall}" width="{left + width + 330}"'
     style = 'font-family="system-ui, sans-serif" font-size="13" fill="#1c2024"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>\n'

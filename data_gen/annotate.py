@@ -31,37 +31,91 @@ NO_TARGET = "the chains of an evaluation split must not know the answer"
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `cir-cot annotate`; InputError for combinations that cannot work."""
-    parser = argparse.ArgumentParser(prog="cir-cot annotate", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="cir-cot annotate", description=__doc__, allow_abbrev=False
+    )
     data = parser.add_argument_group("what to annotate")
     data.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     data.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     data.add_argument("--split", required=True, metavar="S")
     data.add_argument("--category", metavar="C", help="one category only")
     data.add_argument("--limit", type=positive, metavar="N", help="the first N queries only")
-    data.add_argument("--out", required=True, type=Path, metavar="FILE", help="chains, JSONL; an existing job goes on")
+    data.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="chains, JSONL; an existing job goes on",
+    )
     who = parser.add_argument_group("who writes")
     who.add_argument("--teacher", required=True, choices=("openai", "transformers"))
-    who.add_argument("--model", required=True, metavar="NAME", help="as the server calls it, or a checkpoint")
-    who.add_argument("--base-url", nargs="+", default=[], metavar="URL", help="servers, as http://host:8000/v1")
-    who.add_argument("--proxy", metavar="URL", help="send requests through it (HTTP_PROXY and its like are not used)")
+    who.add_argument(
+        "--model", required=True, metavar="NAME", help="as the server calls it, or a checkpoint"
+    )
+    who.add_argument(
+        "--base-url", nargs="+", default=[], metavar="URL", help="servers, as http://host:8000/v1"
+    )
+    who.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="send requests through it (HTTP_PROXY and its like are not used)",
+    )
     who.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0")
-    who.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="transformers")
-    who.add_argument("--batch-size", type=positive, default=16, metavar="N", help="transformers: rows a batch")
+    who.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="transformers",
+    )
+    who.add_argument(
+        "--batch-size", type=positive, default=16, metavar="N", help="transformers: rows a batch"
+    )
     how = parser.add_argument_group("how")
-    how.add_argument("--stages", default="separate", choices=("separate", "joint"), help="three calls a row, or one")
-    how.add_argument("--see-target", action="store_true", help="show the target to the teacher; training splits only")
-    how.add_argument("--repairs", type=natural, default=2, metavar="N", help="times a bad chain is asked for again")
-    how.add_argument("--verify", action="store_true", help="have each conclusion scored with the target in view")
+    how.add_argument(
+        "--stages",
+        default="separate",
+        choices=("separate", "joint"),
+        help="three calls a row, or one",
+    )
+    how.add_argument(
+        "--see-target",
+        action="store_true",
+        help="show the target to the teacher; training splits only",
+    )
+    how.add_argument(
+        "--repairs",
+        type=natural,
+        default=2,
+        metavar="N",
+        help="times a bad chain is asked for again",
+    )
+    how.add_argument(
+        "--verify", action="store_true", help="have each conclusion scored with the target in view"
+    )
     how.add_argument("--verifier", metavar="NAME", help="model that scores (default: the teacher)")
-    how.add_argument("--max-pixels", type=positive, default=512 * 784, metavar="N", help="of a sent picture")
+    how.add_argument(
+        "--max-pixels", type=positive, default=512 * 784, metavar="N", help="of a sent picture"
+    )
     how.add_argument("--concurrency", type=positive, default=64, metavar="N", help="rows at a time")
     how.add_argument("--retries", type=natural, default=5, metavar="N", help="of a failed request")
-    how.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take")
+    how.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take"
+    )
     money = parser.add_argument_group("what it may cost")
-    money.add_argument("--max-tokens", type=positive, metavar="N", help="budget of the job, prompts and answers")
-    money.add_argument("--max-cost", type=float, metavar="X", help="budget of the job in dollars; needs --price")
-    money.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars a million tokens")
-    money.add_argument("--estimate", action="store_true", help="say what is left to do and what it takes, ask nobody")
+    money.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="budget of the job, prompts and answers"
+    )
+    money.add_argument(
+        "--max-cost", type=float, metavar="X", help="budget of the job in dollars; needs --price"
+    )
+    money.add_argument(
+        "--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars a million tokens"
+    )
+    money.add_argument(
+        "--estimate",
+        action="store_true",
+        help="say what is left to do and what it takes, ask nobody",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     check_arguments(args)
@@ -91,17 +145,27 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.verifier and not args.verify:
         raise InputError("--verifier names the model of --verify; give both")
     if args.teacher == "openai" and not args.base_url and not args.estimate:
-        raise InputError("--teacher openai needs --base-url URL: pictures go to servers that are named, to no others")
+        raise InputError(
+            "--teacher openai needs --base-url URL: pictures go to servers that are named, to no others"
+        )
     if args.teacher == "transformers":
         if args.stages == "joint":
-            raise InputError("--stages joint needs a server that writes JSON by a schema; use --stages separate")
+            raise InputError(
+                "--stages joint needs a server that writes JSON by a schema; use --stages separate"
+            )
         if args.proxy:
             raise InputError("--proxy is for --teacher openai; a local teacher sends nothing")
         if args.verifier:
-            raise InputError("--verifier is for --teacher openai; a local teacher verifies its own conclusions")
+            raise InputError(
+                "--verifier is for --teacher openai; a local teacher verifies its own conclusions"
+            )
     if not 0 < args.timeout < math.inf or not 0 <= args.temperature < math.inf:
-        raise InputError(f"--timeout {args.timeout} must be above 0, --temperature {args.temperature} not below")
-    if not (args.max_cost is None or args.max_cost > 0) or not all(0 <= price < math.inf for price in args.price or ()):
+        raise InputError(
+            f"--timeout {args.timeout} must be above 0, --temperature {args.temperature} not below"
+        )
+    if not (args.max_cost is None or args.max_cost > 0) or not all(
+        0 <= price < math.inf for price in args.price or ()
+    ):
         raise InputError(f"--max-cost {args.max_cost} must be above 0, prices not below")
     if not args.out.resolve().parent.is_dir():
         raise InputError(f"{args.out}: its folder does not exist")
@@ -111,25 +175,43 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict:
     """All that decides a chain beside its row: part of each row's key."""
-    names = ("benchmark", "split", "model", "stages", "see_target", "repairs", "max_pixels", "temperature")
+    names = (
+        "benchmark",
+        "split",
+        "model",
+        "stages",
+        "see_target",
+        "repairs",
+        "max_pixels",
+        "temperature",
+    )
     verifier = (args.verifier or args.model) if args.verify else None
-    return {name: getattr(args, name) for name in names} | {"verifier": verifier, "prompts": PROMPTS_VERSION}
+    return {name: getattr(args, name) for name in names} | {
+        "verifier": verifier,
+        "prompts": PROMPTS_VERSION,
+    }
 
 
 def load_tasks(args: argparse.Namespace) -> list[Task]:
     """One task a query; InputError where the dataset cannot be annotated as asked."""
     parts = load_benchmark(args.benchmark, args.root, args.split, args.category)
-    rows = [(record, store) for part in parts for store in [part.images()] for record in part.records][: args.limit]
+    rows = [
+        (record, store) for part in parts for store in [part.images()] for record in part.records
+    ][: args.limit]
     if args.see_target or args.verify:
         for record, _ in rows:
             if not record.targets:
-                raise InputError(f"{args.root}: query {record.id!r} of {args.split} has no target to show")
+                raise InputError(
+                    f"{args.root}: query {record.id!r} of {args.split} has no target to show"
+                )
     settings, times = settings_of(args), Counter(record.id for record, _ in rows)
     tasks = []
     for record, store in rows:
         facts = {"model": args.model, "prompts": PROMPTS_VERSION, "seen_target": args.see_target}
         asked = replace(record, cot=None, teacher=facts | {"key": content_key(settings, record)})
-        name = record.id if times[record.id] == 1 else f"{record.source}/{record.id}"  # FashionIQ: a number a category
+        name = (
+            record.id if times[record.id] == 1 else f"{record.source}/{record.id}"
+        )  # FashionIQ: a number a category
         tasks.append(Task(asked, name, store))
     return tasks
 
@@ -138,7 +220,12 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
 def show_progress(job: Job) -> Iterator[Callable[[], None]]:
     """Show a bar with rate, remaining time, tokens, cost and outcomes; without a terminal, a line a minute."""
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn(True))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(True),
+    )
     bar = Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal)
     started, before, spoken = time.monotonic(), job.accepted + job.quarantined, time.monotonic()
     row = bar.add_task("", total=job.total, completed=before, said="")
@@ -160,23 +247,34 @@ def show_progress(job: Job) -> Iterator[Callable[[], None]]:
 def state(job: Job) -> str:
     """Outcomes, calls, tokens and cost in words."""
     used = job.budget
-    cost = f", ${used.cost(used.prompt_tokens, used.completion_tokens):.2f}" if any(used.prices) else ""
+    cost = (
+        f", ${used.cost(used.prompt_tokens, used.completion_tokens):.2f}"
+        if any(used.prices)
+        else ""
+    )
     outcomes = f"{job.accepted} accepted ({job.repaired} repaired), {job.quarantined} quarantined"
     return f"{outcomes}, {used.calls} calls, {used.prompt_tokens} + {used.completion_tokens} tokens{cost}"
 
 
-def make_teachers(args: argparse.Namespace, budget: Budget, device: object = "cpu") -> tuple[Teacher, Teacher | None]:
+def make_teachers(
+    args: argparse.Namespace, budget: Budget, device: object = "cpu"
+) -> tuple[Teacher, Teacher | None]:
     """(teacher, verifier or None); a key comes from OPENAI_API_KEY and from nowhere else."""
     if args.teacher == "transformers":
         from cir_cot.chains.transformers_teacher import (
             TransformersTeacher,  # torch and a model: only where they are asked for
         )
 
-        local = TransformersTeacher(args.model, budget, args.batch_size, args.temperature, args.dtype, device)
+        local = TransformersTeacher(
+            args.model, budget, args.batch_size, args.temperature, args.dtype, device
+        )
         return local, local if args.verify else None
     from cir_cot.chains.openai_teacher import OpenAITeacher
 
-    options = {name: getattr(args, name) for name in ("concurrency", "retries", "timeout", "temperature", "proxy")}
+    options = {
+        name: getattr(args, name)
+        for name in ("concurrency", "retries", "timeout", "temperature", "proxy")
+    }
     key = os.environ.get("OPENAI_API_KEY", "")
     teacher = OpenAITeacher(args.model, args.base_url, key, budget, **options)
     if args.verify and args.verifier not in (None, args.model):
@@ -193,9 +291,15 @@ class Ranks:
             from accelerate import PartialState
 
             self.state = PartialState()
-            self.rank, self.count, self.device = self.state.process_index, self.state.num_processes, self.state.device
+            self.rank, self.count, self.device = (
+                self.state.process_index,
+                self.state.num_processes,
+                self.state.device,
+            )
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError("--teacher openai runs as one process; give it all servers as --base-url URL URL ...")
+            raise InputError(
+                "--teacher openai runs as one process; give it all servers as --base-url URL URL ..."
+            )
 
     def wait(self) -> None:
         """Wait for all of them."""
@@ -211,7 +315,10 @@ class Ranks:
 def run_job(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[Job, str]:
     """Annotate what is left -> (the job, why it stopped); rows are shared by the processes and merged by the first."""
     ranks = Ranks(args.teacher)
-    limits = [math.inf if limit is None else limit / ranks.count for limit in (args.max_tokens, args.max_cost)]
+    limits = [
+        math.inf if limit is None else limit / ranks.count
+        for limit in (args.max_tokens, args.max_cost)
+    ]
     budget = Budget(*limits, args.price or (0.0, 0.0))
     job = Job(share_path(args.out, ranks.rank), settings_of(args), budget)
     try:
@@ -225,7 +332,9 @@ def run_job(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[Job, str]:
         if share:
             teacher, verifier = make_teachers(args, budget, ranks.device)
             with show_progress(job) as tell:
-                work = annotate(job, share, teacher, plan_of(args, verifier), args.concurrency, tell)
+                work = annotate(
+                    job, share, teacher, plan_of(args, verifier), args.concurrency, tell
+                )
                 stopped = asyncio.run(work)
         if ranks.rank:
             job.close()
@@ -251,7 +360,11 @@ def main(argv: Sequence[str]) -> int:
     if args.estimate:
         verifier = object() if args.verify else None  # counted, not asked
         facts = forecast(left(args.out, tasks), plan_of(args, verifier), args.price)
-        print(json.dumps(facts) if args.json else "\n".join(f"{key:20} {value}" for key, value in facts.items()))
+        print(
+            json.dumps(facts)
+            if args.json
+            else "\n".join(f"{key:20} {value}" for key, value in facts.items())
+        )
         return DONE
     job, stopped = run_job(args, tasks)
     if job.out == args.out:

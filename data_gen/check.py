@@ -32,10 +32,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument("--split", required=True, metavar="S")
     parser.add_argument(
-        "--chains", nargs="+", metavar="FILE", help="chains of the split's queries, JSONL (default: the records' own)"
+        "--chains",
+        nargs="+",
+        metavar="FILE",
+        help="chains of the split's queries, JSONL (default: the records' own)",
     )
-    parser.add_argument("--report", metavar="FILE", help="also write a web page: distributions, chains with pictures")
-    parser.add_argument("--overwrite", action="store_true", help="also replace a --report that it did not write itself")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write a web page: distributions, chains with pictures",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace a --report that it did not write itself",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -43,17 +54,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def text(report: dict) -> str:
     """The report for a reader."""
     lines = [
-        f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items()) for part, counts in report["parts"].items()
+        f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items())
+        for part, counts in report["parts"].items()
     ]
     if report["filters"]:
-        counts = (f"{row['check'].removeprefix('chain_')} {row['count']}" for row in report["filters"])
+        counts = (
+            f"{row['check'].removeprefix('chain_')} {row['count']}" for row in report["filters"]
+        )
         lines.append("filters: " + ", ".join(counts))
     for kind in ("errors", "warnings"):
         for row in report[kind]:
             lines.append(f"{kind[:-1].upper():7} {row['check']}: {row['count']}")
             lines += [f"          {example}" for example in row["examples"]]
     lines += [f"note    {note}" for note in report["notes"]]
-    return "\n".join([*lines, f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"])
+    return "\n".join(
+        [*lines, f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"]
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
         records = attach_chains(records, path)
     stores = {}
     for benchmark in benchmarks:
-        named = (image for record in benchmark.records for image in (record.reference, *record.targets))
+        named = (
+            image for record in benchmark.records for image in (record.reference, *record.targets)
+        )
         stores |= dict.fromkeys(named, benchmark.images())
     paths = relative_paths(args.root, stores)
     kept, left = sift(records, paths)
@@ -33,7 +35,11 @@ def main(argv: Sequence[str]) -> int:
     facts = {"benchmark": args.benchmark, "split": args.split, "left_out": counts}
     file = write_export(args.out, args.format, kept, paths, facts)
     if args.json:
-        print(json.dumps({"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}))
+        print(
+            json.dumps(
+                {"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}
+            )
+        )
     else:
         print(f"{len(kept)} chains in {file}")
         for why, some in left.items():
@@ -58,12 +64,18 @@ def relative_paths(root: str, stores: Mapping[str, ImageStore]) -> Callable[[str
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `cir-cot export-chains`."""
-    parser = argparse.ArgumentParser(prog="cir-cot export-chains", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="cir-cot export-chains", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument("--split", required=True, metavar="S")
-    parser.add_argument("--chains", nargs="+", metavar="FILE", help="JSONL of chains (default: the records' own)")
-    parser.add_argument("--format", required=True, choices=FORMS, help="datasets: parquet for datasets.load_dataset")
+    parser.add_argument(
+        "--chains", nargs="+", metavar="FILE", help="JSONL of chains (default: the records' own)"
+    )
+    parser.add_argument(
+        "--format", required=True, choices=FORMS, help="datasets: parquet for datasets.load_dataset"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)

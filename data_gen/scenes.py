@@ -23,7 +23,8 @@ def example(records: Sequence[Record], kind: str) -> Record:
     telling = (
         r
         for r in chosen
-        if r.cot.caption.count(", ") in (2, 3) and (kind == "add" or r.cot.reasoning.count(": yes") > 1)
+        if r.cot.caption.count(", ") in (2, 3)
+        and (kind == "add" or r.cot.reasoning.count(": yes") > 1)
     )
     return next(telling, chosen[0])
 
@@ -37,14 +38,21 @@ def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.I
         records = read_records(folder / f"records.{split}.jsonl")
         for row, kind in enumerate(KINDS):
             record, x, y = example(records, kind), column * width + MARGIN, row * height + MARGIN
-            for name, at in ((record.reference, x), (record.targets[0], x + SIDE + TEXT + 2 * MARGIN)):
+            for name, at in (
+                (record.reference, x),
+                (record.targets[0], x + SIDE + TEXT + 2 * MARGIN),
+            ):
                 with Image.open(folder / "images" / f"{name}.png") as picture:
                     page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (at, y))
             parts = (f"caption: {record.cot.caption}", f"reasoning: {record.cot.reasoning}")
             words = [*parts, f"conclusion: {record.cot.conclusion}"]
-            lines = [line for part in words for line in textwrap.wrap(part, 62, break_on_hyphens=False)]
+            lines = [
+                line for part in words for line in textwrap.wrap(part, 62, break_on_hyphens=False)
+            ]
             draw.text((x + SIDE + MARGIN, y), f"{split}: {record.text}", "black", bold)
-            draw.multiline_text((x + SIDE + MARGIN, y + 20), "\n".join(lines), "#444444", plain, spacing=2)
+            draw.multiline_text(
+                (x + SIDE + MARGIN, y + 20), "\n".join(lines), "#444444", plain, spacing=2
+            )
     return page
 
 
@@ -52,17 +60,33 @@ def main(argv: Sequence[str]) -> None:
     """Write the dataset and print the size of each split."""
     parser = argparse.ArgumentParser(prog="cir-cot scenes", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--seed", type=int, required=True, help="the same seed and sizes give the same bytes")
-    parser.add_argument("--references", type=int, default=1000, help="reference pictures a split (default 1000)")
     parser.add_argument(
-        "--test-references", type=int, metavar="N", help="in iid and novel (default: as many as in train)"
+        "--seed", type=int, required=True, help="the same seed and sizes give the same bytes"
     )
-    parser.add_argument("--edits", type=int, default=16, help="queries on each reference (default 16)")
     parser.add_argument(
-        "--size", type=int, default=84, help="width and height in pixels, a multiple of 12 (default 84)"
+        "--references", type=int, default=1000, help="reference pictures a split (default 1000)"
     )
-    parser.add_argument("--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG")
-    parser.add_argument("--overwrite", action="store_true", help="also replace files that it did not write itself")
+    parser.add_argument(
+        "--test-references",
+        type=int,
+        metavar="N",
+        help="in iid and novel (default: as many as in train)",
+    )
+    parser.add_argument(
+        "--edits", type=int, default=16, help="queries on each reference (default 16)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=84,
+        help="width and height in pixels, a multiple of 12 (default 84)",
+    )
+    parser.add_argument(
+        "--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that it did not write itself"
+    )
     args = parser.parse_args(argv)
     with tqdm(unit=" pictures") as bar:
 
@@ -71,7 +95,9 @@ def main(argv: Sequence[str]) -> None:
             bar.update(done - bar.n)
 
         sizes = (args.references, args.edits, args.size)
-        galleries = write_scenes(args.out, args.seed, *sizes, show, args.test_references, args.overwrite)
+        galleries = write_scenes(
+            args.out, args.seed, *sizes, show, args.test_references, args.overwrite
+        )
     for split, gallery in galleries.items():
         queries = gallery * args.edits // (args.edits + 1)
         print(f"{split:6} {queries:7} queries  {gallery:7} pictures  {args.out}")

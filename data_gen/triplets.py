@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     written = {}
     for name, images in splits.items():
         some = {image: described[image] for image in images}
-        written[name] = list(triplets(some, args.edits, random.Random(args.seed), args.chains, f"{root.name}/{name}"))
+        written[name] = list(
+            triplets(some, args.edits, random.Random(args.seed), args.chains, f"{root.name}/{name}")
+        )
         if images and not written[name]:
             raise InputError(
                 f"{args.labels}: no two of the {len(images)} pictures of {name} are alike enough for an edit; give "
@@ -34,18 +36,27 @@ def main(argv: Sequence[str]) -> int:
     with writing(root, "triplets", files, args.overwrite):
         for name, records in some.items():
             write_records(root / f"records.{name}.jsonl", records)
-            write_text_atomic(root / f"gallery.{name}.txt", "".join(f"{image}\n" for image in splits[name]))
+            write_text_atomic(
+                root / f"gallery.{name}.txt", "".join(f"{image}\n" for image in splits[name])
+            )
             print(f"{name:5} {len(records):7} queries  {len(splits[name]):7} pictures")
     if len(described) < len(names):
-        print(f"{len(names) - len(described)} pictures have no line in {args.labels} and are not used")
+        print(
+            f"{len(names) - len(described)} pictures have no line in {args.labels} and are not used"
+        )
     return 0
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `cir-cot triplets`."""
-    parser = argparse.ArgumentParser(prog="cir-cot triplets", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="cir-cot triplets", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument(
-        "--root", required=True, metavar="DIR", help="folder with images/ in it; the dataset is put there"
+        "--root",
+        required=True,
+        metavar="DIR",
+        help="folder with images/ in it; the dataset is put there",
     )
     parser.add_argument(
         "--labels",
@@ -53,16 +64,32 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="CSV with a header: image (path in images/ without the extension), then labels, or one column 'caption'",
     )
-    parser.add_argument("--val", type=float, default=0.2, metavar="P", help="share of the pictures (default 0.2)")
-    parser.add_argument("--edits", type=int, default=4, metavar="N", help="queries on a picture, at most (default 4)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chains", action="store_true", help="also write chains, in the words of labels or captions")
     parser.add_argument(
-        "--overwrite", action="store_true", help="also replace records and galleries that it did not write itself"
+        "--val", type=float, default=0.2, metavar="P", help="share of the pictures (default 0.2)"
+    )
+    parser.add_argument(
+        "--edits",
+        type=int,
+        default=4,
+        metavar="N",
+        help="queries on a picture, at most (default 4)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--chains",
+        action="store_true",
+        help="also write chains, in the words of labels or captions",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace records and galleries that it did not write itself",
     )
     args = parser.parse_args(argv)
     if not 0 <= args.val < 1 or args.edits < 1:
-        raise InputError(f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1")
+        raise InputError(
+            f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1"
+        )
     return args
 
 

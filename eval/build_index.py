@@ -16,26 +16,76 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cir-cot index", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a saved retriever")
-    add("--images", required=True, metavar="DIR", help="folder of pictures; ids are paths without their extension")
-    add("--out", required=True, metavar="INDEX", help="folder of the index; one that is there is updated")
-    add("--gallery", metavar="FILE", help="image ids, one a line: these only, in this order; default: every picture")
-    add("--payload", metavar="FILE", help='JSONL of {"id": …, "category": …, …}: what searches may filter by')
-    add("--remove", nargs="+", metavar="ID", help="take pictures out of the index; nothing is encoded")
+    add(
+        "--images",
+        required=True,
+        metavar="DIR",
+        help="folder of pictures; ids are paths without their extension",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="INDEX",
+        help="folder of the index; one that is there is updated",
+    )
+    add(
+        "--gallery",
+        metavar="FILE",
+        help="image ids, one a line: these only, in this order; default: every picture",
+    )
+    add(
+        "--payload",
+        metavar="FILE",
+        help='JSONL of {"id": …, "category": …, …}: what searches may filter by',
+    )
+    add(
+        "--remove",
+        nargs="+",
+        metavar="ID",
+        help="take pictures out of the index; nothing is encoded",
+    )
     add(
         "--kind",
         default="exact",
         help="exact (default; up to a million pictures), a FAISS factory string like IVF4096,Flat or HNSW32, or "
         "qdrant:<server or folder>#<collection>",
     )
-    add("--tune", metavar="SETTINGS", help="how hard an approximate kind searches, e.g. nprobe=16 or efSearch=128")
-    add("--width", type=int, metavar="N", help="keep the first N numbers of each vector (default: all)")
     add(
-        "--dtype", default="float32", choices=("float32", "float16", "int8"), help="of stored vectors (default float32)"
+        "--tune",
+        metavar="SETTINGS",
+        help="how hard an approximate kind searches, e.g. nprobe=16 or efSearch=128",
     )
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
+    add(
+        "--width",
+        type=int,
+        metavar="N",
+        help="keep the first N numbers of each vector (default: all)",
+    )
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "int8"),
+        help="of stored vectors (default float32)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures encoded at a time (default 32)",
+    )
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--model-dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default float32")
-    add("--json", action="store_true", help="print index.json's facts, and everything else to stderr")
+    add(
+        "--model-dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="default float32",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print index.json's facts, and everything else to stderr",
+    )
     return parser.parse_args(argv)
 
 
@@ -56,11 +106,17 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
     if gallery is None:
         return list(files)
     try:
-        names = [line.strip() for line in read_bytes(gallery).decode("utf-8-sig").splitlines() if line.strip()]
+        names = [
+            line.strip()
+            for line in read_bytes(gallery).decode("utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except UnicodeDecodeError as error:
         raise InputError(f"{gallery}: not UTF-8 text ({error})") from error
     if missing := [name for name in names if name not in files]:
-        raise InputError(f"{gallery}: {len(missing)} of {len(names)} images have no picture, the first {missing[0]!r}")
+        raise InputError(
+            f"{gallery}: {len(missing)} of {len(names)} images have no picture, the first {missing[0]!r}"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -101,7 +157,9 @@ def encode(args: argparse.Namespace) -> bool:
         wait=state.wait_for_everyone,
         progress=state.is_main_process,
     )
-    print(f"process {state.process_index}: {count} pictures encoded, of {len(names)}", file=sys.stderr)
+    print(
+        f"process {state.process_index}: {count} pictures encoded, of {len(names)}", file=sys.stderr
+    )
     if args.tune and state.is_main_process:
         with change(args.out) as index:
             index.tune(args.tune)

@@ -38,14 +38,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="points that may be lost for cheaper queries (default 0)",
     )
     add("--limit", type=int, metavar="N", help="ask a sample of N queries; the gallery stays whole")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures encoded at a time (default 32)",
+    )
     add("--seed", type=int, default=0, help="of the sample (default 0)")
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model (default float32)",
+    )
     add("--write", action="store_true", help="write the threshold into the checkpoint's settings")
     add("--out", metavar="FILE", help="write the curve here, as JSON")
     add("--overwrite", action="store_true", help="replace FILE if it is there")
-    add("--json", action="store_true", help="print the curve as JSON, and everything else to stderr")
+    add(
+        "--json", action="store_true", help="print the curve as JSON, and everything else to stderr"
+    )
     return parser.parse_args(argv)
 
 
@@ -53,14 +66,26 @@ def measure(retriever, benchmark, args: argparse.Namespace) -> tuple[list[dict],
     """Return the curve, and the protocol of the two readings that it mixes."""
     images = benchmark.images()
     gallery = encode_gallery(retriever, benchmark.gallery, images, args.batch_size, True)
-    settings = {"gallery": gallery, "limit": args.limit, "batch_size": args.batch_size, "seed": args.seed}
+    settings = {
+        "gallery": gallery,
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
     settings |= {"model": args.model, "progress": True}
-    full, fast = (evaluate(retriever, benchmark, images, reading=name, **settings) for name in ("full", "fast"))
+    full, fast = (
+        evaluate(retriever, benchmark, images, reading=name, **settings)
+        for name in ("full", "fast")
+    )
     records, encoder = full.benchmark.records, retriever.encoder()
     sureness = []
     with inference(retriever):
-        for pictures in load_batches([record.reference for record in records], images, args.batch_size):
-            texts = [record.text for record in records[len(sureness) : len(sureness) + len(pictures)]]
+        for pictures in load_batches(
+            [record.reference for record in records], images, args.batch_size
+        ):
+            texts = [
+                record.text for record in records[len(sureness) : len(sureness) + len(pictures)]
+            ]
             sureness += retriever.sureness(pictures, texts).tolist()
     ids = [record.id for record in records]
     written = encoder.plain_ids([full.explanations[name] for name in ids])
@@ -85,7 +110,9 @@ def main(argv: Sequence[str]) -> int:
     """Measure the curve, choose the threshold, print and write both."""
     args = parse(argv)
     if args.out and os.path.lexists(args.out) and not args.overwrite:
-        raise InputError(f"{args.out} is there already; give another --out, or --overwrite to replace it")
+        raise InputError(
+            f"{args.out} is there already; give another --out, or --overwrite to replace it"
+        )
     (benchmark, *others) = load_benchmark(args.benchmark, args.root, args.split, args.category)
     if others:
         raise InputError(f"{args.benchmark} has several categories; name one with --category")
@@ -95,14 +122,22 @@ def main(argv: Sequence[str]) -> int:
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
     if not isinstance(retriever, CotRetriever):
-        raise InputError(f"{args.model}: a {retriever.kind!r} retriever writes no chains; there is nothing to decide")
+        raise InputError(
+            f"{args.model}: a {retriever.kind!r} retriever writes no chains; there is nothing to decide"
+        )
     curve, protocol = measure(retriever, benchmark, args)
     names = list(curve[0]["metrics"])
     metric = args.metric or names[0]
     if metric not in names:
         raise InputError(f"metric {metric!r} is not one of {', '.join(names)}")
     best = calibrated(curve, metric, args.tolerance)
-    answer = {"chosen": best, "metric": metric, "tolerance": args.tolerance, "curve": curve, "protocol": protocol}
+    answer = {
+        "chosen": best,
+        "metric": metric,
+        "tolerance": args.tolerance,
+        "curve": curve,
+        "protocol": protocol,
+    }
     answer |= {"git": git_state(), "versions": package_versions()}
     rows = [
         [

@@ -24,7 +24,11 @@ def report(file: str, root: str) -> dict:
     facts, problems = check_submission(file, root)
     counts = Counter(problem.name for problem in problems)
     rows = [
-        {"problem": name, "count": count, "examples": [p.what for p in problems if p.name == name][:EXAMPLES]}
+        {
+            "problem": name,
+            "count": count,
+            "examples": [p.what for p in problems if p.name == name][:EXAMPLES],
+        }
         for name, count in counts.items()
     ]
     return {"file": file, **facts, "problems": rows}
@@ -32,7 +36,12 @@ def report(file: str, root: str) -> dict:
 
 def text(one: dict) -> str:
     """The report of one file for a reader."""
-    what = " ".join(filter(None, (one["benchmark"], one["split"], one["kind"] if one["benchmark"] == "cirr" else None)))
+    what = " ".join(
+        filter(
+            None,
+            (one["benchmark"], one["split"], one["kind"] if one["benchmark"] == "cirr" else None),
+        )
+    )
     lines = [
         f"{one['file']}: {what or 'unknown'}, {one['queries']} queries: {'INVALID' if one['problems'] else 'valid'}"
     ]
@@ -44,9 +53,18 @@ def text(one: dict) -> str:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `cir-cot check-submission`."""
-    parser = argparse.ArgumentParser(prog="cir-cot check-submission", description=__doc__, allow_abbrev=False)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a file of either benchmark; which one is told by it")
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the annotations, or one above")
+    parser = argparse.ArgumentParser(
+        prog="cir-cot check-submission", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a file of either benchmark; which one is told by it",
+    )
+    parser.add_argument(
+        "--root", required=True, metavar="DIR", help="folder of the annotations, or one above"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     return parser.parse_args(argv)
 

@@ -86,7 +86,10 @@ class Buttons:
             words, second = told(answer, way, self.count), []
             if other != NOTHING:
                 *_, compared = self.page.ask(state, text, other)
-                second, words = self.page.pictures(compared), f"{words} {told(compared, other, self.count)}"
+                second, words = (
+                    self.page.pictures(compared),
+                    f"{words} {told(compared, other, self.count)}",
+                )
             state = kept(state, text.strip(), answer)
             found = self.page.pictures(answer)
             yield state, *parts_of(answer.explanation), found, second, note(words), turns_of(state)
@@ -140,42 +143,60 @@ def parts_of(explanation: str) -> list[str]:
 def layout(page: Dialogue) -> gr.Blocks:
     """Return the page."""
     do, ways = Buttons(page), list(page.ways)
-    with gr.Blocks(title="Composed image retrieval", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with gr.Blocks(
+        title="Composed image retrieval", analytics_enabled=False, delete_cache=(3600, 3600)
+    ) as blocks:
         state, names = gr.State(empty_state()), gr.State([])
         gr.HTML("<h1>Find a picture from a picture and a sentence</h1>")
         with gr.Row():
             with gr.Column(min_width=280):
                 reference = gr.Image(
-                    label="Reference", interactive=False, height=240, alt_text="The reference picture", buttons=[]
+                    label="Reference",
+                    interactive=False,
+                    height=240,
+                    alt_text="The reference picture",
+                    buttons=[],
                 )
                 with gr.Accordion("Choose a reference", open=True):
                     starters = gr.Gallery(label="Pictures of the gallery", columns=4, **GRID)
                     shuffle = gr.Button("Show others", size="sm")
                     named = gr.Textbox(label="Or an image id of the gallery", max_length=500)
-                    file = gr.File(label="Or upload a picture", type="binary", file_types=["image"], height=140)
+                    file = gr.File(
+                        label="Or upload a picture", type="binary", file_types=["image"], height=140
+                    )
             with gr.Column(min_width=280):
                 text = gr.Textbox(label="What should be different?", lines=2, max_length=MAX_WORDS)
                 with gr.Row():
                     way = gr.Dropdown(ways, value=ways[0], label="Search", min_width=130)
-                    other = gr.Dropdown([NOTHING, *ways], value=NOTHING, label="Compare with", min_width=130)
+                    other = gr.Dropdown(
+                        [NOTHING, *ways], value=NOTHING, label="Compare with", min_width=130
+                    )
                 go = gr.Button("Search", variant="primary")
                 status = gr.HTML(note("Choose a reference, then write what should change."))
                 with gr.Group(visible=any(map(page.chains, ways))):
                     boxes = [
-                        gr.Textbox(label=f"{part.capitalize()} (edit it)", lines=2, max_length=MAX_WORDS)
+                        gr.Textbox(
+                            label=f"{part.capitalize()} (edit it)", lines=2, max_length=MAX_WORDS
+                        )
                         for part in PARTS
                     ]
                     again = gr.Button("Search again with this chain")
         with gr.Row():
-            found = gr.Gallery(label="Found: choose one as the next reference", columns=6, **GRID, min_width=280)
-            second = gr.Gallery(label="Found by the other", columns=6, **GRID, min_width=280, visible=False)
+            found = gr.Gallery(
+                label="Found: choose one as the next reference", columns=6, **GRID, min_width=280
+            )
+            second = gr.Gallery(
+                label="Found by the other", columns=6, **GRID, min_width=280, visible=False
+            )
         history = gr.HTML()
         queued = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         open_ = {"api_visibility": "private"}
         answers = [state, *boxes, found, second, status, history]
         chosen = [state, reference, status, history]
         gr.on([go.click, text.submit], do.search, [state, text, way, other], answers, **queued)
-        again.click(do.again, [state, text, way, *boxes], [state, found, second, status, history], **queued)
+        again.click(
+            do.again, [state, text, way, *boxes], [state, found, second, status, history], **queued
+        )
         other.change(lambda name: gr.update(visible=name != NOTHING), [other], [second], **open_)
         found.select(do.hit, [state], chosen, **open_)
         starters.select(do.starter, [names], chosen, **open_)
@@ -194,7 +215,9 @@ def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI
     """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks.state_session_capacity = 200
-    blocks.has_launched = True  # only then does gradio refuse, as an upload, a file that was not uploaded
+    blocks.has_launched = (
+        True  # only then does gradio refuse, as an upload, a file that was not uploaded
+    )
     return gr.mount_gradio_app(
         fastapi.FastAPI(middleware=checks(hosts, data="/gradio_api/"), openapi_url=None),
         blocks,
@@ -219,9 +242,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a saved retriever")
     add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
-    add("--images", metavar="DIR", help="where the gallery's pictures are now; default: where they were indexed")
-    add("--compare", nargs=2, metavar=("DIR", "INDEX"), help="another retriever and an index made with it")
-    add("--port", type=int, default=7860, help="on this machine alone (default 7860; 0: a free one)")
+    add(
+        "--images",
+        metavar="DIR",
+        help="where the gallery's pictures are now; default: where they were indexed",
+    )
+    add(
+        "--compare",
+        nargs=2,
+        metavar=("DIR", "INDEX"),
+        help="another retriever and an index made with it",
+    )
+    add(
+        "--port", type=int, default=7860, help="on this machine alone (default 7860; 0: a free one)"
+    )
     add(
         "--allowed-host",
         action="append",
@@ -230,7 +264,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="another name to answer to, e.g. a proxy's; repeatable. Whoever reaches that name sees the gallery",
     )
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model (default float32)",
+    )
     args = parser.parse_args(argv)
     if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
         parser.error(f"--allowed-host {bad[0]!r}: give a host's name alone, e.g. demo.example.org")
@@ -244,7 +283,10 @@ def load(args: argparse.Namespace) -> Dialogue:
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
     ways = ways_of(search)
     if args.compare:
-        ways |= ways_of(open_search(*args.compare, device=args.device, dtype=args.dtype), Path(args.compare[0]).name)
+        ways |= ways_of(
+            open_search(*args.compare, device=args.device, dtype=args.dtype),
+            Path(args.compare[0]).name,
+        )
     return Dialogue(ways, list_pictures(args.images or search.index.facts["images"]))
 
 
@@ -259,7 +301,9 @@ def serve(load_page: Callable[[], Dialogue], port: int, hosts: Sequence[str] = (
     with ending_on_signals(), listen(port) as listening, private_folder("cir-cot-demo-") as folder:
         keep_copies_in(folder)
         page = load_page()
-        print(f"{address_of(listening)}  {len(page.ids)} pictures; stop with Ctrl-C", file=sys.stderr)
+        print(
+            f"{address_of(listening)}  {len(page.ids)} pictures; stop with Ctrl-C", file=sys.stderr
+        )
         make_server(application(layout(page), hosts)).run(sockets=[listening])
 
 

@@ -30,31 +30,71 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cir-cot export", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
-    add("--out", required=True, metavar="DIR", help="folder of the export, new or with --parity an existing one")
-    add("--parity", action="store_true", help="export nothing: compare --out, or --embeddings, with --model")
-    add("--embeddings", metavar="FILE", help="of another engine, to be compared: JSON, {case: vector}; see probes.json")
-    add("--images", metavar="DIR", help="compare over pictures of yours (the first 6) instead of made ones")
-    add("--tolerance", type=float, default=TOLERANCE, help=f"largest difference of a number (default {TOLERANCE})")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder of the export, new or with --parity an existing one",
+    )
+    add(
+        "--parity",
+        action="store_true",
+        help="export nothing: compare --out, or --embeddings, with --model",
+    )
+    add(
+        "--embeddings",
+        metavar="FILE",
+        help="of another engine, to be compared: JSON, {case: vector}; see probes.json",
+    )
+    add(
+        "--images",
+        metavar="DIR",
+        help="compare over pictures of yours (the first 6) instead of made ones",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=f"largest difference of a number (default {TOLERANCE})",
+    )
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
     add(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the export (default float32)"
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the export (default float32)",
     )
-    add("--json", action="store_true", help="print parity.json's content, and everything else to stderr")
+    add(
+        "--json",
+        action="store_true",
+        help="print parity.json's content, and everything else to stderr",
+    )
     return parser.parse_args(argv)
 
 
-def parity(args: argparse.Namespace, out: Path, pictures: Sequence[Image.Image], ours: dict[str, torch.Tensor]) -> dict:
+def parity(
+    args: argparse.Namespace,
+    out: Path,
+    pictures: Sequence[Image.Image],
+    ours: dict[str, torch.Tensor],
+) -> dict:
     """Compare `ours` with the export, and with what sentence-transformers reads in it, or with given embeddings."""
     from cir_cot.heads import load_retriever
 
     if args.embeddings:
         return compare(ours, read_embeddings(args.embeddings), args.tolerance)
     theirs = embeddings(load_retriever(out, device=args.device, dtype=args.dtype), pictures)
-    report, found = compare(ours, theirs, args.tolerance), sentence_embeddings(out, pictures, args.device)
+    report, found = (
+        compare(ours, theirs, args.tolerance),
+        sentence_embeddings(out, pictures, args.device),
+    )
     if isinstance(found, str):
         return report | {"sentence_transformers": found}
     form = compare(ours, found, args.tolerance)
-    return report | {"passed": report["passed"] and form["passed"], "sentence_transformers": form["cases"]}
+    return report | {
+        "passed": report["passed"] and form["passed"],
+        "sentence_transformers": form["cases"],
+    }
 
 
 def show(report: dict, stream: TextIO) -> None:
@@ -62,9 +102,17 @@ def show(report: dict, stream: TextIO) -> None:
     form = report.get("sentence_transformers", {})
     if isinstance(form, str):
         print(f"sentence-transformers {form}", file=stream)
-    cases = {} if isinstance(form, str) else {f"sentence-transformers {case}": row for case, row in form.items()}
+    cases = (
+        {}
+        if isinstance(form, str)
+        else {f"sentence-transformers {case}": row for case, row in form.items()}
+    )
     for case, row in (report["cases"] | cases).items():
-        words = f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}" if row["passed"] else "NOT THE SAME"
+        words = (
+            f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}"
+            if row["passed"]
+            else "NOT THE SAME"
+        )
         print(f"{case:>10}  {words}", file=stream)
 
 
@@ -75,7 +123,9 @@ def main(argv: Sequence[str]) -> int:
     if args.embeddings and not args.parity:
         raise InputError("--embeddings compares with an export that is there: add --parity")
     if not args.parity and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; export into a new folder, or compare with --parity")
+        raise InputError(
+            f"{out} is there already; export into a new folder, or compare with --parity"
+        )
     from cir_cot.heads import load_retriever
     from cir_cot.heads.cot import CotRetriever
 
@@ -92,14 +142,22 @@ def main(argv: Sequence[str]) -> int:
         write_export(retriever, out, pictures)
     del retriever  # one model in memory at a time
     report = parity(args, out, pictures, ours)
-    report |= {"model": args.model, "dtype": args.dtype, "git": git_state(), "versions": package_versions()}
+    report |= {
+        "model": args.model,
+        "dtype": args.dtype,
+        "git": git_state(),
+        "versions": package_versions(),
+    }
     if not args.embeddings:
         write_text_atomic(out / "parity.json", json.dumps(report, indent=1) + "\n")
     show(report, sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report))
     if not report["passed"]:
-        print(f"error: the embeddings differ by more than {args.tolerance}: do not serve this", file=sys.stderr)
+        print(
+            f"error: the embeddings differ by more than {args.tolerance}: do not serve this",
+            file=sys.stderr,
+        )
     return 0 if report["passed"] else 1
 
 

@@ -40,14 +40,47 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="annotated chains: a JSONL file, or a folder of chains.<category>.<split>.jsonl",
     )
-    add("--limit", type=int, metavar="N", help="ask a sample of N queries of each category; the gallery stays whole")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
-    add("--seed", type=int, default=0, help="of the sample, of the queries shown, of the swapped chains (default 0)")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="ask a sample of N queries of each category; the gallery stays whole",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures encoded at a time (default 32)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the sample, of the queries shown, of the swapped chains (default 0)",
+    )
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
-    add("--out", metavar="DIR", help="write results.json, report.md, report.html and a folder for each reading")
-    add("--overwrite", action="store_true", help="replace files of these names in --out that no such command wrote")
-    add("--json", action="store_true", help="print the content of results.json, and everything else to stderr")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model (default float32)",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="write results.json, report.md, report.html and a folder for each reading",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files of these names in --out that no such command wrote",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print the content of results.json, and everything else to stderr",
+    )
     return parser.parse_args(argv)
 
 
@@ -59,14 +92,21 @@ def study(
     `oracle` where every query that is asked has an annotated chain, `shuffled` where chains can be lent.
     """
     images = benchmark.images()
-    settings = {"limit": args.limit, "batch_size": args.batch_size, "seed": args.seed, "progress": True}
+    settings = {
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "progress": True,
+    }
     settings |= {
         "model": args.model,
         "gallery": encode_gallery(retriever, benchmark.gallery, images, args.batch_size, True),
     }
 
     def ask(reading: str, encode=None) -> Result:
-        print(f"{benchmark.category or benchmark.name} {benchmark.split}: {reading}", file=sys.stderr)
+        print(
+            f"{benchmark.category or benchmark.name} {benchmark.split}: {reading}", file=sys.stderr
+        )
         return evaluate(retriever, benchmark, images, encode, reading=reading, **settings)
 
     results = {reading: ask(reading) for reading in ("full", "fast")}
@@ -77,7 +117,9 @@ def study(
     if donors is not None:
 
         def encode(records, pictures):
-            return retriever.embed_with(pictures, texts_of(records), [donors[record.id].cot for record in records])
+            return retriever.embed_with(
+                pictures, texts_of(records), [donors[record.id].cot for record in records]
+            )
 
         results["shuffled"] = ask("shuffled", encode)
     return results, donors
@@ -95,9 +137,14 @@ def faithfulness(results: dict[str, Result], donors: dict[str, Record] | None) -
     moved = percent(full.rankings[query][0] != shuffled.rankings[query][0] for query in donors)
     if not shuffled.metrics or shuffled.benchmark.candidates is not None:
         return {"moved": moved}
-    records = [replace(record, targets=donors[record.id].targets) for record in shuffled.benchmark.records]
+    records = [
+        replace(record, targets=donors[record.id].targets) for record in shuffled.benchmark.records
+    ]
     benchmark = replace(shuffled.benchmark, records=records, weights=None)
-    return {"moved": moved, "followed": score_rankings(benchmark, shuffled.rankings, shuffled.subset_rankings)}
+    return {
+        "moved": moved,
+        "followed": score_rankings(benchmark, shuffled.rankings, shuffled.subset_rankings),
+    }
 
 
 def content_of(studies: Sequence[tuple]) -> dict:
@@ -108,7 +155,9 @@ def content_of(studies: Sequence[tuple]) -> dict:
             content[key][reading] = value
     for results, donors in studies:
         full = results["full"]
-        content["chains"][full.name] = chain_metrics(full.benchmark.records, full.explanations, full.flags)
+        content["chains"][full.name] = chain_metrics(
+            full.benchmark.records, full.explanations, full.flags
+        )
         content["faithfulness"][full.name] = faithfulness(results, donors)
     return content
 
@@ -121,26 +170,39 @@ def by_reading(studies: Sequence[tuple]) -> dict[str, list[Result]]:
 
 def tables_of(content: dict) -> list[Table]:
     """The chains' numbers and the faithfulness as tables."""
-    chains, follows = content["chains"], {name: numbers for name, numbers in content["faithfulness"].items() if numbers}
+    chains, follows = (
+        content["chains"],
+        {name: numbers for name, numbers in content["faithfulness"].items() if numbers},
+    )
     columns = list(dict.fromkeys(key for numbers in chains.values() for key in numbers))
-    rows = [[name, *(numbers.get(column, "") for column in columns)] for name, numbers in chains.items()]
+    rows = [
+        [name, *(numbers.get(column, "") for column in columns)] for name, numbers in chains.items()
+    ]
     note = "valid: all parts, in order; missing_token: cut off at the length limit; exact: as annotated. In percent."
     tables = [Table("Chains", ["set", *columns], rows, note)]
     if follows:
         names = list(flat(next(iter(follows.values())).get("followed", {})))
         rows = [
-            [name, numbers["moved"], *(numbers.get("followed", {}).get(metric, "") for metric in names)]
+            [
+                name,
+                numbers["moved"],
+                *(numbers.get("followed", {}).get(metric, "") for metric in names),
+            ]
             for name, numbers in follows.items()
         ]
         note = "With another query's chain: first answers that change, and metrics with that query's targets as right."
-        tables.append(Table("Does retrieval follow the chain?", ["set", "moved", *names], rows, note))
+        tables.append(
+            Table("Does retrieval follow the chain?", ["set", "moved", *names], rows, note)
+        )
     return tables
 
 
 def main(argv: Sequence[str]) -> int:
     """Ask every reading, print the tables and write the results."""
     args = parse(argv)
-    benchmarks = with_chains(load_benchmark(args.benchmark, args.root, args.split, args.category), args.chains)
+    benchmarks = with_chains(
+        load_benchmark(args.benchmark, args.root, args.split, args.category), args.chains
+    )
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
     if args.out:
@@ -166,7 +228,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(studies: Sequence[tuple], content: dict, results: Sequence[Result], args: argparse.Namespace) -> None:
+def write(
+    studies: Sequence[tuple], content: dict, results: Sequence[Result], args: argparse.Namespace
+) -> None:
     """Write a folder for each reading, results.json and the report; results.json goes first and comes last."""
     out = Path(args.out)
     with written(out):
@@ -174,7 +238,14 @@ def write(studies: Sequence[tuple], content: dict, results: Sequence[Result], ar
     for reading, found in by_reading(studies).items():
         save_results(found, out / reading, args.overwrite)
     title = "Chains and retrieval"
-    write_report(out, results, title=title, tables=tables_of(content), seed=args.seed, overwrite=args.overwrite)
+    write_report(
+        out,
+        results,
+        title=title,
+        tables=tables_of(content),
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
     with written(out):
         write_text_atomic(out / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         finish(out, [RESULTS], [RESULTS])

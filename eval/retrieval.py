@@ -38,23 +38,63 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="annotated chains: a JSONL file, or a folder of chains.<category>.<split>.jsonl",
     )
-    add("--gallery", choices=("original", "val-union", "all-categories"), help="of FashionIQ (default original)")
-    add("--reference", choices=("keep", "remove"), help="in the gallery; default: as the benchmark's protocol has it")
-    add("--limit", type=int, metavar="N", help="ask a sample of N queries of each category; the gallery stays whole")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at a time (default 32)")
+    add(
+        "--gallery",
+        choices=("original", "val-union", "all-categories"),
+        help="of FashionIQ (default original)",
+    )
+    add(
+        "--reference",
+        choices=("keep", "remove"),
+        help="in the gallery; default: as the benchmark's protocol has it",
+    )
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="ask a sample of N queries of each category; the gallery stays whole",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures encoded at a time (default 32)",
+    )
     add("--seed", type=int, default=0, help="of the sample and of the queries shown (default 0)")
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
-    add("--out", metavar="DIR", help="write results.json, rankings.json.gz, chains.jsonl, report.md and report.html")
-    add("--overwrite", action="store_true", help="replace files of these names in --out that no such command wrote")
-    add("--json", action="store_true", help="print the content of results.json, and everything else to stderr")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model (default float32)",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="write results.json, rankings.json.gz, chains.jsonl, report.md and report.html",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files of these names in --out that no such command wrote",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print the content of results.json, and everything else to stderr",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
-    options = {name: value for name in ("gallery", "reference") if (value := getattr(args, name)) is not None}
+    options = {
+        name: value
+        for name in ("gallery", "reference")
+        if (value := getattr(args, name)) is not None
+    }
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
     benchmarks = with_chains(benchmarks, args.chains)
     for benchmark in benchmarks:
@@ -79,7 +119,9 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[R
     )
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
-    reader(retriever, args.reading)  # refuses a reading that this retriever lacks before the gallery is encoded
+    reader(
+        retriever, args.reading
+    )  # refuses a reading that this retriever lacks before the gallery is encoded
     return [
         evaluate(
             retriever,

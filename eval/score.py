@@ -15,10 +15,17 @@ from cir_cot.errors import InputError
 def main(argv: Sequence[str]) -> int:
     """Print the metrics and the protocol as a table, or as one JSON object."""
     args = parse_arguments(argv)
-    options = {name: getattr(args, name) for name in ("gallery", "reference") if getattr(args, name)}
+    options = {
+        name: getattr(args, name) for name in ("gallery", "reference") if getattr(args, name)
+    }
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
-    files = [rankings_file(args.rankings, benchmark, alone=len(benchmarks) == 1) for benchmark in benchmarks]
-    scored = [score(b, file, args.subset_rankings) for b, file in zip(benchmarks, files, strict=True)]
+    files = [
+        rankings_file(args.rankings, benchmark, alone=len(benchmarks) == 1)
+        for benchmark in benchmarks
+    ]
+    scored = [
+        score(b, file, args.subset_rankings) for b, file in zip(benchmarks, files, strict=True)
+    ]
     result = combine(benchmarks, scored)
     print(json.dumps(result) if args.json else table(result))
     return 0
@@ -30,10 +37,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument(
-        "--split", required=True, metavar="S", help="val; eval for Shoes; a folder dataset names its own"
+        "--split",
+        required=True,
+        metavar="S",
+        help="val; eval for Shoes; a folder dataset names its own",
     )
     parser.add_argument(
-        "--category", metavar="C", help="dress, shirt, toptee; GeneCIS's tasks (default: all, and mean)"
+        "--category",
+        metavar="C",
+        help="dress, shirt, toptee; GeneCIS's tasks (default: all, and mean)",
     )
     parser.add_argument(
         "--rankings",
@@ -41,9 +53,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="rankings.json[.gz]; for all categories a folder of <benchmark>.<category>.<split>.json[.gz]",
     )
-    parser.add_argument("--subset-rankings", metavar="FILE", help="CIRR: rankings of the image sets, for Rsub@k")
     parser.add_argument(
-        "--gallery", choices=("original", "val-union"), help="FashionIQ: whole split (default) or its used images (VAL)"
+        "--subset-rankings", metavar="FILE", help="CIRR: rankings of the image sets, for Rsub@k"
+    )
+    parser.add_argument(
+        "--gallery",
+        choices=("original", "val-union"),
+        help="FashionIQ: whole split (default) or its used images (VAL)",
     )
     parser.add_argument(
         "--reference",
@@ -59,7 +75,9 @@ def rankings_file(path: str, benchmark: Benchmark, alone: bool) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         if not alone:
-            raise InputError(f"{path} is no folder; without --category the rankings of all categories are a folder")
+            raise InputError(
+                f"{path} is no folder; without --category the rankings of all categories are a folder"
+            )
         return folder
     stem = ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
     for file in (folder / f"{stem}.json", folder / f"{stem}.json.gz"):
@@ -73,7 +91,10 @@ def score(benchmark: Benchmark, file: Path, subset_file: str | None) -> dict:
     rankings = read_rankings(file, benchmark)
     subsets = read_rankings(subset_file, benchmark, "recall_subset") if subset_file else None
     metrics = score_rankings(benchmark, rankings, subsets)
-    return {"metrics": metrics, "protocol": benchmark.protocol | {"short_lists": short_lists(benchmark, rankings)}}
+    return {
+        "metrics": metrics,
+        "protocol": benchmark.protocol | {"short_lists": short_lists(benchmark, rankings)},
+    }
 
 
 def combine(benchmarks: list[Benchmark], results: list[dict]) -> dict:
@@ -81,11 +102,17 @@ def combine(benchmarks: list[Benchmark], results: list[dict]) -> dict:
     if len(results) == 1:
         return results[0]
     names = [benchmark.category for benchmark in benchmarks]
-    metrics = mean_of_categories({name: result["metrics"] for name, result in zip(names, results, strict=True)})
+    metrics = mean_of_categories(
+        {name: result["metrics"] for name, result in zip(names, results, strict=True)}
+    )
     protocol = {}
     for key in results[0]["protocol"]:
         values = [result["protocol"][key] for result in results]
-        protocol[key] = values[0] if values.count(values[0]) == len(values) else dict(zip(names, values, strict=True))
+        protocol[key] = (
+            values[0]
+            if values.count(values[0]) == len(values)
+            else dict(zip(names, values, strict=True))
+        )
     return {"metrics": metrics, "protocol": protocol | {"category": names}}
 
 
@@ -102,7 +129,9 @@ def table(result: dict) -> str:
             lines.append(f"{name:{width}}  {separator.join(cells)}")
         else:
             lines.append(f"{name:8} {value:6.2f}")
-    return "\n".join([*lines, "", *(f"{key}: {show(value)}" for key, value in result["protocol"].items())])
+    return "\n".join(
+        [*lines, "", *(f"{key}: {show(value)}" for key, value in result["protocol"].items())]
+    )
 
 
 def show(value: object) -> str:

@@ -21,18 +21,38 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
     add("--image", metavar="FILE", help="the reference picture")
     add("--text", metavar="WORDS", help="how the wanted picture differs from it")
-    add("--queries", metavar="FILE", help='instead: JSONL of {"id", "image": file, "text"}, answered as JSONL')
+    add(
+        "--queries",
+        metavar="FILE",
+        help='instead: JSONL of {"id", "image": file, "text"}, answered as JSONL',
+    )
     add("--k", type=int, default=10, metavar="N", help="pictures to find (default 10)")
     add(
-        "--reading", help="of a head that writes chains: full, short, adaptive or fast; default: as the checkpoint does"
+        "--reading",
+        help="of a head that writes chains: full, short, adaptive or fast; default: as the checkpoint does",
     )
-    add("--where", metavar="JSON", help='keep pictures by payload, e.g. {"category": "dress", "price": {"lt": 50}}')
+    add(
+        "--where",
+        metavar="JSON",
+        help='keep pictures by payload, e.g. {"category": "dress", "price": {"lt": 50}}',
+    )
     add("--batch-size", type=int, default=32, metavar="N", help="of --queries (default 32)")
     add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (default float32)")
-    add("--json", action="store_true", help="print one JSON object; with --queries it is always JSONL")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the model (default float32)",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print one JSON object; with --queries it is always JSONL",
+    )
     args = parser.parse_args(argv)
-    if (args.queries is None) == (args.image is None) or (args.image is None) != (args.text is None):
+    if (args.queries is None) == (args.image is None) or (args.image is None) != (
+        args.text is None
+    ):
         raise InputError("give --image FILE and --text WORDS, or --queries FILE")
     return args
 
@@ -54,7 +74,9 @@ def read_queries(path: str) -> list[dict]:
     return queries
 
 
-def answer_queries(search, queries: list[dict], args: argparse.Namespace, default: dict | None) -> None:
+def answer_queries(
+    search, queries: list[dict], args: argparse.Namespace, default: dict | None
+) -> None:
     """Answer queries in batches of one kind, in their order, a line of JSON each as soon as it is known."""
     from cir_cot.search.faiss_index import check_where
     from cir_cot.search.search import open_picture
@@ -78,7 +100,9 @@ def answer_queries(search, queries: list[dict], args: argparse.Namespace, defaul
             check_where(first["where"]) if first.get("where") is not None else default,
         )
         for query, answer in zip(batch, answers, strict=True):
-            print(json.dumps({"id": query["id"], **answer.as_dict()}, ensure_ascii=False), flush=True)
+            print(
+                json.dumps({"id": query["id"], **answer.as_dict()}, ensure_ascii=False), flush=True
+            )
         at += len(batch)
 
 
@@ -113,7 +137,10 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(answer.as_dict(), ensure_ascii=False))
     else:
         show(answer)
-        print(f"encoded in {answer.encode_seconds:.2f} s, searched in {answer.search_seconds:.3f} s", file=sys.stderr)
+        print(
+            f"encoded in {answer.encode_seconds:.2f} s, searched in {answer.search_seconds:.3f} s",
+            file=sys.stderr,
+        )
     return 0
 
 

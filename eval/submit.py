@@ -23,14 +23,29 @@ def main(argv: Sequence[str]) -> int:
     options = {"reference": args.reference} if args.reference else {}
     (benchmark,) = load_benchmark(args.benchmark, args.root, args.split, **options)
     rankings = read_rankings(args.rankings, benchmark)
-    subsets = read_rankings(args.subset_rankings, benchmark, "recall_subset") if args.subset_rankings else None
+    subsets = (
+        read_rankings(args.subset_rankings, benchmark, "recall_subset")
+        if args.subset_rankings
+        else None
+    )
     files = write_submission(args.out, benchmark, rankings, subsets, args.overwrite)
     problems = [problem for file in files for problem in check_submission(file, args.root)[1]]
     if args.json:
-        told = {"files": [str(file) for file in files], "protocol": benchmark.protocol, "problems": len(problems)}
+        told = {
+            "files": [str(file) for file in files],
+            "protocol": benchmark.protocol,
+            "problems": len(problems),
+        }
         print(json.dumps(told))
     else:
-        print("\n".join([*map(str, files), *(f"{key}: {value}" for key, value in benchmark.protocol.items())]))
+        print(
+            "\n".join(
+                [
+                    *map(str, files),
+                    *(f"{key}: {value}" for key, value in benchmark.protocol.items()),
+                ]
+            )
+        )
         print(problems[0].what if problems else "valid")
     return 1 if problems else 0
 
@@ -41,17 +56,23 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--benchmark", required=True, choices=SPLITS)
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument("--split", required=True, metavar="S", help="test1 (CIRR), test (CIRCO)")
-    parser.add_argument("--rankings", required=True, metavar="FILE", help="rankings.json[.gz] of all queries")
+    parser.add_argument(
+        "--rankings", required=True, metavar="FILE", help="rankings.json[.gz] of all queries"
+    )
     parser.add_argument(
         "--subset-rankings",
         metavar="FILE",
         help="CIRR: rankings of the image sets, if --rankings is not of all pictures",
     )
     parser.add_argument(
-        "--reference", choices=("keep", "remove"), help="the reference in the lists (default: CIRCO keep, CIRR remove)"
+        "--reference",
+        choices=("keep", "remove"),
+        help="the reference in the lists (default: CIRCO keep, CIRR remove)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the files to")
-    parser.add_argument("--overwrite", action="store_true", help="also replace files that it did not write itself")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that it did not write itself"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

@@ -22,17 +22,30 @@ def write_dataset(root: Path, count: int, split: str = "train") -> Path:
     (root / "images").mkdir(parents=True)
     names = [f"p{number:03}" for number in range(count + 1)]
     for number, name in enumerate(names):
-        Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(root / "images" / f"{name}.png")
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(
+            root / "images" / f"{name}.png"
+        )
     (root / f"gallery.{split}.txt").write_text("\n".join(names) + "\n")
     pairs = enumerate(zip(names, names[1:], strict=False))
-    rows = [Record(f"q{n}", a, f"is made of wool number {n}", (b,), source=f"toy/{split}") for n, (a, b) in pairs]
+    rows = [
+        Record(f"q{n}", a, f"is made of wool number {n}", (b,), source=f"toy/{split}")
+        for n, (a, b) in pairs
+    ]
     write_records(root / f"records.{split}.jsonl", rows)
     return root
 
 
 def command(root: Path, out: Path, url: str, *more: str) -> list[str]:
     where = ["--benchmark", "folder", "--root", str(root), "--split", "train", "--out", str(out)]
-    return [*where, "--teacher", "openai", "--model", "m", *(["--base-url", url] if url else []), *more]
+    return [
+        *where,
+        "--teacher",
+        "openai",
+        "--model",
+        "m",
+        *(["--base-url", url] if url else []),
+        *more,
+    ]
 
 
 def lines(path: Path) -> list[dict]:

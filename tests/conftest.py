@@ -17,7 +17,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def _shared(name: str) -> Path:
     folder = Path(os.environ.get("CIR_COT_SHARED", REPOSITORY.parent / "shared")) / name
     if not folder.is_dir():
-        pytest.skip(f"needs the real annotation files at {folder} (set CIR_COT_SHARED to the folder holding {name}/)")
+        pytest.skip(
+            f"needs the real annotation files at {folder} (set CIR_COT_SHARED to the folder holding {name}/)"
+        )
     return folder
 
 

@@ -19,8 +19,13 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 @cache
 def scene_rows(count: int = 6) -> tuple[Row, ...]:
     records, gallery = scenes.make_split(0, "train", references=3, edits=4)
-    pictures = {image: scenes.render(scene, random.Random(image)) for image, scene in gallery.items()}
-    return tuple(Row(r, pictures[r.reference], pictures[r.targets[0]], n) for n, r in enumerate(records[:count]))
+    pictures = {
+        image: scenes.render(scene, random.Random(image)) for image, scene in gallery.items()
+    }
+    return tuple(
+        Row(r, pictures[r.reference], pictures[r.targets[0]], n)
+        for n, r in enumerate(records[:count])
+    )
 
 
 def references():
@@ -31,7 +36,9 @@ def references():
 def tiny(tmp_path_factory):
     corpus = [cot_to_text(row.record.cot) + row.record.text for row in scene_rows(12)]
     # far from zero, so that rows differ and greedy decoding varies
-    return write_tiny(tmp_path_factory.mktemp("tiny"), corpus=corpus, vocab_size=400, seed=3, init_std=0.15)
+    return write_tiny(
+        tmp_path_factory.mktemp("tiny"), corpus=corpus, vocab_size=400, seed=3, init_std=0.15
+    )
 
 
 def make_prompt_pool(tiny, lora=True, **settings):
@@ -49,7 +56,9 @@ def train_a_step(head, rate=0.02):
     batch = head.collator()(scene_rows())
     head.train()
     out = head(batch["query"], batch["target"], batch.get("labels"))
-    loss = (out["query"] * out["target"].roll(1, 0)).sum() / out["temperature"] + sum(out["aux"].values())
+    loss = (out["query"] * out["target"].roll(1, 0)).sum() / out["temperature"] + sum(
+        out["aux"].values()
+    )
     trained = [p for p in head.parameters() if p.requires_grad]
     for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
         parameter.data -= rate * gradient.sign()

@@ -72,7 +72,9 @@ class Server:
 
     async def serve(self) -> None:
         self.loop, self.done, self.tasks = asyncio.get_running_loop(), asyncio.Event(), set()
-        server = await asyncio.start_server(self.connection, "127.0.0.1", self.port, limit=2**20, backlog=512)
+        server = await asyncio.start_server(
+            self.connection, "127.0.0.1", self.port, limit=2**20, backlog=512
+        )
         self.port = server.sockets[0].getsockname()[1]
         self.ready.set()
         await self.done.wait()
@@ -121,10 +123,21 @@ class Server:
 
 def answer(text: str | None, finish: str = "stop", **message) -> Reply:
     """A well-formed answer with this text; its usage counts letters, so that tests can add them up."""
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text} | message}
+    choice = {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text} | message,
+    }
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     return Reply(
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
     )
 
 
@@ -133,15 +146,26 @@ def texts(request: dict) -> list[str]:
     turns = []
     for message in request["messages"]:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        parts = (
+            [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        )
         turns.append("\n".join(parts))
     return turns
 
 
 def pictures(request: dict) -> list[bytes]:
     """The JPEG files in a request, in order."""
-    contents = [message["content"] for message in request["messages"] if isinstance(message["content"], list)]
-    urls = [part["image_url"]["url"] for parts in contents for part in parts if part["type"] == "image_url"]
+    contents = [
+        message["content"]
+        for message in request["messages"]
+        if isinstance(message["content"], list)
+    ]
+    urls = [
+        part["image_url"]["url"]
+        for parts in contents
+        for part in parts
+        if part["type"] == "image_url"
+    ]
     return [base64.b64decode(url.partition(",")[2]) for url in urls]
 
 
@@ -155,7 +179,9 @@ def stage(request: dict) -> str:
     """Which question a request asks: the last of them in the conversation."""
     if JOINT in request:
         return "joint"
-    return [part for text in texts(request) for part, words in QUESTIONS.items() if words in text][-1]
+    return [part for text in texts(request) for part, words in QUESTIONS.items() if words in text][
+        -1
+    ]
 
 
 def good_chain(text: str, seed: bytes) -> dict[str, str]:

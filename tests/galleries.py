@@ -44,7 +44,10 @@ class Wide(Plain):
     dim = 64
 
     def encode_target(self, images):
-        rows = [torch.tensor(random.Random(image.tobytes()).choices(range(-99, 100), k=64)) for image in images]
+        rows = [
+            torch.tensor(random.Random(image.tobytes()).choices(range(-99, 100), k=64))
+            for image in images
+        ]
         vectors = torch.stack(rows).float() * torch.linspace(1, 0.1, 64)
         return torch.nn.functional.normalize(vectors, dim=1)
 
@@ -69,7 +72,12 @@ def memory_index(vectors, kind="exact", dtype="float32", width=None):
         def __getitem__(self, hashes):
             return vectors[[int(digest) for digest in hashes]]
 
-    facts = {"kind": kind, "dtype": dtype, "dim": vectors.shape[1], "width": width or vectors.shape[1]}
+    facts = {
+        "kind": kind,
+        "dtype": dtype,
+        "dim": vectors.shape[1],
+        "width": width or vectors.shape[1],
+    }
     check_settings(facts)
     rows = [(f"i{row}", str(row)) for row in range(len(vectors))]
     return assemble(rows, gather(rows, None, Given(), facts), facts, {})
@@ -101,7 +109,12 @@ build(Tallied(), images, names(images), {index!r}, batch_size=4)
 def kill_9(images, index, wait) -> int:
     """Kill -9 a process that builds the index once `wait` returns -> pictures that all such processes have encoded."""
     tally = index.parent / "tally"
-    code = KILLED.format(tests=str(Path(__file__).parent), images=str(images.root), index=str(index), tally=str(tally))
+    code = KILLED.format(
+        tests=str(Path(__file__).parent),
+        images=str(images.root),
+        index=str(index),
+        tally=str(tally),
+    )
     root = str(Path(__file__).parent.parent)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
     assert process.stdout.readline() == b"ready\n"

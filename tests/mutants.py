@@ -142,7 +142,9 @@ def start(copy: Path, work: Callable[[], int], compiled: bool = False) -> int:
         os._exit(code)
 
 
-def run_tests(copy: Path, tests: Sequence[str], options: Sequence[str] = (), plugins: Sequence = ()) -> int:
+def run_tests(
+    copy: Path, tests: Sequence[str], options: Sequence[str] = (), plugins: Sequence = ()
+) -> int:
     """Run tests in this process -> pytest's exit code."""
     places = (f"--rootdir={copy}", f"--basetemp={copy}.tmp")
     return int(pytest.main([*tests, *places, *OPTIONS, *options], plugins=list(plugins)))
@@ -155,9 +157,17 @@ def first_run(copy: Path, tests: Sequence[str]) -> tuple[dict[str, str], list[st
     def work() -> int:
         watch = Watch()
         code = run_tests(copy, tests, plugins=[watch])
-        files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
-        ours = {name for name, file in files.items() if file.startswith(str(copy)) or name.startswith("cir_cot")}
-        answer.write_text(json.dumps([watch.outcomes, [name for name in files if name not in ours]]))
+        files = {
+            name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()
+        }
+        ours = {
+            name
+            for name, file in files.items()
+            if file.startswith(str(copy)) or name.startswith("cir_cot")
+        }
+        answer.write_text(
+            json.dumps([watch.outcomes, [name for name in files if name not in ours]])
+        )
         return code
 
     code = os.waitstatus_to_exitcode(os.waitpid(start(copy, work, compiled=True), 0)[1])
@@ -205,7 +215,9 @@ def judge(status: int) -> tuple[str, str]:
         return "noticed", f"crashed, {signal.Signals(-code).name}"
     if code in (2, 4):  # 4: a test that ran on the unbroken tree is not found
         return "noticed", "the tests cannot be loaded"
-    return {0: ("survived", ""), 1: ("noticed", "a test failed")}.get(code, ("void", f"pytest ended with {code}"))
+    return {0: ("survived", ""), 1: ("noticed", "a test failed")}.get(
+        code, ("void", f"pytest ended with {code}")
+    )
 
 
 class Attempt(NamedTuple):
@@ -224,7 +236,9 @@ class Attempt(NamedTuple):
         before, stat = path.read_text(encoding="utf-8"), path.stat()
         path.write_text(edited(before, mutant), encoding="utf-8")
         pid = start(copy, lambda: run_tests(copy, mutant.tests, ["-x"]))
-        return pid, cls(mutant, copy, before, (stat.st_atime_ns, stat.st_mtime_ns), time.monotonic())
+        return pid, cls(
+            mutant, copy, before, (stat.st_atime_ns, stat.st_mtime_ns), time.monotonic()
+        )
 
     def end(self, pid: int, status: int | None) -> Outcome:
         """End all that the tests have started and undo the edit; no `status` is a run that took too long."""
@@ -257,7 +271,9 @@ def attempt(copies: Sequence[Path], mutants: Sequence[Mutant], seconds: float) -
                 yield begun.end(pid, status if ended else None)
 
 
-def run(root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float = 180.0) -> list[Outcome]:
+def run(
+    root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float = 180.0
+) -> list[Outcome]:
     """Try the edits on copies of the tree below `root` -> their outcomes, in the order of the list."""
     if problems := list(unusable(root, mutants)):
         raise Refused("\n".join(problems))
@@ -271,16 +287,24 @@ def run(root: Path, mutants: Sequence[Mutant], workers: int = 1, seconds: float 
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
         print(f"{len(tests)} tests and files of tests on the unbroken tree ...", file=sys.stderr)
         outcomes, modules = first_run(copies[0], tests)
-        copies += [shutil.copytree(copies[0], Path(folder) / str(n), symlinks=True) for n in range(1, workers)]
+        copies += [
+            shutil.copytree(copies[0], Path(folder) / str(n), symlinks=True)
+            for n in range(1, workers)
+        ]
         # what nothing here can notice is void, everything else is tried
         void = {mutant: why for mutant in mutants if (why := guard(mutant, outcomes))}
         found = {mutant: Outcome(mutant, "void", why, 0.0) for mutant, why in void.items()}
         usable = [mutant for mutant in mutants if mutant not in void]
         preload(copies[0], modules)
-        for outcome in tqdm(attempt(copies, usable, seconds), total=len(usable), desc="edits", unit=" edits"):
+        for outcome in tqdm(
+            attempt(copies, usable, seconds), total=len(usable), desc="edits", unit=" edits"
+        ):
             found[outcome.mutant] = outcome
             if outcome.state != "noticed":
-                tqdm.write(f"{outcome.state}: {outcome.mutant.file}: {outcome.mutant.breaks}", file=sys.stderr)
+                tqdm.write(
+                    f"{outcome.state}: {outcome.mutant.file}: {outcome.mutant.breaks}",
+                    file=sys.stderr,
+                )
     return [found[mutant] for mutant in mutants]
 
 
@@ -293,12 +317,16 @@ def table(outcomes: Sequence[Outcome]) -> str:
         counts = [states.count(state) for state in ("noticed", "survived", "void")]
         lines.append(f"{file:<34}{len(states):>6}{counts[0]:>9}{counts[1]:>10}{counts[2]:>6}")
     tried = [outcome.state == "noticed" for outcome in outcomes if outcome.state != "void"]
-    lines.append(f"noticed: {sum(tried)} of {len(tried)} that could be tried, {100 * sum(tried) / len(tried):.1f} %")
+    lines.append(
+        f"noticed: {sum(tried)} of {len(tried)} that could be tried, {100 * sum(tried) / len(tried):.1f} %"
+    )
     for outcome in outcomes:
         mutant = outcome.mutant
         if outcome.state != "noticed":
             why = mutant.survives or outcome.how or "NO TEST NOTICES"
-            lines.append(f"{outcome.state}: {mutant.file}: {mutant.breaks} ({mutant.old!r} -> {mutant.new!r}): {why}")
+            lines.append(
+                f"{outcome.state}: {mutant.file}: {mutant.breaks} ({mutant.old!r} -> {mutant.new!r}): {why}"
+            )
         elif mutant.survives or outcome.how != "a test failed":
             words = "though the list says it survives" if mutant.survives else outcome.how
             lines.append(f"noticed: {mutant.file}: {mutant.breaks}: {words}")
@@ -309,15 +337,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Try the list; exit code 1 when an edit is not noticed and the list does not say why, 2 when it cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="FILE", help="edits of these files alone")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="edits tried at a time (default 1)")
     parser.add_argument(
-        "--seconds", type=float, default=180, metavar="S", help="limit of an edit's tests (default 180)"
+        "--workers", type=int, default=1, metavar="N", help="edits tried at a time (default 1)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=180,
+        metavar="S",
+        help="limit of an edit's tests (default 180)",
     )
     parser.add_argument("--json", metavar="OUT", help="write every outcome here")
     args = parser.parse_args(argv)
     from mutants_list import MUTANTS
 
-    mutants = [mutant for mutant in mutants_of(MUTANTS) if not args.only or mutant.file in args.only]
+    mutants = [
+        mutant for mutant in mutants_of(MUTANTS) if not args.only or mutant.file in args.only
+    ]
     try:
         if not mutants:
             raise Refused("no edit of these files")
@@ -327,8 +363,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(table(outcomes))
     if args.json:
-        Path(args.json).write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=1) + "\n")
-    return int(any(outcome.state != "noticed" and not outcome.mutant.survives for outcome in outcomes))
+        Path(args.json).write_text(
+            json.dumps([outcome._asdict() for outcome in outcomes], indent=1) + "\n"
+        )
+    return int(
+        any(outcome.state != "noticed" and not outcome.mutant.survives for outcome in outcomes)
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ MUTANTS = [
         ".github/workflows/test.yml",
         "contents: read",
         "contents: write",
-        ["tests/test_versions.py::test_workflows_may_only_read_and_try_every_python_that_is_supported"],
+        [
+            "tests/test_versions.py::test_workflows_may_only_read_and_try_every_python_that_is_supported"
+        ],
         "a workflow may write to the repository",
     ),
     # ---- Makefile
@@ -20,14 +22,18 @@ MUTANTS = [
         "Makefile",
         "$(STAMP): setup.cfg pyproject.toml constraints.txt",
         "$(STAMP): setup.cfg pyproject.toml",
-        ["tests/test_versions.py::test_make_installs_the_pinned_versions_and_again_when_they_change"],
+        [
+            "tests/test_versions.py::test_make_installs_the_pinned_versions_and_again_when_they_change"
+        ],
         "new pins are not installed",
     ),
     (
         "Makefile",
         'pip install -c constraints.txt -e ".[test]"',
         'pip install -e ".[test]"',
-        ["tests/test_versions.py::test_make_installs_the_pinned_versions_and_again_when_they_change"],
+        [
+            "tests/test_versions.py::test_make_installs_the_pinned_versions_and_again_when_they_change"
+        ],
         "make installs untested versions",
     ),
     # ---- cir_cot/models/adapter.py
@@ -78,7 +84,9 @@ MUTANTS = [
         "cir_cot/chains/annotate.py",
         '        job.quarantine(task.name, f"picture: {error}", 0, "")\n        return',
         "        raise",
-        ["tests/chains/test_annotate.py::test_a_picture_that_cannot_be_read_is_a_row_in_quarantine"],
+        [
+            "tests/chains/test_annotate.py::test_a_picture_that_cannot_be_read_is_a_row_in_quarantine"
+        ],
         "an unreadable picture ends the job",
     ),
     (
@@ -140,14 +148,18 @@ MUTANTS = [
         "cir_cot/models/backbone.py",
         'return "cache" if "cache" in',
         'return "past_key_values" if "cache" in',
-        ["tests/models/test_backbone.py::test_the_cache_is_passed_under_the_name_that_the_forward_has"],
+        [
+            "tests/models/test_backbone.py::test_the_cache_is_passed_under_the_name_that_the_forward_has"
+        ],
         "the forward is called by the deprecated name",
     ),
     (
         "cir_cot/models/backbone.py",
         'parameters else "past_key_values"',
         'parameters else "cache"',
-        ["tests/models/test_backbone.py::test_the_cache_is_passed_under_the_name_that_the_forward_has"],
+        [
+            "tests/models/test_backbone.py::test_the_cache_is_passed_under_the_name_that_the_forward_has"
+        ],
         "an older transformers gets a name that it does not have",
     ),
     (
@@ -175,14 +187,18 @@ MUTANTS = [
         "cir_cot/models/backbone.py",
         "layer.weight[:count].float()",
         "layer.weight[:1].float()",
-        ["tests/models/test_backbone.py::test_the_token_takes_a_spare_row_at_the_mean_of_the_others"],
+        [
+            "tests/models/test_backbone.py::test_the_token_takes_a_spare_row_at_the_mean_of_the_others"
+        ],
         "the retrieval token starts as a copy of the first token",
     ),
     (
         "cir_cot/models/backbone.py",
         "tokenizer.add_tokens([RET], special_tokens=True)",
         "tokenizer.add_tokens([RET], special_tokens=False)",
-        ["tests/models/test_backbone.py::test_the_token_is_one_special_token_and_is_plain_text_in_user_text"],
+        [
+            "tests/models/test_backbone.py::test_the_token_is_one_special_token_and_is_plain_text_in_user_text"
+        ],
         "a user's text can hold the retrieval token",
     ),
     (
@@ -210,7 +226,9 @@ MUTANTS = [
         "cir_cot/models/backbone.py",
         "layer.weight[:count].float().mean(dim=0)",
         "layer.weight.float().mean(dim=0)",
-        ["tests/models/test_backbone.py::test_the_token_takes_a_spare_row_at_the_mean_of_the_others"],
+        [
+            "tests/models/test_backbone.py::test_the_token_takes_a_spare_row_at_the_mean_of_the_others"
+        ],
         "spare rows count in the mean",
     ),
     (
@@ -292,7 +310,9 @@ MUTANTS = [
         "cir_cot/data/circo.py",
         '[entry["target_img_id"], *entry["gt_img_ids"]]',
         '[*entry["gt_img_ids"], entry["target_img_id"]]',
-        ["tests/data/test_datasets.py::test_the_first_target_of_circo_is_the_one_that_recall_counts"],
+        [
+            "tests/data/test_datasets.py::test_the_first_target_of_circo_is_the_one_that_recall_counts"
+        ],
         "R@k of CIRCO counts another target",
     ),
     # ---- cir_cot/training/memory.py
@@ -357,7 +377,9 @@ MUTANTS = [
         "cir_cot/chains/export.py",
         "    with replacing(path) as temporary:\n        Dataset",
         "    if temporary := path:\n        Dataset",
-        ["tests/chains/test_chain_export.py::test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file"],
+        [
+            "tests/chains/test_chain_export.py::test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file"
+        ],
         "half a parquet file stays",
     ),
     (
@@ -571,14 +593,18 @@ MUTANTS = [
         "cir_cot/models/clip.py",
         'not frozen and not name.startswith("logit_")',
         "not frozen",
-        ["tests/models/test_clip.py::test_a_frozen_encoder_has_no_gradients_and_a_trained_one_stays_in_eval_mode"],
+        [
+            "tests/models/test_clip.py::test_a_frozen_encoder_has_no_gradients_and_a_trained_one_stays_in_eval_mode"
+        ],
         "CLIP's own scale is trained",
     ),
     (
         "cir_cot/models/clip.py",
         "return super().train(False)",
         "return super().train(mode)",
-        ["tests/models/test_clip.py::test_a_frozen_encoder_has_no_gradients_and_a_trained_one_stays_in_eval_mode"],
+        [
+            "tests/models/test_clip.py::test_a_frozen_encoder_has_no_gradients_and_a_trained_one_stays_in_eval_mode"
+        ],
         "dropout while CLIP is trained",
     ),
     (
@@ -621,7 +647,9 @@ MUTANTS = [
         "cir_cot/models/chat.py",
         "split_special_tokens=True)",
         "split_special_tokens=False)",
-        ["tests/contract/test_retriever_contract.py::test_the_users_words_never_become_special_tokens"],
+        [
+            "tests/contract/test_retriever_contract.py::test_the_users_words_never_become_special_tokens"
+        ],
         "users write special tokens",
     ),
     (
@@ -649,14 +677,18 @@ MUTANTS = [
         "cir_cot/heads/cot.py",
         "random.Random(row.draw).random() < self.chain_dropout",
         "random.Random(row.draw).random() > self.chain_dropout",
-        ["tests/contract/test_retriever_contract.py::test_chain_dropout_drops_whole_chains_by_the_rows_own_draw"],
+        [
+            "tests/contract/test_retriever_contract.py::test_chain_dropout_drops_whole_chains_by_the_rows_own_draw"
+        ],
         "chains are dropped the other way round",
     ),
     (
         "cir_cot/heads/cot.py",
         "labels[torch.tensor([chain is None for chain in chains])] = IGNORE",
         "pass",
-        ["tests/contract/test_retriever_contract.py::test_chain_dropout_drops_whole_chains_by_the_rows_own_draw"],
+        [
+            "tests/contract/test_retriever_contract.py::test_chain_dropout_drops_whole_chains_by_the_rows_own_draw"
+        ],
         "a dropped chain supervises the retrieval token",
     ),
     (
@@ -684,21 +716,27 @@ MUTANTS = [
         "cir_cot/models/chat.py",
         "if text.count(_STAND_IN) != 1:",
         "if False:",
-        ["tests/models/test_chat.py::test_a_template_that_does_not_show_the_text_exactly_once_is_refused"],
+        [
+            "tests/models/test_chat.py::test_a_template_that_does_not_show_the_text_exactly_once_is_refused"
+        ],
         "a template without the text is taken",
     ),
     (
         "cir_cot/models/chat.py",
         "if self.opening.count(self.image_token) != 1 or self.image_token in self.closing:",
         "if self.image_token in self.closing:",
-        ["tests/models/test_chat.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"],
+        [
+            "tests/models/test_chat.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"
+        ],
         "a template without a picture is taken",
     ),
     (
         "cir_cot/models/chat.py",
         " or self.image_token in self.closing:",
         ":",
-        ["tests/models/test_chat.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"],
+        [
+            "tests/models/test_chat.py::test_a_template_that_does_not_place_one_picture_before_the_text_is_refused"
+        ],
         "a picture after the text is taken",
     ),
     # ---- cir_cot/training/config.py
@@ -706,7 +744,9 @@ MUTANTS = [
         "cir_cot/training/config.py",
         "        if isinstance(event, yaml.AliasEvent):",
         "        if False:",
-        ["tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[alias of a scalar]"],
+        [
+            "tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[alias of a scalar]"
+        ],
         "aliases unfold",
     ),
     (
@@ -748,14 +788,18 @@ MUTANTS = [
         "cir_cot/training/config.py",
         "    if isinstance(value, int) and abs(value) > LARGEST:",
         "    if False:",
-        ["tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[a number beyond floats]"],
+        [
+            "tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[a number beyond floats]"
+        ],
         "a huge number is a traceback",
     ),
     (
         "cir_cot/training/config.py",
         "return text if len(text) <= 200 else",
         "return text if True else",
-        ["tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[value of 50,000 letters]"],
+        [
+            "tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[value of 50,000 letters]"
+        ],
         "an error of 50,000 letters",
     ),
     # ---- cir_cot/heads/decoding.py
@@ -856,14 +900,18 @@ MUTANTS = [
         "cir_cot/heads/decoding.py",
         "(before if before_ret else hidden)[ended]",
         "hidden[ended]",
-        ["tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"],
+        [
+            "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
+        ],
         "the readout before the token is that at the token",
     ),
     (
         "cir_cot/heads/decoding.py",
         "positions = positions + 1",
         "positions = positions",
-        ["tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"],
+        [
+            "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
+        ],
         "written tokens share one position",
     ),
     (
@@ -970,14 +1018,18 @@ MUTANTS = [
         "cir_cot/retriever.py",
         "ALIKE = 0.999",
         "ALIKE = 0.5",
-        ["tests/search/test_index_files.py::test_a_retriever_is_refused_from_a_cosine_of_0_999_downward"],
+        [
+            "tests/search/test_index_files.py::test_a_retriever_is_refused_from_a_cosine_of_0_999_downward"
+        ],
         "another retriever is taken for the same",
     ),
     (
         "cir_cot/search/vector_store.py",
         "            file.flush()\n            os.fsync(file.fileno())",
         "            file.flush()",
-        ["tests/search/test_faiss_index.py::test_a_batch_is_on_the_disk_before_the_next_one_starts"],
+        [
+            "tests/search/test_faiss_index.py::test_a_batch_is_on_the_disk_before_the_next_one_starts"
+        ],
         "a batch is not on the disk",
     ),
     (
@@ -1012,7 +1064,9 @@ MUTANTS = [
         "cir_cot/search/vector_store.py",
         "            if _hash(images, name) != digest:",
         "            if False:",
-        ["tests/search/test_faiss_index.py::test_a_picture_that_changes_while_it_is_read_is_left_out"],
+        [
+            "tests/search/test_faiss_index.py::test_a_picture_that_changes_while_it_is_read_is_left_out"
+        ],
         "a vector of other content than its hash",
     ),
     (
@@ -1026,14 +1080,18 @@ MUTANTS = [
         "cir_cot/search/vector_store.py",
         "elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):",
         "elif False:",
-        ["tests/search/test_index_files.py::test_a_folder_named_like_that_of_the_parts_is_refused_and_stays"],
+        [
+            "tests/search/test_index_files.py::test_a_folder_named_like_that_of_the_parts_is_refused_and_stays"
+        ],
         "a user's folder is used for parts",
     ),
     (
         "cir_cot/search/vector_store.py",
         'if not isinstance(found, dict) or not is_probe(found.get("probe")):',
         "if not isinstance(found, dict):",
-        ["tests/search/test_index_files.py::test_a_damaged_fingerprint_of_an_interrupted_run_is_one_line"],
+        [
+            "tests/search/test_index_files.py::test_a_damaged_fingerprint_of_an_interrupted_run_is_one_line"
+        ],
         "a damaged fingerprint is a traceback",
     ),
     (
@@ -1047,21 +1105,27 @@ MUTANTS = [
         "cir_cot/search/vector_store.py",
         "        encoded += flush()\n",
         "        flush()\n",
-        ["tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"],
+        [
+            "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
+        ],
         "the last batch is not counted",
     ),
     (
         "cir_cot/search/vector_store.py",
         "    mine = names[rank::world]",
         "    mine = names[rank:]",
-        ["tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"],
+        [
+            "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
+        ],
         "processes do each other's work",
     ),
     (
         "cir_cot/search/vector_store.py",
         "        return kept  # as the retriever",
         "        return kept * np.float32(1.0000001)  # as the retriever",
-        ["tests/search/test_faiss_index.py::test_shortened_vectors_are_unit_and_rank_by_their_first_numbers"],
+        [
+            "tests/search/test_faiss_index.py::test_shortened_vectors_are_unit_and_rank_by_their_first_numbers"
+        ],
         "whole vectors are changed",
     ),
     # ---- cir_cot/evaluation/evaluate.py
@@ -1116,7 +1180,9 @@ MUTANTS = [
         "cir_cot/evaluation/encode.py",
         "for name in dict.fromkeys(batch)}",
         "for name in batch}",
-        ["tests/evaluation/test_evaluate.py::test_batches_keep_their_order_and_decode_a_repeated_name_once"],
+        [
+            "tests/evaluation/test_evaluate.py::test_batches_keep_their_order_and_decode_a_repeated_name_once"
+        ],
         "a repeated picture is decoded twice",
     ),
     (
@@ -1137,14 +1203,18 @@ MUTANTS = [
         "cir_cot/evaluation/encode.py",
         "encode(records[done : done + len(pictures)], pictures)",
         "encode(records[: len(pictures)], pictures)",
-        ["tests/evaluation/test_evaluate.py::test_readings_of_the_toy_have_the_recall_they_must_have"],
+        [
+            "tests/evaluation/test_evaluate.py::test_readings_of_the_toy_have_the_recall_they_must_have"
+        ],
         "every batch asks the first queries",
     ),
     (
         "cir_cot/evaluation/evaluate.py",
         "    if missing:\n        raise",
         "    if False:\n        raise",
-        ["tests/evaluation/test_evaluate.py::test_missing_pictures_are_counted_before_anything_is_encoded"],
+        [
+            "tests/evaluation/test_evaluate.py::test_missing_pictures_are_counted_before_anything_is_encoded"
+        ],
         "missing pictures are found out late",
     ),
     # ---- cir_cot/data/fashioniq.py
@@ -1223,7 +1293,9 @@ MUTANTS = [
         "cir_cot/models/feature_cache.py",
         '.get("digest") == _digest(digests, vectors)',
         '.get("digest") is not None',
-        ["tests/models/test_feature_cache.py::test_a_torn_file_is_deleted_with_a_warning_and_rebuilt"],
+        [
+            "tests/models/test_feature_cache.py::test_a_torn_file_is_deleted_with_a_warning_and_rebuilt"
+        ],
         "altered vectors are used",
     ),
     (
@@ -1262,7 +1334,9 @@ MUTANTS = [
         "cir_cot/models/feature_cache.py",
         "if NAME.fullmatch(path.name) and path.name not in self.files:",
         "if path.name not in self.files:",
-        ["tests/models/test_feature_cache.py::test_a_file_that_is_not_the_caches_is_neither_read_nor_deleted"],
+        [
+            "tests/models/test_feature_cache.py::test_a_file_that_is_not_the_caches_is_neither_read_nor_deleted"
+        ],
         "a user's file is deleted",
     ),
     (
@@ -1284,7 +1358,9 @@ MUTANTS = [
         "cir_cot/files.py",
         "            os.replace(temporary, target)\n",
         "            target.write_bytes(temporary.read_bytes())\n            temporary.unlink()\n",
-        ["tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"],
+        [
+            "tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"
+        ],
         "the file is written in place, not renamed",
     ),
     (
@@ -1298,21 +1374,27 @@ MUTANTS = [
         "cir_cot/files.py",
         "            sync(temporary)\n            os.replace(temporary, target)\n",
         "            os.replace(temporary, target)\n            sync(target)\n",
-        ["tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"],
+        [
+            "tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"
+        ],
         "the name is there before the content",
     ),
     (
         "cir_cot/files.py",
         "            sync(temporary)\n",
         "",
-        ["tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"],
+        [
+            "tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"
+        ],
         "the content is not synced",
     ),
     (
         "cir_cot/files.py",
         "        sync(target.parent)\n",
         "",
-        ["tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"],
+        [
+            "tests/test_files.py::test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end"
+        ],
         "the folder is not synced",
     ),
     (
@@ -1443,28 +1525,36 @@ MUTANTS = [
         "cir_cot/chains/filters.py",
         "LONGEST_LOOP, LOOPS = 12, 3",
         "LONGEST_LOOP, LOOPS = 11, 3",
-        ["tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"],
+        [
+            "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
+        ],
         "the filters' loop",
     ),
     (
         "cir_cot/chains/filters.py",
         "LONGEST_LOOP, LOOPS = 12, 3",
         "LONGEST_LOOP, LOOPS = 12, 2",
-        ["tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"],
+        [
+            "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
+        ],
         "twice is a loop",
     ),
     (
         "cir_cot/chains/filters.py",
         "NGRAM, OCCURRENCES = 6, 3",
         "NGRAM, OCCURRENCES = 5, 3",
-        ["tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"],
+        [
+            "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
+        ],
         "the filters' n-gram",
     ),
     (
         "cir_cot/chains/filters.py",
         "NGRAM, OCCURRENCES = 6, 3",
         "NGRAM, OCCURRENCES = 6, 4",
-        ["tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"],
+        [
+            "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
+        ],
         "the n-gram's occurrences",
     ),
     (
@@ -1615,14 +1705,18 @@ MUTANTS = [
         "cir_cot/training/gradcache.py",
         "(value[:count] * gradient).sum()",
         "(value[:count] * gradient).mean()",
-        ["tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"],
+        [
+            "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"
+        ],
         "gradients of embeddings are averaged",
     ),
     (
         "cir_cot/training/gradcache.py",
         ".grad if last else 0.0)",
         ".grad if True else 0.0)",
-        ["tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"],
+        [
+            "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"
+        ],
         "the temperature's gradient is added with every chunk",
     ),
     (
@@ -1636,7 +1730,9 @@ MUTANTS = [
         "cir_cot/training/gradcache.py",
         "        start += count\n",
         "        start += len(chunk)\n",
-        ["tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"],
+        [
+            "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"
+        ],
         "the rows of chunks without weight are skipped",
         "chunks without weight are the last ones: nothing starts behind them",
     ),
@@ -1644,7 +1740,9 @@ MUTANTS = [
         "cir_cot/training/gradcache.py",
         "                if mine.grad is not None:",
         "                if mine.grad is not None and count:",
-        ["tests/training/test_gradcache.py::test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero"],
+        [
+            "tests/training/test_gradcache.py::test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero"
+        ],
         "a process without rows falls out of step",
     ),
     # ---- cir_cot/heads/__init__.py
@@ -1652,7 +1750,9 @@ MUTANTS = [
         "cir_cot/heads/__init__.py",
         'if facts["kind"] not in HEADS:',
         "if False:",
-        ["tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        [
+            "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
+        ],
         "an unknown kind is a KeyError",
     ),
     # ---- cir_cot/heads/clip.py
@@ -1698,14 +1798,18 @@ MUTANTS = [
         "cir_cot/heads/cot.py",
         ">= self.threshold",
         "< self.threshold",
-        ["tests/heads/test_decoding.py::test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above"],
+        [
+            "tests/heads/test_decoding.py::test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above"
+        ],
         "the adaptive reading is the other way round",
     ),
     (
         "cir_cot/heads/cot.py",
         "logits[:, self.backbone.ret_id] - logits[:, start])",
         "logits[:, start] - logits[:, self.backbone.ret_id])",
-        ["tests/heads/test_decoding.py::test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above"],
+        [
+            "tests/heads/test_decoding.py::test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above"
+        ],
         "sureness is doubt",
     ),
     (
@@ -1726,7 +1830,9 @@ MUTANTS = [
         "cir_cot/heads/cot.py",
         "wanted = labels[:, 1:]",
         "wanted = labels[:, :-1]",
-        ["tests/contract/test_retriever_contract.py::test_chain_loss_is_the_mean_cross_entropy_of_the_chains_tokens"],
+        [
+            "tests/contract/test_retriever_contract.py::test_chain_loss_is_the_mean_cross_entropy_of_the_chains_tokens"
+        ],
         "each token predicts itself",
     ),
     (
@@ -1811,7 +1917,9 @@ MUTANTS = [
         "cir_cot/heads/moe.py",
         "(rows, count), 1 / count)",
         "(rows, count), 1.0)",
-        ["tests/heads/test_moe.py::test_random_routing_is_even_in_training_and_an_average_afterwards"],
+        [
+            "tests/heads/test_moe.py::test_random_routing_is_even_in_training_and_an_average_afterwards"
+        ],
         "random routing sums experts",
     ),
     # ---- cir_cot/heads/prompt_pool.py
@@ -1847,21 +1955,27 @@ MUTANTS = [
         "cir_cot/heads/prompt_pool.py",
         "functional.layer_norm(mean, mean.shape[1:])",
         "mean",
-        ["tests/heads/test_prompt_pool.py::test_the_chosen_are_the_best_by_cosine_of_picture_and_words"],
+        [
+            "tests/heads/test_prompt_pool.py::test_the_chosen_are_the_best_by_cosine_of_picture_and_words"
+        ],
         "visual tokens outweigh the words",
     ),
     (
         "cir_cot/heads/prompt_pool.py",
         "functional.normalize(self.keys, dim=1).T",
         "self.keys.T",
-        ["tests/heads/test_prompt_pool.py::test_the_chosen_are_the_best_by_cosine_of_picture_and_words"],
+        [
+            "tests/heads/test_prompt_pool.py::test_the_chosen_are_the_best_by_cosine_of_picture_and_words"
+        ],
         "long keys are chosen",
     ),
     (
         "cir_cot/heads/prompt_pool.py",
         "functional.scaled_dot_product_attention(asked, keys, values, picture[:, None, None])",
         "functional.scaled_dot_product_attention(asked, keys, values)",
-        ["tests/heads/test_prompt_pool.py::test_the_connector_reads_the_picture_alone_and_starts_at_its_queries"],
+        [
+            "tests/heads/test_prompt_pool.py::test_the_connector_reads_the_picture_alone_and_starts_at_its_queries"
+        ],
         "the Connector reads the words",
     ),
     (
@@ -1875,7 +1989,9 @@ MUTANTS = [
         "cir_cot/heads/prompt_pool.py",
         "key=lambda prompt: -scores[prompt])",
         "key=lambda prompt: scores[prompt])",
-        ["tests/heads/test_prompt_pool.py::test_explanations_name_the_chosen_best_first_and_shares_sum_to_one"],
+        [
+            "tests/heads/test_prompt_pool.py::test_explanations_name_the_chosen_best_first_and_shares_sum_to_one"
+        ],
         "the worst prompt is named first",
     ),
     (
@@ -1931,21 +2047,27 @@ MUTANTS = [
         "cir_cot/heads/qwen.py",
         '- int(self.readout == "before_ret")',
         "",
-        ["tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"],
+        [
+            "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
+        ],
         "before_ret reads at the token",
     ),
     (
         "cir_cot/heads/qwen.py",
         "return functional.normalize(hidden.float(), dim=-1)",
         "return functional.normalize(hidden.float(), dim=0)",
-        ["tests/contract/test_retriever_contract.py::test_embeddings_are_unit_float32_vectors_of_the_stated_dimension"],
+        [
+            "tests/contract/test_retriever_contract.py::test_embeddings_are_unit_float32_vectors_of_the_stated_dimension"
+        ],
         "normalised over the batch",
     ),
     (
         "cir_cot/heads/qwen.py",
         "return functional.normalize(hidden.float(), dim=-1)",
         "return hidden.float()",
-        ["tests/contract/test_retriever_contract.py::test_embeddings_are_unit_float32_vectors_of_the_stated_dimension"],
+        [
+            "tests/contract/test_retriever_contract.py::test_embeddings_are_unit_float32_vectors_of_the_stated_dimension"
+        ],
         "not normalised",
     ),
     (
@@ -2049,7 +2171,9 @@ MUTANTS = [
         "cir_cot/search/faiss_index.py",
         "order = np.lexsort((rows, -scores))[:k]",
         "order = np.lexsort((-rows, -scores))[:k]",
-        ["tests/search/test_faiss_index.py::test_equal_scores_come_in_the_order_of_the_gallery_however_many_there_are"],
+        [
+            "tests/search/test_faiss_index.py::test_equal_scores_come_in_the_order_of_the_gallery_however_many_there_are"
+        ],
         "ties in the wrong order",
     ),
     (
@@ -2067,21 +2191,27 @@ MUTANTS = [
         "cir_cot/search/index_files.py",
         "if number not in (0, current) else ():",
         "if number != current else ():",
-        ["tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"],
+        [
+            "tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"
+        ],
         "rows.0.jsonl of a user is removed",
     ),
     (
         "cir_cot/search/index_files.py",
         "        number = 1 + max(_taken(folder), default=old)",
         "        number = 1 + old",
-        ["tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"],
+        [
+            "tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"
+        ],
         "a user's file is in the way",
     ),
     (
         "cir_cot/search/index_files.py",
         "        finally:\n            settle(folder)",
         "        finally:\n            pass",
-        ["tests/search/test_index_files.py::test_a_full_disk_leaves_the_old_index_and_nothing_else"],
+        [
+            "tests/search/test_index_files.py::test_a_full_disk_leaves_the_old_index_and_nothing_else"
+        ],
         "a failed save leaves its files",
     ),
     (
@@ -2097,21 +2227,27 @@ MUTANTS = [
         "cir_cot/search/index_files.py",
         "                digests[part] = _write_store(folder / names[part], store)\n            sync(folder)",
         "                digests[part] = _write_store(folder / names[part], store)",
-        ["tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"],
+        [
+            "tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"
+        ],
         "index.json names files whose names are not on the disk",
     ),
     (
         "cir_cot/search/index_files.py",
         "        faiss.write_index(store, faiss.PyCallbackIOWriter(write))\n        file.flush()\n        os.fsync(file.fileno())",
         "        faiss.write_index(store, faiss.PyCallbackIOWriter(write))",
-        ["tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"],
+        [
+            "tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"
+        ],
         "vectors are not on the disk",
     ),
     (
         "cir_cot/search/index_files.py",
         "            digest.update(chunk)\n        file.flush()\n        os.fsync(file.fileno())",
         "            digest.update(chunk)\n        file.flush()",
-        ["tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"],
+        [
+            "tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"
+        ],
         "rows are not on the disk",
     ),
     (
@@ -2163,7 +2299,9 @@ MUTANTS = [
         "cir_cot/search/build.py",
         "    with locked(Path(folder)):\n        index = open_index(folder)",
         "    with nullcontext():\n        index = open_index(folder)",
-        ["tests/search/test_index_files.py::test_an_index_cannot_be_changed_while_another_process_writes_it"],
+        [
+            "tests/search/test_index_files.py::test_an_index_cannot_be_changed_while_another_process_writes_it"
+        ],
         "an index is changed while another process writes it",
     ),
     (
@@ -2188,7 +2326,9 @@ MUTANTS = [
         "cir_cot/search/build.py",
         'facts |= {"images": escaped(str(images.root)),',
         'facts |= {"images": str(images.root),',
-        ["tests/search/test_index_files.py::test_a_folder_name_that_is_no_utf_8_does_not_stop_an_index"],
+        [
+            "tests/search/test_index_files.py::test_a_folder_name_that_is_no_utf_8_does_not_stop_an_index"
+        ],
         "a folder that is no UTF-8 breaks the index at the end",
     ),
     (
@@ -2238,14 +2378,18 @@ MUTANTS = [
         "cir_cot/chains/job.py",
         "            # What was taken over is on the disk before the files that held it are gone.\n            self.sync()\n",
         "",
-        ["tests/chains/test_journal.py::test_merged_rows_are_on_the_disk_before_the_files_that_held_them_are_removed"],
+        [
+            "tests/chains/test_journal.py::test_merged_rows_are_on_the_disk_before_the_files_that_held_them_are_removed"
+        ],
         "shares are removed before their rows are on the disk",
     ),
     (
         "cir_cot/chains/job.py",
         '        self.journal.sync()\n        self.poison.sync()\n        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")',
         '        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")\n        self.journal.sync()\n        self.poison.sync()',
-        ["tests/chains/test_journal.py::test_rows_reach_the_disk_before_the_summary_that_counts_them"],
+        [
+            "tests/chains/test_journal.py::test_rows_reach_the_disk_before_the_summary_that_counts_them"
+        ],
         "the summary counts rows that are not on the disk",
     ),
     (
@@ -2259,7 +2403,9 @@ MUTANTS = [
         "cir_cot/chains/journal.py",
         "if held != wanted and used and held:",
         "if False:",
-        ["tests/chains/test_annotate.py::test_other_settings_on_one_output_are_refused_and_so_are_other_texts"],
+        [
+            "tests/chains/test_annotate.py::test_other_settings_on_one_output_are_refused_and_so_are_other_texts"
+        ],
         "other settings go on in one output",
     ),
     (
@@ -2273,7 +2419,9 @@ MUTANTS = [
         "cir_cot/chains/job.py",
         "task.key not in done and task.name not in poison]",
         "task.key not in done]",
-        ["tests/chains/test_annotate.py::test_with_a_hostile_server_every_row_ends_with_the_right_reason"],
+        [
+            "tests/chains/test_annotate.py::test_with_a_hostile_server_every_row_ends_with_the_right_reason"
+        ],
         "rows in quarantine are asked again",
     ),
     (
@@ -2302,14 +2450,18 @@ MUTANTS = [
         "cir_cot/chains/journal.py",
         "        if end:\n            check(",
         "        if False:\n            check(",
-        ["tests/chains/test_journal.py::test_a_file_that_is_no_journal_is_refused_and_left_as_it_is"],
+        [
+            "tests/chains/test_journal.py::test_a_file_that_is_no_journal_is_refused_and_left_as_it_is"
+        ],
         "the last line of any JSON lines is cut",
     ),
     (
         "cir_cot/chains/journal.py",
         " or not (end or first.startswith(BEGIN[: len(first)]))",
         "",
-        ["tests/chains/test_journal.py::test_a_file_that_is_no_journal_is_refused_and_left_as_it_is"],
+        [
+            "tests/chains/test_journal.py::test_a_file_that_is_no_journal_is_refused_and_left_as_it_is"
+        ],
         "a note without line ends is cut",
     ),
     (
@@ -2323,21 +2475,27 @@ MUTANTS = [
         "cir_cot/chains/journal.py",
         "                os.fsync(self.file)",
         "                pass",
-        ["tests/chains/test_journal.py::test_rows_reach_the_disk_before_the_summary_that_counts_them"],
+        [
+            "tests/chains/test_journal.py::test_rows_reach_the_disk_before_the_summary_that_counts_them"
+        ],
         "rows are not forced to the disk",
     ),
     (
         "cir_cot/chains/journal.py",
         "                sync(path.parent)  #",
         "                pass  #",
-        ["tests/chains/test_journal.py::test_a_new_file_has_its_name_on_the_disk_before_rows_are_forced_there"],
+        [
+            "tests/chains/test_journal.py::test_a_new_file_has_its_name_on_the_disk_before_rows_are_forced_there"
+        ],
         "a new file's name is not forced to the disk",
     ),
     (
         "cir_cot/chains/journal.py",
         "    if record.cot is None:",
         "    if False:",
-        ["tests/chains/test_journal.py::test_a_broken_file_of_a_job_is_refused_in_one_line[cot null]"],
+        [
+            "tests/chains/test_journal.py::test_a_broken_file_of_a_job_is_refused_in_one_line[cot null]"
+        ],
         "a null chain counts as done",
     ),
     (
@@ -2386,7 +2544,9 @@ MUTANTS = [
         "cir_cot/models/loading.py",
         "        if not value.isfinite().all():",
         "        if False:",
-        ["tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[head.safetensors: NaN]"],
+        [
+            "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[head.safetensors: NaN]"
+        ],
         "weights of NaN are loaded",
     ),
     (
@@ -2448,21 +2608,27 @@ MUTANTS = [
         "cir_cot/chains/transformers_teacher.py",
         '"image": part.image, **self.bounds}',
         '"image": part.image}',
-        ["tests/chains/test_teacher.py::test_a_local_model_reads_pictures_in_sides_that_its_processor_keeps"],
+        [
+            "tests/chains/test_teacher.py::test_a_local_model_reads_pictures_in_sides_that_its_processor_keeps"
+        ],
         "a local model's pictures are resized twice",
     ),
     (
         "cir_cot/chains/transformers_teacher.py",
         "                self.worker.add_done_callback(self._pass_on)\n",
         "",
-        ["tests/chains/test_teacher.py::test_no_row_waits_for_a_worker_that_died[OSError('the disk')]"],
+        [
+            "tests/chains/test_teacher.py::test_no_row_waits_for_a_worker_that_died[OSError('the disk')]"
+        ],
         "rows wait for a worker that died",
     ),
     (
         "cir_cot/chains/transformers_teacher.py",
         "        for one in (*self.asked, *self.waiting):",
         "        for one in self.asked:",
-        ["tests/chains/test_teacher.py::test_no_row_waits_for_a_worker_that_died[OSError('the disk')]"],
+        [
+            "tests/chains/test_teacher.py::test_no_row_waits_for_a_worker_that_died[OSError('the disk')]"
+        ],
         "rows behind the batch wait for ever",
     ),
     (
@@ -2693,7 +2859,13 @@ MUTANTS = [
         ["tests/data/test_metrics.py"],
         "an image twice in a ranking counts twice",
     ),
-    ("cir_cot/data/metrics.py", "if k < 1:", "if k < 0:", ["tests/data/test_metrics.py"], "k of 0 is accepted"),
+    (
+        "cir_cot/data/metrics.py",
+        "if k < 1:",
+        "if k < 0:",
+        ["tests/data/test_metrics.py"],
+        "k of 0 is accepted",
+    ),
     (
         "cir_cot/data/metrics.py",
         "if not all(labels):",
@@ -2771,7 +2943,9 @@ MUTANTS = [
         "cir_cot/outputs.py",
         "in (None, digest(path))",
         "is not False",
-        ["tests/test_outputs.py::test_a_measurement_replaces_its_own_files_until_somebody_changes_one"],
+        [
+            "tests/test_outputs.py::test_a_measurement_replaces_its_own_files_until_somebody_changes_one"
+        ],
         "a file that a user edited is replaced",
     ),
     (
@@ -2847,7 +3021,9 @@ MUTANTS = [
         "cir_cot/search/private_folder.py",
         "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef remove_stale",
         "        pass\n\n\ndef remove_stale",
-        ["tests/search/test_private_folder.py::test_nobody_else_can_look_into_it_and_it_is_gone_afterwards"],
+        [
+            "tests/search/test_private_folder.py::test_nobody_else_can_look_into_it_and_it_is_gone_afterwards"
+        ],
         "copies stay",
     ),
     (
@@ -2886,7 +3062,9 @@ MUTANTS = [
         "cir_cot/search/private_folder.py",
         "(folder / LOCK).open()",
         '(folder / LOCK).open("a")',
-        ["tests/search/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"],
+        [
+            "tests/search/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"
+        ],
         "folders without a lock are removed",
     ),
     # ---- cir_cot/processes.py
@@ -2894,7 +3072,9 @@ MUTANTS = [
         "cir_cot/processes.py",
         "SIGNALS = (signal.SIGTERM, signal.SIGHUP)",
         "SIGNALS = (signal.SIGHUP,)",
-        ["tests/training/test_quickstart.py::test_a_signal_ends_the_trainers_with_the_quickstart[15-143]"],
+        [
+            "tests/training/test_quickstart.py::test_a_signal_ends_the_trainers_with_the_quickstart[15-143]"
+        ],
         "SIGTERM leaves the trainers running",
     ),
     # ---- cir_cot/prompts.py
@@ -3397,7 +3577,9 @@ MUTANTS = [
         "cir_cot/training/arguments.py",
         "not 0 <= value < 2**32",
         "not 0 <= value <= 2**32",
-        ["tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[a seed beyond numpy]"],
+        [
+            "tests/training/test_arguments.py::test_a_hostile_file_is_one_short_line[a seed beyond numpy]"
+        ],
         "a seed that numpy refuses is a traceback",
     ),
     (
@@ -3433,7 +3615,9 @@ MUTANTS = [
         "cir_cot/records.py",
         "    except UnicodeEncodeError as error:\n",
         "    except ZeroDivisionError as error:\n",
-        ["tests/search/test_search.py::test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded"],
+        [
+            "tests/search/test_search.py::test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded"
+        ],
         "surrogates of the command line are a traceback",
     ),
     (
@@ -3497,7 +3681,9 @@ MUTANTS = [
         "cir_cot/chains/openai_teacher.py",
         "min(trouble.after, MAX_REST)",
         "trouble.after",
-        ["tests/chains/test_teacher.py::test_no_server_is_believed_that_asks_for_more_than_five_minutes"],
+        [
+            "tests/chains/test_teacher.py::test_no_server_is_believed_that_asks_for_more_than_five_minutes"
+        ],
         "MAX_REST",
     ),
     (
@@ -3511,7 +3697,9 @@ MUTANTS = [
         "cir_cot/chains/openai_teacher.py",
         " in (401, 403, 404) and not self.answered:",
         " in (401, 403, 404):",
-        ["tests/chains/test_teacher.py::test_a_refused_key_after_the_first_answer_is_that_row_alone"],
+        [
+            "tests/chains/test_teacher.py::test_a_refused_key_after_the_first_answer_is_that_row_alone"
+        ],
         "not answered",
     ),
     (
@@ -3542,14 +3730,18 @@ MUTANTS = [
         "cir_cot/chains/openai_teacher.py",
         "replica.failures >= SICK",
         "replica.failures > SICK",
-        ["tests/chains/test_teacher.py::test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works"],
+        [
+            "tests/chains/test_teacher.py::test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works"
+        ],
         "SICK",
     ),
     (
         "cir_cot/chains/openai_teacher.py",
         "len(self.replicas) > 1 and",
         "True and",
-        ["tests/chains/test_teacher.py::test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works"],
+        [
+            "tests/chains/test_teacher.py::test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works"
+        ],
         "the only server rests",
     ),
     (
@@ -3621,7 +3813,9 @@ MUTANTS = [
         "cir_cot/models/resizing.py",
         "return max(side, found[0]), max(side, found[1])",
         "return found",
-        ["tests/models/test_resizing.py::test_the_thinnest_picture_keeps_a_visual_token_on_its_short_side"],
+        [
+            "tests/models/test_resizing.py::test_the_thinnest_picture_keeps_a_visual_token_on_its_short_side"
+        ],
         "a thin picture gets a side of 0",
     ),
     (
@@ -3635,14 +3829,18 @@ MUTANTS = [
         "cir_cot/models/resizing.py",
         '"max_pixels": max(high, MAX_RATIO * token_side(images) ** 2)',
         '"max_pixels": high',
-        ["tests/models/test_resizing.py::test_the_thinnest_picture_keeps_a_visual_token_on_its_short_side"],
+        [
+            "tests/models/test_resizing.py::test_the_thinnest_picture_keeps_a_visual_token_on_its_short_side"
+        ],
         "a thin picture breaks a local teacher with a small bound",
     ),
     (
         "cir_cot/models/resizing.py",
         '"min_pixels": low',
         '"min_pixels": 1',
-        ["tests/models/test_resizing.py::test_a_picture_of_a_message_has_the_sides_that_the_processor_gives_it"],
+        [
+            "tests/models/test_resizing.py::test_a_picture_of_a_message_has_the_sides_that_the_processor_gives_it"
+        ],
         "small pictures are resized twice",
     ),
     (
@@ -3656,14 +3854,18 @@ MUTANTS = [
         "cir_cot/models/resizing.py",
         "side, 1, max_pixels) != smart_size",
         "side, 1, max_pixels) == smart_size",
-        ["tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"],
+        [
+            "tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"
+        ],
         "pictures within the bound count as made smaller",
     ),
     (
         "cir_cot/models/resizing.py",
         "side, 1, 2**62)",
         "side, 1, max_pixels)",
-        ["tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"],
+        [
+            "tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"
+        ],
         "no picture counts as made smaller",
     ),
     # ---- cir_cot/evaluation/results.py
@@ -3722,7 +3924,9 @@ MUTANTS = [
         "cir_cot/training/checkpoints.py",
         "        folder.rename(aside / folder.name)\n        sync(run)\n",
         "        folder.rename(aside / folder.name)\n",
-        ["tests/training/test_checkpoints.py::test_a_checkpoint_loses_its_name_on_the_disk_before_its_first_file"],
+        [
+            "tests/training/test_checkpoints.py::test_a_checkpoint_loses_its_name_on_the_disk_before_its_first_file"
+        ],
         "files of an old checkpoint go before its name has",
     ),
     (
@@ -3738,7 +3942,9 @@ MUTANTS = [
         "cir_cot/training/checkpoints.py",
         "key=lambda number: (number <= step, number)",
         "key=lambda number: found[number].stat().st_mtime",
-        ["tests/training/test_checkpoints.py::test_a_clock_set_back_does_not_delete_the_newest_save"],
+        [
+            "tests/training/test_checkpoints.py::test_a_clock_set_back_does_not_delete_the_newest_save"
+        ],
         "rotation by time deletes the newest save",
     ),
     (
@@ -3763,14 +3969,18 @@ MUTANTS = [
         "cir_cot/training/checkpoints.py",
         "NAME.fullmatch(path.name)",
         "NAME.match(path.name)",
-        ["tests/training/test_checkpoints.py::test_folders_of_other_names_are_neither_resumed_from_nor_deleted"],
+        [
+            "tests/training/test_checkpoints.py::test_folders_of_other_names_are_neither_resumed_from_nor_deleted"
+        ],
         "checkpoint-16-backup counts as 16",
     ),
     (
         "cir_cot/training/checkpoints.py",
         "if found[step].is_dir()",
         "if True",
-        ["tests/training/test_checkpoints.py::test_folders_of_other_names_are_neither_resumed_from_nor_deleted"],
+        [
+            "tests/training/test_checkpoints.py::test_folders_of_other_names_are_neither_resumed_from_nor_deleted"
+        ],
         "a file counts as a checkpoint",
     ),
     (
@@ -3802,7 +4012,9 @@ MUTANTS = [
         "cir_cot/training/checkpoints.py",
         "    except InputError as error:\n        return str(error)\n",
         "    except KeyError as error:\n        return str(error)\n",
-        ["tests/training/test_checkpoints.py::test_a_damaged_marker_is_one_line_by_name_and_passed_over_by_last"],
+        [
+            "tests/training/test_checkpoints.py::test_a_damaged_marker_is_one_line_by_name_and_passed_over_by_last"
+        ],
         "one damaged marker stops 'last'",
     ),
     (
@@ -3840,21 +4052,27 @@ MUTANTS = [
         "cir_cot/heads/base.py",
         "slice(at, at + self.batch_size)",
         "slice(at, at + self.batch_size - 1)",
-        ["tests/contract/test_retriever_contract.py::test_a_large_call_is_answered_in_batches_without_losing_a_row"],
+        [
+            "tests/contract/test_retriever_contract.py::test_a_large_call_is_answered_in_batches_without_losing_a_row"
+        ],
         "the last row of each batch is lost",
     ),
     (
         "cir_cot/retriever.py",
         'if facts["prompts"] != PROMPTS_VERSION:',
         "if False:",
-        ["tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        [
+            "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
+        ],
         "a retriever of other prompts is read",
     ),
     (
         "cir_cot/retriever.py",
         'if facts["format"] != FORMAT:',
         "if False:",
-        ["tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"],
+        [
+            "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
+        ],
         "a folder of another format is read",
     ),
     (
@@ -3980,7 +4198,9 @@ MUTANTS = [
         "cir_cot/training/run_folder.py",
         "    if by_checkpoints:\n",
         "    if False:\n",
-        ["tests/training/test_run_folder.py::test_a_new_run_does_not_start_among_the_checkpoints_of_another"],
+        [
+            "tests/training/test_run_folder.py::test_a_new_run_does_not_start_among_the_checkpoints_of_another"
+        ],
         "a new run mixes its checkpoints with another's",
     ),
     (
@@ -3994,7 +4214,9 @@ MUTANTS = [
         "cir_cot/training/run_folder.py",
         "        if args.overwrite and args.resume_from_checkpoint is None:",
         "        if args.overwrite:",
-        ["tests/training/test_run_folder.py::test_overwrite_keeps_the_checkpoints_that_it_resumes_from"],
+        [
+            "tests/training/test_run_folder.py::test_overwrite_keeps_the_checkpoints_that_it_resumes_from"
+        ],
         "overwrite deletes what it resumes from",
     ),
     (
@@ -4008,21 +4230,27 @@ MUTANTS = [
         "cir_cot/training/run_folder.py",
         "        digest.update(json.dumps(record_to_dict(record), sort_keys=True).encode())\n",
         "        digest.update(record.id.encode())\n",
-        ["tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"],
+        [
+            "tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"
+        ],
         "other texts pass for the same rows",
     ),
     (
         "cir_cot/training/run_folder.py",
         "sorted(own | DECISIVE)",
         "sorted(own)",
-        ["tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"],
+        [
+            "tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"
+        ],
         "another learning rate passes for the same run",
     ),
     (
         "cir_cot/training/run_folder.py",
         " - general - HARMLESS",
         " - general",
-        ["tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"],
+        [
+            "tests/training/test_run_folder.py::test_what_decides_the_weights_makes_another_run_and_nothing_else_does"
+        ],
         "smaller chunks make another run",
     ),
     # ---- cir_cot/search/same_origin.py
@@ -4044,21 +4272,27 @@ MUTANTS = [
         "cir_cot/search/same_origin.py",
         '(site == "none" and reading)',
         'site == "none"',
-        ["tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        [
+            "tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"
+        ],
         "a form opened as a file may upload",
     ),
     (
         "cir_cot/search/same_origin.py",
         'link = reading and path == "/" and',
         "link = reading and",
-        ["tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        [
+            "tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"
+        ],
         "a link from another site reads the configuration",
     ),
     (
         "cir_cot/search/same_origin.py",
         'path == "/" and headers.get("sec-fetch-mode") == "navigate"',
         'path == "/"',
-        ["tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"],
+        [
+            "tests/search/test_demo.py::test_a_link_from_another_site_opens_the_page_and_nothing_else"
+        ],
         "another site fetches the page without opening it",
     ),
     (
@@ -4108,7 +4342,9 @@ MUTANTS = [
         "cir_cot/training/sampler.py",
         "            short = blocks.pop() if blocks and len(blocks[-1]) < self.group_size else []",
         "            short = []",
-        ["tests/training/test_sampler.py::test_a_short_block_never_shifts_the_others_across_the_batches"],
+        [
+            "tests/training/test_sampler.py::test_a_short_block_never_shifts_the_others_across_the_batches"
+        ],
         "a short block mixes references",
     ),
     # ---- cir_cot/data/scenes.py
@@ -4144,7 +4380,9 @@ MUTANTS = [
         "cir_cot/data/scenes.py",
         "tuple(same[edit.result])",
         "(target,)",
-        ["tests/data/test_scenes.py::test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference"],
+        [
+            "tests/data/test_scenes.py::test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference"
+        ],
         "other pictures of the target scene count as wrong",
     ),
     (
@@ -4221,7 +4459,9 @@ MUTANTS = [
         "cir_cot/search/search.py",
         '            check_text(text, "the text of the query")\n        for chain',
         "            pass\n        for chain",
-        ["tests/search/test_search.py::test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded"],
+        [
+            "tests/search/test_search.py::test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded"
+        ],
         "90,000 letters are encoded",
     ),
     (
@@ -4243,7 +4483,9 @@ MUTANTS = [
         "cir_cot/integrations/sentence_transformers.py",
         'last = RET if head.readout == "ret" else ""',
         "last = RET",
-        ["tests/integrations/test_export.py::test_its_template_writes_our_tokens_and_no_text_writes_a_special_one"],
+        [
+            "tests/integrations/test_export.py::test_its_template_writes_our_tokens_and_no_text_writes_a_special_one"
+        ],
         "before_ret pools the token itself",
     ),
     (
@@ -4363,7 +4605,9 @@ MUTANTS = [
         "cir_cot/data/submission.py",
         "    if len(lists) == len(test.records):",
         "    if len(lists) >= len(test.records):",
-        ["tests/data/test_submission.py::test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too"],
+        [
+            "tests/data/test_submission.py::test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too"
+        ],
         "a file of val with more queries than test is checked as test",
     ),
     (
@@ -4451,14 +4695,18 @@ MUTANTS = [
         "cir_cot/chains/teacher.py",
         '        if not answer.whole:\n            self.problem = truncated("joint")\n            return\n',
         "",
-        ["tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"],
+        [
+            "tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"
+        ],
         "a truncated joint answer is taken",
     ),
     (
         "cir_cot/chains/teacher.py",
         '    if not answer.whole:\n        raise Unanswered(truncated("score")',
         '    if False:\n        raise Unanswered(truncated("score")',
-        ["tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"],
+        [
+            "tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"
+        ],
         "a truncated score is taken",
     ),
     (
@@ -4479,7 +4727,9 @@ MUTANTS = [
         "cir_cot/chains/teacher.py",
         '(bad[: LETTERS * MAX_TOKENS["joint"]], self.problem)',
         "(bad, self.problem)",
-        ["tests/chains/test_teacher.py::test_a_complaint_sends_back_a_bounded_piece_of_a_long_answer"],
+        [
+            "tests/chains/test_teacher.py::test_a_complaint_sends_back_a_bounded_piece_of_a_long_answer"
+        ],
         "a long answer is sent back whole",
     ),
     (
@@ -4507,7 +4757,9 @@ MUTANTS = [
         "cir_cot/chains/teacher.py",
         "for part in PARTS[len(self.parts) :]:",
         "for part in PARTS:",
-        ["tests/chains/test_teacher.py::test_only_the_part_at_fault_and_what_follows_is_asked_for_again"],
+        [
+            "tests/chains/test_teacher.py::test_only_the_part_at_fault_and_what_follows_is_asked_for_again"
+        ],
         "a repair asks for every part again",
     ),
     (
@@ -4522,7 +4774,9 @@ MUTANTS = [
         "cir_cot/models/tiny_qwen.py",
         "with torch.random.fork_rng(devices=[]):\n        torch.manual_seed(seed)\n        model = kind(config)\n    model.gen",
         "if True:\n        torch.manual_seed(seed)\n        model = kind(config)\n    model.gen",
-        ["tests/models/test_tiny_qwen.py::test_the_seed_decides_the_weights_and_the_global_state_is_left_alone"],
+        [
+            "tests/models/test_tiny_qwen.py::test_the_seed_decides_the_weights_and_the_global_state_is_left_alone"
+        ],
         "a tiny model changes the global random state",
     ),
     (
@@ -4587,14 +4841,18 @@ MUTANTS = [
         "cir_cot/losses.py",
         "max(1, tile // vocabulary)",
         "max(1, -(-tile // vocabulary))",
-        ["tests/training/test_token_loss.py::test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one"],
+        [
+            "tests/training/test_token_loss.py::test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one"
+        ],
         "a tile holds a row more than its bound",
     ),
     (
         "cir_cot/losses.py",
         "max(1, tile // vocabulary)",
         "max(2, tile // vocabulary)",
-        ["tests/training/test_token_loss.py::test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one"],
+        [
+            "tests/training/test_token_loss.py::test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one"
+        ],
         "the least tile is two rows",
     ),
     (
@@ -4622,7 +4880,9 @@ MUTANTS = [
         "cir_cot/losses.py",
         "max(gather_counts",
         "min(gather_counts",
-        ["tests/training/test_token_loss.py::test_processes_with_unequal_rows_compute_equally_many_tiles"],
+        [
+            "tests/training/test_token_loss.py::test_processes_with_unequal_rows_compute_equally_many_tiles"
+        ],
         "a process with few rows cuts the tiles of all",
     ),
     # ---- cir_cot/training/trainer.py
@@ -4638,7 +4898,9 @@ MUTANTS = [
         "cir_cot/training/vision_cache.py",
         "        if digest is not None and digest != _digest(value):",
         "        if False:",
-        ["tests/training/test_vision_cache.py::test_a_flipped_bit_in_stored_features_is_named_when_they_are_used"],
+        [
+            "tests/training/test_vision_cache.py::test_a_flipped_bit_in_stored_features_is_named_when_they_are_used"
+        ],
         "flipped features are used",
     ),
     (
@@ -4668,7 +4930,9 @@ MUTANTS = [
         "cir_cot/training/vision_cache.py",
         "            if self.folder is None:\n                self.forget()\n",
         "",
-        ["tests/training/test_vision_cache.py::test_features_do_not_outlive_the_step_that_shares_them"],
+        [
+            "tests/training/test_vision_cache.py::test_features_do_not_outlive_the_step_that_shares_them"
+        ],
         "features of all steps pile up in host memory",
     ),
     # ---- cir_cot/webpage.py
@@ -4693,7 +4957,9 @@ MUTANTS = [
         "cir_cot/webpage.py",
         'alt="{escape(alt)}"',
         'alt="{alt}"',
-        ["tests/evaluation/test_report.py::test_markup_in_an_image_id_stays_in_the_alternative_text"],
+        [
+            "tests/evaluation/test_report.py::test_markup_in_an_image_id_stays_in_the_alternative_text"
+        ],
         "an id's quotation mark ends the attribute",
     ),
     (
@@ -4703,7 +4969,13 @@ MUTANTS = [
         ["tests/test_webpage.py"],
         "a bar's label is markup",
     ),
-    ("cir_cot/webpage.py", "max(0.0, min(100.0, value))", "value", ["tests/test_webpage.py"], "a bar leaves its track"),
+    (
+        "cir_cot/webpage.py",
+        "max(0.0, min(100.0, value))",
+        "value",
+        ["tests/test_webpage.py"],
+        "a bar leaves its track",
+    ),
     (
         "cir_cot/webpage.py",
         "small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)",
@@ -4715,7 +4987,9 @@ MUTANTS = [
         "cir_cot/webpage.py",
         "(math.log10(cost) - low) / (high - low), height",
         "(cost - low) / (high - low), height",
-        ["tests/benchmarks/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"],
+        [
+            "tests/benchmarks/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"
+        ],
         "points stand at their cost",
     ),
     (
@@ -4789,7 +5063,9 @@ MUTANTS = [
         "cir_cot/chains/openai_messages.py",
         'text.encode("utf-8", "replace").decode("utf-8")',
         "text",
-        ["tests/chains/test_teacher.py::test_half_a_surrogate_pair_of_a_server_becomes_a_question_mark"],
+        [
+            "tests/chains/test_teacher.py::test_half_a_surrogate_pair_of_a_server_becomes_a_question_mark"
+        ],
         "surrogates of an answer",
     ),
     (
@@ -4912,7 +5188,9 @@ MUTANTS = [
         "data_gen/export_chains.py",
         'if relative.startswith("../"):',
         "if False:",
-        ["tests/chains/test_chain_export.py::test_pictures_behind_a_link_out_of_the_folder_are_left_out"],
+        [
+            "tests/chains/test_chain_export.py::test_pictures_behind_a_link_out_of_the_folder_are_left_out"
+        ],
         "paths out of the dataset are exported",
     ),
     # ---- data_gen/triplets.py
@@ -5050,14 +5328,18 @@ MUTANTS = [
         "train/quickstart.py",
         "    if (out / SUMMARY).exists() and not overwrite:",
         "    if False:",
-        ["tests/training/test_quickstart.py::test_a_quickstart_replaces_only_what_a_quickstart_wrote"],
+        [
+            "tests/training/test_quickstart.py::test_a_quickstart_replaces_only_what_a_quickstart_wrote"
+        ],
         "a finished quickstart is replaced",
     ),
     (
         "train/quickstart.py",
         "    if found and not (out / MARK).exists() and not overwrite:",
         "    if False:",
-        ["tests/training/test_quickstart.py::test_a_quickstart_replaces_only_what_a_quickstart_wrote"],
+        [
+            "tests/training/test_quickstart.py::test_a_quickstart_replaces_only_what_a_quickstart_wrote"
+        ],
         "a user's folder named model is replaced",
     ),
 ]

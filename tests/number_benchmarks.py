@@ -28,9 +28,19 @@ def cirr(root):
     entries = []
     for number in range(10):
         reference, target = 5 * number, 5 * number + 1 + number % 4
-        entry = {"pairid": 100 + number, "reference": shade_id(reference), "target_hard": shade_id(target)}
-        entry |= {"target_soft": {shade_id(target): 1.0}, "caption": str(4 * (1 + (number + number // 5) % 4))}
-        entries.append(entry | {"img_set": {"id": number, "members": [shade_id(reference + i) for i in range(6)]}})
+        entry = {
+            "pairid": 100 + number,
+            "reference": shade_id(reference),
+            "target_hard": shade_id(target),
+        }
+        entry |= {
+            "target_soft": {shade_id(target): 1.0},
+            "caption": str(4 * (1 + (number + number // 5) % 4)),
+        }
+        entries.append(
+            entry
+            | {"img_set": {"id": number, "members": [shade_id(reference + i) for i in range(6)]}}
+        )
     write_json(root / "cirr/captions/cap.rc2.val.json", entries)
     files = {shade_id(i): f"./dev/s{4 * i:03}.png" for i in range(60)}
     write_json(root / "cirr/image_splits/split.rc2.val.json", files)
@@ -43,7 +53,11 @@ def fashioniq(root):
     names = [f"s{shade:03}" for shade in shades]
     for offset, category in enumerate(("dress", "shirt", "toptee")):
         entries = [
-            {"candidate": names[i + offset], "target": names[(7 * i + offset) % 60], "captions": [str(4 * i), "8"]}
+            {
+                "candidate": names[i + offset],
+                "target": names[(7 * i + offset) % 60],
+                "captions": [str(4 * i), "8"],
+            }
             for i in range(20)
             if (7 * i + offset) % 60 != i + offset
         ]
@@ -55,20 +69,31 @@ def fashioniq(root):
 def coco_pictures(folder, ids):
     write_shades(folder, ids)
     for shade in ids:
-        (folder / f"s{shade:03}.png").rename(folder / f"{shade:012}.jpg")  # PNG inside: what counts is the content
+        (folder / f"s{shade:03}.png").rename(
+            folder / f"{shade:012}.jpg"
+        )  # PNG inside: what counts is the content
 
 
 def circo(root):
     entries = []
     for index in range(12):
         right = [4 * (index + 3 + step) for step in range(1 + index % 3)]
-        entry = {"id": index, "reference_img_id": 4 * index, "target_img_id": right[0], "gt_img_ids": right}
+        entry = {
+            "id": index,
+            "reference_img_id": 4 * index,
+            "target_img_id": right[0],
+            "gt_img_ids": right,
+        }
         entry |= {"relative_caption": str(4 * (index % 4)), "shared_concept": "a shade"}
-        entries.append(entry | {"semantic_aspects": ["addition"] if index % 2 else ["negation", "addition"]})
+        entries.append(
+            entry | {"semantic_aspects": ["addition"] if index % 2 else ["negation", "addition"]}
+        )
     write_json(root / "annotations/val.json", entries)
     write_json(root / "annotations/test.json", [{k: e[k] for k in TEST_KEYS} for e in entries])
     images = [{"id": 4 * i, "file_name": f"{4 * i:012}.jpg"} for i in range(60)]
-    write_json(root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": images})
+    write_json(
+        root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": images}
+    )
     coco_pictures(root / "COCO2017_unlabeled/unlabeled2017", [4 * i for i in range(60)])
 
 

@@ -22,7 +22,11 @@ def recorded_os(folder: Path) -> Iterator[list[str]]:
     root, events, real = os.path.realpath(folder), [], {name: getattr(os, name) for name in CALLS}
 
     def name_of(path) -> str:
-        at = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.path.join(os.getcwd(), path)
+        at = (
+            os.readlink(f"/proc/self/fd/{path}")
+            if isinstance(path, int)
+            else os.path.join(os.getcwd(), path)
+        )
         return os.path.relpath(at, root)
 
     def note(what: str, name: str) -> None:
@@ -35,7 +39,10 @@ def recorded_os(folder: Path) -> Iterator[list[str]]:
             result = real[call](path, *rest, **options)
             if CALLS[call] == "rename":
                 last = name_of(rest[0])
-                events[:] = [f"{what} {last}" if old == name else f"{what} {old}" for what, old in map(split, events)]
+                events[:] = [
+                    f"{what} {last}" if old == name else f"{what} {old}"
+                    for what, old in map(split, events)
+                ]
                 name = last
             note(CALLS[call], name)
             return result

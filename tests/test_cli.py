@@ -69,7 +69,11 @@ def test_a_command_gets_the_rest_of_the_arguments(tmp_path, capsys):
     sizes = ["--seed", "3", "--references", "3", "--edits", "9", "--page", str(page)]
     assert not cli.main(["scenes", "--out", str(out), *sizes])
     assert "27 queries" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} >= {"records.train.jsonl", "gallery.novel.txt", "images"}
+    assert {path.name for path in out.iterdir()} >= {
+        "records.train.jsonl",
+        "gallery.novel.txt",
+        "images",
+    }
     assert len(list((out / "images").iterdir())) == 3 * 3 * 10
     with Image.open(page) as picture:
         assert len(picture.getcolors(maxcolors=100_000)) > 30
@@ -87,7 +91,9 @@ def test_bad_input_is_one_line_and_code_2(capsys):
 
 def test_a_missing_file_is_one_line_and_code_2(tmp_path, capsys):
     assert exit_of(opening(tmp_path / "absent.json")) == 2
-    assert capsys.readouterr().err == f"error: No such file or directory: {tmp_path / 'absent.json'}\n"
+    assert (
+        capsys.readouterr().err == f"error: No such file or directory: {tmp_path / 'absent.json'}\n"
+    )
 
 
 def test_a_folder_where_a_file_belongs_is_code_2(tmp_path, capsys):
@@ -105,7 +111,9 @@ def test_an_interruption_is_code_130(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shape"), ValueError("not an InputError"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape"), ValueError("not an InputError"), KeyError("x")]
+)
 def test_our_own_defects_keep_their_traceback(error):
     with pytest.raises(type(error)):
         cli.run(raising(error), [])
@@ -131,7 +139,8 @@ def in_a_shell(words, **environment):
         ["bash", "-c", f"{words.replace('$cli', cli)}; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,
         text=True,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | environment,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        | environment,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -161,9 +170,14 @@ def test_a_command_without_an_output_works():
 def test_letters_that_the_terminal_lacks_are_written_as_numbers():
     program = "from cir_cot.cli import run; run(lambda argv: print('caf\\u00e9 \\udcff'))"
     command = [sys.executable, "-c", program]
-    for encoding, word in (("ascii", b"caf\\xe9 \\udcff\n"), ("utf-8", "caf\u00e9 \\udcff\n".encode())):
+    for encoding, word in (
+        ("ascii", b"caf\\xe9 \\udcff\n"),
+        ("utf-8", "caf\u00e9 \\udcff\n".encode()),
+    ):
         environment = os.environ | {"PYTHONIOENCODING": encoding}
-        assert subprocess.run(command, capture_output=True, check=True, env=environment).stdout == word
+        assert (
+            subprocess.run(command, capture_output=True, check=True, env=environment).stdout == word
+        )
 
 
 def test_ctrl_c_in_a_running_process_is_code_130_and_one_line():
@@ -176,7 +190,9 @@ def test_ctrl_c_in_a_running_process_is_code_130_and_one_line():
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("scroe", "score"), ("serach", "search"), ("prompt_pool", "prompt-pool")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("scroe", "score"), ("serach", "search"), ("prompt_pool", "prompt-pool")]
+)
 def test_a_mistyped_command_names_the_nearest(typed, meant, capsys):
     assert exit_of(cli.main, [typed]) == 2
     assert f"did you mean {meant!r}?" in capsys.readouterr().err
@@ -210,7 +226,9 @@ def test_a_script_refuses_bad_input_in_a_process_of_its_own(tmp_path):
 HEAVY = {"torch", "peft", "transformers", "torchvision", "accelerate", "datasets", "faiss"}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["score", "--help"], ["check", "--help"], ["scenes", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["score", "--help"], ["check", "--help"], ["scenes", "--help"]]
+)
 def test_light_commands_import_nothing_heavy(argv):
     program = (
         "import sys, cir_cot.cli\n"
@@ -218,7 +236,9 @@ def test_light_commands_import_nothing_heavy(argv):
         "except SystemExit:\n    pass\n"
         "print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True
+    )
     loaded = set(done.stderr.split())
     assert "cir_cot.errors" in loaded
     assert not HEAVY & loaded
@@ -240,13 +260,24 @@ MODEL = {
     "--overwrite",
 }
 OPTIONS = {
-    "score": BENCHMARK | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
-    "submit": BENCHMARK | {"--rankings", "--subset-rankings", "--reference", "--out", "--json", "--overwrite"},
+    "score": BENCHMARK
+    | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
+    "submit": BENCHMARK
+    | {"--rankings", "--subset-rankings", "--reference", "--out", "--json", "--overwrite"},
     "check-submission": {"--root", "--json"},
     "check": BENCHMARK | {"--chains", "--report", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
     "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains", "--overwrite"},
-    "scenes": {"--out", "--seed", "--references", "--test-references", "--edits", "--size", "--page", "--overwrite"},
+    "scenes": {
+        "--out",
+        "--seed",
+        "--references",
+        "--test-references",
+        "--edits",
+        "--size",
+        "--page",
+        "--overwrite",
+    },
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
 }
@@ -258,4 +289,6 @@ def test_the_options_of_a_command_are_the_documented_ones(command, capsys):
         cli.main([command, "--help"])
     assert exit.value.code == 0
     usage = capsys.readouterr().out.partition("options:")[2]
-    assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", usage, re.MULTILINE)) == OPTIONS[command] | {"--help"}
+    assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", usage, re.MULTILINE)) == OPTIONS[command] | {
+        "--help"
+    }

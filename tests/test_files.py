@@ -84,7 +84,9 @@ def test_a_link_stays_and_its_target_is_written(tmp_path, exists):
 def test_a_circle_of_links_is_refused_and_stays(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(InputError, match=r"a: cannot be written \(Too many levels of symbolic links\)"):
+    with pytest.raises(
+        InputError, match=r"a: cannot be written \(Too many levels of symbolic links\)"
+    ):
         write_bytes_atomic(tmp_path / "a", b"new")
     assert (tmp_path / "a").is_symlink()
     assert names_in(tmp_path) == ["a", "b"]
@@ -95,7 +97,9 @@ def test_the_longest_name_can_be_written(tmp_path):
     assert names_in(tmp_path) == ["x" * 255]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["io", "stop"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["io", "stop"]
+)
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
 def test_any_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, error):
     (tmp_path / "a").write_text("old")
@@ -124,7 +128,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
 
 
 def test_a_folder_that_is_absent_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent/a: cannot be written \(No such file or directory\)"):
+    with pytest.raises(
+        InputError, match=r"absent/a: cannot be written \(No such file or directory\)"
+    ):
         write_bytes_atomic(tmp_path / "absent" / "a", b"new")
 
 
@@ -152,9 +158,13 @@ def test_a_file_system_that_cannot_sync_folders_is_written_to(tmp_path, monkeypa
 def test_a_small_archive_unpacks_to_a_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ALWAYS", 2**20)
     path = tmp_path / "bomb.json.gz"
-    path.write_bytes(gzip.compress(b"[" + b'{"a":1},' * 10_000_000 + b"1]", 1))  # 80 MB, parsed 2 GB
+    path.write_bytes(
+        gzip.compress(b"[" + b'{"a":1},' * 10_000_000 + b"1]", 1)
+    )  # 80 MB, parsed 2 GB
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"bomb\.json\.gz: unpacks to more than \d+ bytes, over 100 times its size"):
+    with pytest.raises(
+        InputError, match=r"bomb\.json\.gz: unpacks to more than \d+ bytes, over 100 times its size"
+    ):
         read_bytes(path)
     assert tracemalloc.get_traced_memory()[1] < 4 * max(2**20, 100 * path.stat().st_size)
     tracemalloc.stop()
@@ -162,17 +172,23 @@ def test_a_small_archive_unpacks_to_a_bounded_size(tmp_path, monkeypatch):
 
 def test_regular_but_short_archives_are_read(tmp_path):
     path = tmp_path / "same.json.gz"
-    path.write_bytes(gzip.compress(json.dumps({str(n): ["x"] * 100 for n in range(20_000)}).encode()))
+    path.write_bytes(
+        gzip.compress(json.dumps({str(n): ["x"] * 100 for n in range(20_000)}).encode())
+    )
     assert path.stat().st_size * files.MAX_RATIO < 10_000_000
     assert len(read_json(path)) == 20_000
 
 
-@pytest.mark.parametrize("text", ["[" + "0," * 20 + "0]", "[" + "{}," * 20 + "0]", "[]\n" * 21, '{"a":1}\n' * 21])
+@pytest.mark.parametrize(
+    "text", ["[" + "0," * 20 + "0]", "[" + "{}," * 20 + "0]", "[]\n" * 21, '{"a":1}\n' * 21]
+)
 def test_the_number_of_values_is_bounded(tmp_path, monkeypatch, text):
     monkeypatch.setattr(files, "MAX_VALUES", 20)
     (tmp_path / "many").write_text(text)
     for read in (read_json, read_jsonl):
-        with pytest.raises(InputError, match=r"many: \d+ values, more than the 20 allowed; split the file"):
+        with pytest.raises(
+            InputError, match=r"many: \d+ values, more than the 20 allowed; split the file"
+        ):
             read(tmp_path / "many")
 
 
@@ -190,7 +206,11 @@ def test_the_exact_number_of_bytes_is_allowed(tmp_path, monkeypatch):
 def test_the_exact_depth_is_allowed():
     assert parse_json("[" * files.MAX_DEPTH + "]" * files.MAX_DEPTH, "x")
     assert parse_json('{"a":' * files.MAX_DEPTH + "1" + "}" * files.MAX_DEPTH, "x")
-    for deeper in ("[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65, '[{"a":' * 33 + "1" + "}]" * 33):
+    for deeper in (
+        "[" * 65 + "]" * 65,
+        '{"a":' * 65 + "1" + "}" * 65,
+        '[{"a":' * 33 + "1" + "}]" * 33,
+    ):
         with pytest.raises(InputError, match="x: more than 64 arrays and objects in each other"):
             parse_json(deeper, "x")
 

@@ -27,10 +27,17 @@ def png(width, height, body=b""):
     """A PNG that claims a size, whatever its body holds."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp"])
@@ -104,7 +111,8 @@ def test_sixteen_bits_are_scaled_not_clipped(folder):
 
 
 @pytest.mark.parametrize(
-    ("orientation", "size", "corner"), [(1, (8, 4), (0, 0)), (6, (4, 8), (3, 0)), (3, (8, 4), (7, 3))]
+    ("orientation", "size", "corner"),
+    [(1, (8, 4), (0, 0)), (6, (4, 8), (3, 0)), (3, (8, 4), (7, 3))],
 )
 def test_pictures_stand_upright(folder, orientation, size, corner):
     image = Image.new("RGB", (8, 4), WHITE)
@@ -127,14 +135,18 @@ def test_truncated_files_are_named(folder):
             ImageStore(folder).load(name[0])
 
 
-@pytest.mark.parametrize("raw", [b"", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(99), png(4, 4), png(4, 0)])
+@pytest.mark.parametrize(
+    "raw", [b"", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(99), png(4, 4), png(4, 0)]
+)
 def test_what_is_no_picture_is_named(folder, raw):
     (folder / "x.jpg").write_bytes(raw)
     with pytest.raises(InputError, match=r"x\.jpg: no readable picture"):
         ImageStore(folder).load("x")
 
 
-@pytest.mark.parametrize(("width", "height"), [(3, 4), (9000, 9000), (15_000, 15_000), (50_000, 50_000)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(3, 4), (9000, 9000), (15_000, 15_000), (50_000, 50_000)]
+)
 def test_too_many_pixels_are_refused_before_decoding(folder, width, height):
     (folder / "x.png").write_bytes(png(width, height))
     with pytest.raises(InputError, match=r"x\.png: .* pixels.* allowed; resize it"):
@@ -154,7 +166,9 @@ def test_the_exact_number_of_pixels_is_allowed(folder):
 @pytest.mark.parametrize("size", [(4000, 3), (3000, 10), (10, 3000), (201, 1), (1, 201)])
 def test_a_picture_that_is_too_long_for_its_width_is_refused_by_name(folder, size):
     Image.new("RGB", size).save(folder / "x.png")
-    with pytest.raises(InputError, match=rf"x\.png: {size[0]} x {size[1]} pixels, .* crop or pad it") as error:
+    with pytest.raises(
+        InputError, match=rf"x\.png: {size[0]} x {size[1]} pixels, .* crop or pad it"
+    ) as error:
         ImageStore(folder).load("x")
     assert "\n" not in str(error.value)
 
@@ -175,13 +189,16 @@ def test_too_many_bytes_are_refused(folder):
     Image.effect_noise((64, 64), 90).save(folder / "x.png")
     size = (folder / "x.png").stat().st_size
     assert ImageStore(folder, max_bytes=size).load("x").size == (64, 64)
-    with pytest.raises(InputError, match=rf"x\.png: {size} bytes, more than the {size - 1} allowed"):
+    with pytest.raises(
+        InputError, match=rf"x\.png: {size} bytes, more than the {size - 1} allowed"
+    ):
         ImageStore(folder, max_bytes=size - 1).load("x")
 
 
 def test_a_missing_picture_lists_what_was_looked_for(folder):
     with pytest.raises(
-        InputError, match=r"image 'x' is missing: no x\.jpg or x\.jpeg or x\.png or x\.webp in .*images"
+        InputError,
+        match=r"image 'x' is missing: no x\.jpg or x\.jpeg or x\.png or x\.webp in .*images",
     ):
         ImageStore(folder).load("x")
     with pytest.raises(InputError, match="absent: no such folder"):
@@ -240,7 +257,9 @@ def test_a_pipe_is_no_picture(folder):
 def test_files_may_be_a_mapping_or_a_function(folder):
     Image.new("RGB", (4, 4), RED).save(folder / "000000000007.png")
     assert ImageStore(folder, {"7": "000000000007.png"}).load("7").getpixel((0, 0)) == RED
-    assert ImageStore(folder, lambda name: f"{int(name):012d}.png").load("7").getpixel((0, 0)) == RED
+    assert (
+        ImageStore(folder, lambda name: f"{int(name):012d}.png").load("7").getpixel((0, 0)) == RED
+    )
     with pytest.raises(InputError, match="image '8' is unknown: it is not among the 1 of"):
         ImageStore(folder, {"7": "000000000007.png"}).load("8")
 
@@ -251,12 +270,19 @@ def test_boxes_are_cut_as_genecis_cuts_them():
     cut = crop_box(image, (50, 40, 10, 20), "x")  # left 43, top 26, right 43 + 17, bottom 26 + 34
     assert cut.size == (34, 34)
     assert [cut.getpixel((x, 5)) for x in (7, 8, 24, 25)] == [(0, 0, 0), WHITE, WHITE, (0, 0, 0)]
-    assert crop_box(image, (-2, 0, 10, 10), "x").size == (17, 17)  # clipped at 0, so 17 to the right of it
-    assert crop_box(image, (90, 70, 20, 20), "x").size == (24, 24)  # left 76, top 56, clipped at 100 and 80
+    assert crop_box(image, (-2, 0, 10, 10), "x").size == (
+        17,
+        17,
+    )  # clipped at 0, so 17 to the right of it
+    assert crop_box(image, (90, 70, 20, 20), "x").size == (
+        24,
+        24,
+    )  # left 76, top 56, clipped at 100 and 80
 
 
 @pytest.mark.parametrize(
-    ("size", "box"), [((8, 4), (20, 0, 5, 5)), ((8, 4), (3, 3, 0.1, 9)), ((9000, 60), (0, 0, 9000, 60))]
+    ("size", "box"),
+    [((8, 4), (20, 0, 5, 5)), ((8, 4), (3, 3, 0.1, 9)), ((9000, 60), (0, 0, 9000, 60))],
 )
 def test_boxes_that_cannot_be_cut_are_refused(folder, size, box):
     Image.new("RGB", size).save(folder / "a.png")

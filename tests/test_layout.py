@@ -40,9 +40,23 @@ def python_files(*folders: str) -> list[Path]:
 
 def own_files(*suffixes: str) -> list[Path]:
     """Files of the checkout, without what is installed, built or run in it."""
-    foreign = {".venv", ".venv-newest", ".git", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
+    foreign = {
+        ".venv",
+        ".venv-newest",
+        ".git",
+        "runs",
+        "build",
+        "dist",
+        "__pycache__",
+        ".pytest_cache",
+        ".ruff_cache",
+    }
     files = (path for path in ROOT.rglob("*") if path.is_file() and path.suffix in suffixes)
-    return [p for p in files if not any(q in foreign or q.endswith(".egg-info") for q in p.relative_to(ROOT).parts)]
+    return [
+        p
+        for p in files
+        if not any(q in foreign or q.endswith(".egg-info") for q in p.relative_to(ROOT).parts)
+    ]
 
 
 def name(path: Path) -> str:
@@ -60,7 +74,9 @@ def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = (
+                package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            )
             stem = ".".join([*base, *([node.module] if node.module else [])])
             yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
 
@@ -85,7 +101,11 @@ def imports_beside_the_library(tree: ast.AST, folder: str) -> Iterator[str]:
 
 def prints_or_parses(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        ):
             yield f"{node.lineno}: the library logs, only scripts print"
     for line, target in imported(tree, "cir_cot"):
         if target.split(".")[0] == "argparse":
@@ -137,14 +157,19 @@ def local_paths(text: str) -> Iterator[str]:
 
 
 def broken(rule, path: Path, *details) -> list[str]:
-    return [f"{name(path)}:{problem}" for problem in rule(ast.parse(path.read_text(encoding="utf-8")), *details)]
+    return [
+        f"{name(path)}:{problem}"
+        for problem in rule(ast.parse(path.read_text(encoding="utf-8")), *details)
+    ]
 
 
 def module_of(path: Path) -> str:
     return path.relative_to(ROOT / "cir_cot").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", [p for p in LIBRARY if p.parent.name != "cir_cot" or p.name != "__init__.py"], ids=name)
+@pytest.mark.parametrize(
+    "path", [p for p in LIBRARY if p.parent.name != "cir_cot" or p.name != "__init__.py"], ids=name
+)
 def test_a_module_imports_from_lower_levels_only(path):
     assert module_of(path) in LEVELS, f"give {name(path)} a level"
     package = ".".join(path.relative_to(ROOT).parent.parts)
@@ -184,18 +209,42 @@ def test_a_file_has_at_most_300_lines(path):
 
 
 def test_nothing_names_a_path_of_one_machine():
-    problems = [f"{name(p)}:{q}" for p in own_files(*TEXT) for q in local_paths(p.read_text(encoding="utf-8"))]
+    problems = [
+        f"{name(p)}:{q}"
+        for p in own_files(*TEXT)
+        for q in local_paths(p.read_text(encoding="utf-8"))
+    ]
     assert problems == []
 
 
 BANNED = {
-    "level": (upward_imports, "from cir_cot.training.trainer import CirTrainer", ("cir_cot.heads", "heads")),
-    "level inside a function": (upward_imports, "def f():\n    import cir_cot.heads.cot", ("cir_cot.models", "models")),
-    "level, one package up": (upward_imports, "from ..training import x", ("cir_cot.heads", "heads")),
+    "level": (
+        upward_imports,
+        "from cir_cot.training.trainer import CirTrainer",
+        ("cir_cot.heads", "heads"),
+    ),
+    "level inside a function": (
+        upward_imports,
+        "def f():\n    import cir_cot.heads.cot",
+        ("cir_cot.models", "models"),
+    ),
+    "level, one package up": (
+        upward_imports,
+        "from ..training import x",
+        ("cir_cot.heads", "heads"),
+    ),
     "level, package import": (upward_imports, "from cir_cot import records", ("cir_cot", "images")),
     "same level": (upward_imports, "from . import files", ("cir_cot", "images")),
-    "script imported by the library": (upward_imports, "import cir_cot.scripts.train.sft", ("cir_cot.training", "training")),
-    "script imports script": (imports_beside_the_library, "from cir_cot.scripts.train import sft", ("eval",)),
+    "script imported by the library": (
+        upward_imports,
+        "import cir_cot.scripts.train.sft",
+        ("cir_cot.training", "training"),
+    ),
+    "script imports script": (
+        imports_beside_the_library,
+        "from cir_cot.scripts.train import sft",
+        ("eval",),
+    ),
     "script imports sibling": (imports_beside_the_library, "from . import sft", ("train",)),
     "script imports folder": (imports_beside_the_library, "import train.sft", ("eval",)),
     "print": (prints_or_parses, "print(1)", ()),
@@ -203,7 +252,11 @@ BANNED = {
     "61 lines": (long_functions, "def f():\n" + "    pass\n" * 60, ()),
     "bare except": (swallowed_errors, "try:\n    f()\nexcept:\n    raise", ()),
     "except Exception": (swallowed_errors, "try:\n    f()\nexcept Exception:\n    raise", ()),
-    "except tuple": (swallowed_errors, "try:\n    f()\nexcept (KeyError, Exception):\n    raise", ()),
+    "except tuple": (
+        swallowed_errors,
+        "try:\n    f()\nexcept (KeyError, Exception):\n    raise",
+        (),
+    ),
     "BaseException kept": (swallowed_errors, "try:\n    f()\nexcept BaseException:\n    pass", ()),
     "pickle": (unsafe_loading, "import pickle", ()),
     "torch.load": (unsafe_loading, "torch.load(path)", ()),
@@ -219,11 +272,27 @@ def test_the_rules_catch_what_they_ban(rule, source, details):
 
 
 ALLOWED = {
-    "downward": (upward_imports, "from cir_cot.records import Record\nfrom cir_cot import prompts", ("cir_cot.heads", "heads")),
-    "within heads": (upward_imports, "from .cot import CotHead\nfrom ..retriever import x", ("cir_cot.heads", "heads")),
-    "script": (imports_beside_the_library, "from cir_cot.data import BENCHMARKS\nimport rich", ("train",)),
+    "downward": (
+        upward_imports,
+        "from cir_cot.records import Record\nfrom cir_cot import prompts",
+        ("cir_cot.heads", "heads"),
+    ),
+    "within heads": (
+        upward_imports,
+        "from .cot import CotHead\nfrom ..retriever import x",
+        ("cir_cot.heads", "heads"),
+    ),
+    "script": (
+        imports_beside_the_library,
+        "from cir_cot.data import BENCHMARKS\nimport rich",
+        ("train",),
+    ),
     "60 lines": (long_functions, "def f():\n" + "    pass\n" * 59, ()),
-    "clean up": (swallowed_errors, "try:\n    f()\nexcept BaseException:\n    clean()\n    raise", ()),
+    "clean up": (
+        swallowed_errors,
+        "try:\n    f()\nexcept BaseException:\n    clean()\n    raise",
+        (),
+    ),
     "weights only": (unsafe_loading, "torch.load(path, weights_only=True)", ()),
 }
 
@@ -237,4 +306,11 @@ def test_the_path_rule_tells_local_paths_from_addresses():
     slash = "/"
     assert list(local_paths(f'root = "{slash}home{slash}me/data"')) == [f"1: {slash}home{slash}me"]
     assert list(local_paths(f"see `{slash}tmp{slash}x.png`"))
-    assert list(local_paths("images/train/x.png https://example.org/home/page {root}/tmp/x #!/usr/bin/env")) == []
+    assert (
+        list(
+            local_paths(
+                "images/train/x.png https://example.org/home/page {root}/tmp/x #!/usr/bin/env"
+            )
+        )
+        == []
+    )

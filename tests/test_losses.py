@@ -64,7 +64,9 @@ def test_distinct_ids_change_nothing():
 
 def test_a_masked_column_gets_no_gradient_and_an_open_one_does():
     query, target = unit(2, 4), unit(3, 4, seed=1).requires_grad_()
-    info_nce(query, target, torch.tensor([0, 0]), 0.1, torch.tensor([1, 1]), torch.tensor([1, 1, 2])).backward()
+    info_nce(
+        query, target, torch.tensor([0, 0]), 0.1, torch.tensor([1, 1]), torch.tensor([1, 1, 2])
+    ).backward()
     assert target.grad[1].abs().sum() == 0
     assert target.grad[0].abs().sum() > 0
     assert target.grad[2].abs().sum() > 0
@@ -81,7 +83,11 @@ def test_info_nce_gradients_have_their_closed_form():
     ids = torch.tensor([4, 5, 4, 6])  # the third column shows the first query's target again
     info_nce(query, target, torch.tensor([0, 1]), temperature, ids[:2], ids).backward()
     similarity = (query @ target.T).detach()
-    shares = (similarity / 0.3).masked_fill(torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool(), -torch.inf).softmax(-1)
+    shares = (
+        (similarity / 0.3)
+        .masked_fill(torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool(), -torch.inf)
+        .softmax(-1)
+    )
     residual = (shares - torch.eye(2, 4)) / 2  # d loss / d logits
     torch.testing.assert_close(query.grad, residual @ target.detach() / 0.3)
     torch.testing.assert_close(target.grad, residual.T @ query.detach() / 0.3)
@@ -92,7 +98,9 @@ def test_info_nce_computes_in_float32():
     query, target = unit(2, 64), unit(8, 64, seed=1)
     low = info_nce(query.bfloat16(), target.bfloat16(), torch.arange(2), 0.02)
     assert low.dtype == torch.float32
-    exact = info_nce(query.bfloat16().double().float(), target.bfloat16().double().float(), torch.arange(2), 0.02)
+    exact = info_nce(
+        query.bfloat16().double().float(), target.bfloat16().double().float(), torch.arange(2), 0.02
+    )
     assert torch.equal(low, exact)
 
 
@@ -106,7 +114,9 @@ def test_batch_statistics_of_a_small_case():
     query = torch.eye(3)
     target = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0.9, 0.1]])
     stats = batch_statistics(query, target, torch.arange(3))
-    assert stats["in_batch_r1"].item() == pytest.approx(2 / 3)  # the second query likes the third target better
+    assert stats["in_batch_r1"].item() == pytest.approx(
+        2 / 3
+    )  # the second query likes the third target better
     assert stats["positive_similarity"].item() == pytest.approx((1 + 0.6 + 0.1) / 3)
     assert stats["negative_similarity"].item() == pytest.approx((0.8 + 0 + 0 + 0.9 + 0 + 0) / 6)
 
@@ -121,7 +131,9 @@ def test_batch_statistics_leave_out_other_rows_of_the_same_image():
     target = torch.stack([query[0], query[0], query[2]])  # rows 0 and 1 share their target
     stats = batch_statistics(query, target, torch.arange(3), ids, ids)
     assert stats["negative_similarity"].item() == 0.0
-    assert stats["in_batch_r1"].item() == pytest.approx(2 / 3)  # row 1's own target scores 0, a tie with row 2's
+    assert stats["in_batch_r1"].item() == pytest.approx(
+        2 / 3
+    )  # row 1's own target scores 0, a tie with row 2's
 
 
 def test_batch_statistics_without_any_negative():
@@ -147,7 +159,9 @@ def test_load_balance_pushes_probability_off_the_crowded_expert():
 
 def test_even_use_is_zero_when_even_and_revives_what_is_never_used():
     assert even_use(torch.full((3, 4), 0.25)).item() == pytest.approx(0, abs=1e-6)
-    assert even_use(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)  # each row decides, all together are even
+    assert even_use(torch.eye(4)).item() == pytest.approx(
+        0, abs=1e-6
+    )  # each row decides, all together are even
     halves = torch.tensor([[0.5, 0.25, 0.25]])
     expected = -(math.log(1.5) + 2 * math.log(0.75)) / 3
     assert even_use(halves).item() == pytest.approx(expected, rel=1e-5)
@@ -160,7 +174,10 @@ def test_even_use_is_zero_when_even_and_revives_what_is_never_used():
 
 
 def test_load_balance_counts_every_choice_of_a_row():
-    probabilities, chosen = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]), torch.tensor([[0, 1], [1, 2]])
+    probabilities, chosen = (
+        torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]),
+        torch.tensor([[0, 1], [1, 2]]),
+    )
     shares, means = [1 / 4, 2 / 4, 1 / 4], [0.3, 0.45, 0.25]
     expected = 3 * sum(share * mean for share, mean in zip(shares, means, strict=True))
     assert load_balance(probabilities, chosen).item() == pytest.approx(expected)

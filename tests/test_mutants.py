@@ -18,7 +18,9 @@ LIST = mutants_of(MUTANTS)
 def names(path: Path) -> set[str]:
     """Names of the functions and classes of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return {
+        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
 
 
 def test_every_edit_of_the_list_applies_to_the_code():
@@ -84,7 +86,13 @@ def test_skipped():
 """
 ROWS = [
     ("cir_cot/code.py", "2 * x", "3 * x", ["tests/test_code.py::test_double"], "noticed"),
-    ("cir_cot/code.py", "2 * x", "x", ["tests/test_code.py::test_elsewhere"], "noticed in a subprocess"),
+    (
+        "cir_cot/code.py",
+        "2 * x",
+        "x",
+        ["tests/test_code.py::test_elsewhere"],
+        "noticed in a subprocess",
+    ),
     ("cir_cot/code.py", "2 * x", "x + x", ["tests/test_code.py::test_double"], "the same"),
     ("cir_cot/code.py", "2 * x", "4 * x", ["tests/test_code.py::test_weak"], "not noticed"),
     ("cir_cot/code.py", "n -= 1", "n += 1", ["tests/test_code.py::test_count"], "hangs"),

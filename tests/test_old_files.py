@@ -99,7 +99,16 @@ def test_a_feature_cache_is_read_and_not_computed_again(old):
 
 def test_an_annotation_job_is_finished_and_its_chains_attach(old):
     with Server(good) as server:
-        where = ["--benchmark", "folder", "--root", "data", "--split", "train", "--out", "chains.jsonl"]
+        where = [
+            "--benchmark",
+            "folder",
+            "--root",
+            "data",
+            "--split",
+            "train",
+            "--out",
+            "chains.jsonl",
+        ]
         teacher = ["--teacher", "openai", "--model", "m", "--base-url", server.url]
         assert annotate.main([*where, *teacher, "--limit", "5"]) == 0
         assert server.requests == 0

@@ -19,7 +19,9 @@ ANNOTATION = '{"reference": "a", "target": "b", "caption": "", "reasoning": "", 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Result:
-    root = write_folder(tmp_path_factory.mktemp("data"), [query(0, 100, 4, 104)], range(100, 109, 4))
+    root = write_folder(
+        tmp_path_factory.mktemp("data"), [query(0, 100, 4, 104)], range(100, 109, 4)
+    )
     (benchmark,) = load_benchmark("folder", root, "val")
     return evaluate(Toy(), benchmark, benchmark.images(), model="toy")
 
@@ -43,7 +45,9 @@ def test_annotations_are_not_deleted_by_a_measurement(full, tmp_path):
     assert "shade" in (tmp_path / "chains.jsonl").read_text()
 
 
-@pytest.mark.parametrize("name", ["results.json", "rankings.json.gz", "subset_rankings.json.gz", "chains.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["results.json", "rankings.json.gz", "subset_rankings.json.gz", "chains.jsonl"]
+)
 def test_a_file_of_the_same_name_is_not_replaced(full, tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=name):
@@ -64,7 +68,9 @@ def test_a_measurement_replaces_its_own_files_until_somebody_changes_one(full, t
     assert (tmp_path / "results.json").exists()
 
 
-def test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag(full, tmp_path):
+def test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag(
+    full, tmp_path
+):
     save_results([full], tmp_path)
     broken = replace(full, explanations={"0": "half a pair \ud800"})
     with pytest.raises(UnicodeEncodeError):
@@ -86,7 +92,9 @@ def test_a_folder_of_an_earlier_version_is_rewritten(full, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": {}}', "\x00"])
-def test_a_folder_with_another_results_json_is_not_taken_for_an_earlier_version(full, tmp_path, content):
+def test_a_folder_with_another_results_json_is_not_taken_for_an_earlier_version(
+    full, tmp_path, content
+):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"results\.json"):
         save_results([full], tmp_path)

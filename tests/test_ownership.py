@@ -18,12 +18,18 @@ def test_what_the_command_wrote_is_replaced(tmp_path):
     write(tmp_path)
     write(tmp_path, "made again")
     write(tmp_path, "and again", names=("b", "c"))
-    assert [(tmp_path / name).read_text() for name in "abc"] == ["made again", "and again", "and again"]
+    assert [(tmp_path / name).read_text() for name in "abc"] == [
+        "made again",
+        "and again",
+        "and again",
+    ]
 
 
 def test_a_file_that_was_there_is_refused_and_stays(tmp_path):
     (tmp_path / "b").write_text("mine")
-    with pytest.raises(InputError, match=r"b: not written by cir-cot make, or edited since; .* --overwrite"):
+    with pytest.raises(
+        InputError, match=r"b: not written by cir-cot make, or edited since; .* --overwrite"
+    ):
         write(tmp_path)
     assert (tmp_path / "b").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]

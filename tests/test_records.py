@@ -24,7 +24,11 @@ COT = {"caption": "c", "reasoning": "r", "conclusion": "d"}
 
 
 def lines(path, *objects):
-    path.write_text("".join(json.dumps(obj) + "\n" if not isinstance(obj, str) else obj + "\n" for obj in objects))
+    path.write_text(
+        "".join(
+            json.dumps(obj) + "\n" if not isinstance(obj, str) else obj + "\n" for obj in objects
+        )
+    )
     return path
 
 
@@ -73,40 +77,85 @@ BAD = {
     "missing key": ({"id": "2", "reference": "a", "text": "t"}, "key 'targets' is missing"),
     "unknown key": (GOOD | {"id": "2", "targts": []}, "unknown key 'targts'"),
     "key twice": ('{"id": "2", "id": "3"}', "key 'id' occurs twice"),
-    "key twice, deep": (json.dumps(GOOD)[:-1] + ', "cot": {"caption": "", "caption": ""}}', "'caption' occurs twice"),
+    "key twice, deep": (
+        json.dumps(GOOD)[:-1] + ', "cot": {"caption": "", "caption": ""}}',
+        "'caption' occurs twice",
+    ),
     "NaN": ('{"id": "2", "teacher": {"score": NaN}}', "NaN is not JSON"),
     "infinity": ('{"id": "2", "teacher": {"score": -Infinity}}', "-Infinity is not JSON"),
     "half a surrogate pair": (GOOD | {"id": "2", "text": "\ud83d"}, "half a surrogate pair"),
     "nesting": ("[" * 100_000, "not valid JSON"),
     "blank id": (GOOD | {"id": " "}, "'id' is blank"),
     "number as text": (GOOD | {"id": "2", "text": 3}, "'text' must be a string, got 3"),
-    "one target as text": (GOOD | {"id": "2", "targets": "b"}, "'targets' must be a list of image ids"),
+    "one target as text": (
+        GOOD | {"id": "2", "targets": "b"},
+        "'targets' must be a list of image ids",
+    ),
     "target twice": (GOOD | {"id": "2", "targets": ["b", "b"]}, "holds an image twice"),
     "id twice": (GOOD, "id '1' is already used on line 1"),
-    "chain without a part": (GOOD | {"id": "2", "cot": {"caption": "c", "reasoning": "r"}}, "'conclusion' is missing"),
-    "chain with a part more": (GOOD | {"id": "2", "cot": COT | {"thought": ""}}, "unknown key 'thought'"),
+    "chain without a part": (
+        GOOD | {"id": "2", "cot": {"caption": "c", "reasoning": "r"}},
+        "'conclusion' is missing",
+    ),
+    "chain with a part more": (
+        GOOD | {"id": "2", "cot": COT | {"thought": ""}},
+        "unknown key 'thought'",
+    ),
     "chain as text": (GOOD | {"id": "2", "cot": "c r d"}, "'cot' must be an object or null"),
-    "chain of null": (GOOD | {"id": "2", "cot": COT | {"reasoning": None}}, "'reasoning' must be a string, got None"),
-    "teacher as text": (GOOD | {"id": "2", "teacher": "gpt"}, "'teacher' must be an object or null"),
-    "nesting of a value": (json.dumps(GOOD)[:-1] + ', "teacher": {"a":' + "[" * 90 + "]" * 90 + "}}", "in each other"),
-    "nesting of objects": ('{"id":' * 900 + "1" + "}" * 900, "more than 64 arrays and objects in each other"),
+    "chain of null": (
+        GOOD | {"id": "2", "cot": COT | {"reasoning": None}},
+        "'reasoning' must be a string, got None",
+    ),
+    "teacher as text": (
+        GOOD | {"id": "2", "teacher": "gpt"},
+        "'teacher' must be an object or null",
+    ),
+    "nesting of a value": (
+        json.dumps(GOOD)[:-1] + ', "teacher": {"a":' + "[" * 90 + "]" * 90 + "}}",
+        "in each other",
+    ),
+    "nesting of objects": (
+        '{"id":' * 900 + "1" + "}" * 900,
+        "more than 64 arrays and objects in each other",
+    ),
     "open objects": ('{"id":' * 100_000, "not valid JSON"),
-    "5,000 digits": ('{"id": ' + "9" * 5000 + "}", "a number of 5000 digits, more than the 20 allowed"),
+    "5,000 digits": (
+        '{"id": ' + "9" * 5000 + "}",
+        "a number of 5000 digits, more than the 20 allowed",
+    ),
     "a number out of range": ('{"teacher": {"score": 1e999}}', "the number '1e999' is too large"),
     "a negative one": ('{"teacher": {"score": -1e999}}', "the number '-1e999' is too large"),
     "half a pair as a key": ('{"\\ud83d": 1}', "half a surrogate pair"),
-    "the halves the wrong way round": (GOOD | {"id": "2", "targets": ["\ude00\ud83d"]}, "half a surrogate pair"),
-    "half a pair in a chain": (GOOD | {"id": "2", "cot": COT | {"caption": "\udfff"}}, "half a surrogate pair"),
+    "the halves the wrong way round": (
+        GOOD | {"id": "2", "targets": ["\ude00\ud83d"]},
+        "half a surrogate pair",
+    ),
+    "half a pair in a chain": (
+        GOOD | {"id": "2", "cot": COT | {"caption": "\udfff"}},
+        "half a surrogate pair",
+    ),
     "NUL in the text": (GOOD | {"id": "2", "text": "a\0b"}, "'text' holds a NUL character"),
     "NUL in the id": (GOOD | {"id": "\0"}, "'id' holds a NUL character"),
     "NUL in a target": (GOOD | {"id": "2", "targets": ["a\0"]}, "'targets' holds a NUL character"),
-    "NUL in a chain": (GOOD | {"id": "2", "cot": COT | {"reasoning": "\0"}}, "'reasoning' holds a NUL character"),
+    "NUL in a chain": (
+        GOOD | {"id": "2", "cot": COT | {"reasoning": "\0"}},
+        "'reasoning' holds a NUL character",
+    ),
     "a bare NUL": (json.dumps(GOOD).replace('"t"', '"\0"'), "not valid JSON"),
     "only NULs": ("\0" * 50, "not valid JSON"),
     "a bare line feed": ('{"id": "2\t"}', "not valid JSON"),
-    "90,000 letters": (GOOD | {"id": "2", "text": "x" * 90_000}, "'text' has 90000 characters, more than the 4000"),
-    "an endless id": (GOOD | {"id": "x" * 90_000}, "'id' has 90000 characters, more than the 4000 allowed"),
-    "an endless chain": (GOOD | {"id": "2", "cot": COT | {"reasoning": "x" * 400_000}}, "more than the 10000 allowed"),
+    "90,000 letters": (
+        GOOD | {"id": "2", "text": "x" * 90_000},
+        "'text' has 90000 characters, more than the 4000",
+    ),
+    "an endless id": (
+        GOOD | {"id": "x" * 90_000},
+        "'id' has 90000 characters, more than the 4000 allowed",
+    ),
+    "an endless chain": (
+        GOOD | {"id": "2", "cot": COT | {"reasoning": "x" * 400_000}},
+        "more than the 10000 allowed",
+    ),
     "an endless key": ('{"%s": 1}' % ("k" * 10**6), "key 'id' is missing"),  # noqa: UP031
     "single quotes": ("{'id': '2'}", "not valid JSON"),
     "a comma too many": ('{"id": "2",}', "not valid JSON"),
@@ -127,15 +176,39 @@ BAD = {
     "empty object": ("{}", "key 'id' is missing"),
     "id of null": (GOOD | {"id": None}, "'id' must be a string, got None"),
     "id of white space": (GOOD | {"id": "\u2003\t"}, "'id' is blank"),
-    "reference as a list": (GOOD | {"id": "2", "reference": ["a"]}, "'reference' must be a string, got ['a']"),
-    "targets of null": (GOOD | {"id": "2", "targets": None}, "'targets' must be a list of image ids, got None"),
-    "a target of null": (GOOD | {"id": "2", "targets": ["b", None]}, "'targets' must be a list of image ids"),
-    "a nameless target": (GOOD | {"id": "2", "targets": [""]}, "'targets' must be a list of image ids"),
-    "targets as an object": (GOOD | {"id": "2", "targets": {"b": 1}}, "'targets' must be a list of image ids"),
-    "a million targets": (GOOD | {"id": "2", "targets": ["b"] * 10**6}, "'targets' holds an image twice"),
-    "subset as text": (GOOD | {"id": "2", "subset": "b"}, "'subset' must be a list of image ids, got 'b'"),
+    "reference as a list": (
+        GOOD | {"id": "2", "reference": ["a"]},
+        "'reference' must be a string, got ['a']",
+    ),
+    "targets of null": (
+        GOOD | {"id": "2", "targets": None},
+        "'targets' must be a list of image ids, got None",
+    ),
+    "a target of null": (
+        GOOD | {"id": "2", "targets": ["b", None]},
+        "'targets' must be a list of image ids",
+    ),
+    "a nameless target": (
+        GOOD | {"id": "2", "targets": [""]},
+        "'targets' must be a list of image ids",
+    ),
+    "targets as an object": (
+        GOOD | {"id": "2", "targets": {"b": 1}},
+        "'targets' must be a list of image ids",
+    ),
+    "a million targets": (
+        GOOD | {"id": "2", "targets": ["b"] * 10**6},
+        "'targets' holds an image twice",
+    ),
+    "subset as text": (
+        GOOD | {"id": "2", "subset": "b"},
+        "'subset' must be a list of image ids, got 'b'",
+    ),
     "source of null": (GOOD | {"id": "2", "source": None}, "'source' must be a string, got None"),
-    "chain as a list": (GOOD | {"id": "2", "cot": ["c", "r", "d"]}, "'cot' must be an object or null, got list"),
+    "chain as a list": (
+        GOOD | {"id": "2", "cot": ["c", "r", "d"]},
+        "'cot' must be an object or null, got list",
+    ),
     "chain of nothing": (GOOD | {"id": "2", "cot": {}}, "key 'caption' is missing"),
 }
 
@@ -197,13 +270,19 @@ def test_a_broken_archive_is_named(tmp_path, raw):
         read_json(tmp_path / "r.json.gz")
 
 
-QUERIES = [Record("0", "a", "t", ("b",)), Record("1", "a", "u", ("c", "d")), Record("0", "z", "t", ("b",))]
+QUERIES = [
+    Record("0", "a", "t", ("b",)),
+    Record("1", "a", "u", ("c", "d")),
+    Record("0", "z", "t", ("b",)),
+]
 PAIR = {"reference": "a", "target": "d", "captions": ["x", "y"], **COT}
 LINE = GOOD | {"id": "0", "cot": COT, "teacher": {"model": "m"}}
 
 
 def test_chains_are_attached_by_id_and_by_pair(tmp_path):
-    attached = attach_chains(QUERIES, lines(tmp_path / "c.jsonl", PAIR, LINE, LINE | {"reference": "z", "cot": COT}))
+    attached = attach_chains(
+        QUERIES, lines(tmp_path / "c.jsonl", PAIR, LINE, LINE | {"reference": "z", "cot": COT})
+    )
     assert [record.cot for record in attached] == [Cot("c", "r", "d")] * 3
     assert [record.teacher for record in attached] == [{"model": "m"}, None, {"model": "m"}]
     assert [record.text for record in attached] == ["t", "u", "t"]
@@ -216,7 +295,10 @@ BAD_CHAINS = {
     "another pair": (PAIR | {"target": "q"}, "no records have ('a', 'q')"),
     "twice": (PAIR | {"target": "c"}, "record '1' already has the chain of line 1"),
     "null": (GOOD | {"cot": None}, "'cot' is null"),
-    "a part missing": ({"reference": "a", "target": "b", "caption": "c"}, "key 'reasoning' is missing"),
+    "a part missing": (
+        {"reference": "a", "target": "b", "caption": "c"},
+        "key 'reasoning' is missing",
+    ),
     "unknown key": (PAIR | {"target": "b", "answer": ""}, "unknown key 'answer'"),
     "number": (PAIR | {"target": "b", "caption": 1}, "'caption' must be a string"),
 }

@@ -37,7 +37,10 @@ def holder(tmp_path):
 
 
 def test_a_folder_that_another_process_writes_is_refused_with_its_process_id(tmp_path, holder):
-    with pytest.raises(InputError, match=rf"{tmp_path}: process {holder.pid} is writing it"), locked(tmp_path):
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}: process {holder.pid} is writing it"),
+        locked(tmp_path),
+    ):
         raise AssertionError("two hold the lock")
 
 
@@ -82,7 +85,10 @@ def test_the_recorder_tells_order_and_final_names(tmp_path):
 
 @pytest.mark.parametrize("number", [28, 30, 13, 122])
 def test_what_the_disk_refuses_is_one_line_with_the_folder(tmp_path, number):
-    with pytest.raises(InputError, match=rf"{tmp_path}: {os.strerror(number)}; make room"), written(tmp_path):
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}: {os.strerror(number)}; make room"),
+        written(tmp_path),
+    ):
         raise OSError(number, os.strerror(number), str(tmp_path / "file"))
 
 

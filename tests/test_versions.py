@@ -18,7 +18,11 @@ EXTRAS = ("test", "demo", "qdrant", "quant")  # those whose versions are pinned
 
 def read_pins() -> dict[str, Version]:
     """Name -> version of each line of constraints.txt."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pairs = [line.split("==") for line in lines]
     assert [name for name, _ in pairs] == sorted(name for name, _ in pairs)
     return {canonicalize_name(name): Version(pin) for name, pin in pairs}
@@ -28,8 +32,16 @@ def read_requirements() -> list[Requirement]:
     """Requirements that setup.cfg names: those of every installation, and those of EXTRAS."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    texts = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in EXTRAS)]
-    lines = [line for text in texts for line in text.splitlines() if line and not line.startswith("cir-cot")]
+    texts = [
+        config["options"]["install_requires"],
+        *(config["options.extras_require"][extra] for extra in EXTRAS),
+    ]
+    lines = [
+        line
+        for text in texts
+        for line in text.splitlines()
+        if line and not line.startswith("cir-cot")
+    ]
     return [Requirement(line) for line in lines]
 
 
@@ -37,7 +49,9 @@ def needed_packages(name: str, extras: set[str], found: dict[str, set[str]]) -> 
     """Names (-> extras) of all packages that `name` with `extras` needs here, read from what is installed."""
     for requirement in map(Requirement, requires(name) or []):
         marker = requirement.marker
-        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+        if marker is not None and not any(
+            marker.evaluate({"extra": extra}) for extra in {"", *extras}
+        ):
             continue
         key = canonicalize_name(requirement.name)
         if key not in found or requirement.extras - found[key]:
@@ -46,7 +60,9 @@ def needed_packages(name: str, extras: set[str], found: dict[str, set[str]]) -> 
     return found
 
 
-@pytest.mark.parametrize("requirement", read_requirements(), ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize(
+    "requirement", read_requirements(), ids=lambda requirement: requirement.name
+)
 def test_every_requirement_is_pinned_within_its_bounds(requirement):
     assert read_pins()[canonicalize_name(requirement.name)] in requirement.specifier
 
@@ -56,13 +72,21 @@ def test_everything_that_the_requirements_bring_is_pinned_too():
     if Version(version("transformers")) != pins["transformers"]:
         pytest.skip("the installed versions are not those of constraints.txt")
     needed = needed_packages("cir-cot", {"test"}, {})
-    machine = re.compile(r"nvidia-|cuda-|triton|cir-cot")  # what torch brings for its kind of machine is not pinned
+    machine = re.compile(
+        r"nvidia-|cuda-|triton|cir-cot"
+    )  # what torch brings for its kind of machine is not pinned
     assert sorted(name for name in needed if not machine.match(name) and name not in pins) == []
 
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [("pillow", "10.2.0"), ("pyyaml", "5.3.1"), ("tqdm", "4.66.2"), ("torch", "2.5.1"), ("datasets", "3.6.0")],
+    [
+        ("pillow", "10.2.0"),
+        ("pyyaml", "5.3.1"),
+        ("tqdm", "4.66.2"),
+        ("torch", "2.5.1"),
+        ("datasets", "3.6.0"),
+    ],
 )
 def test_a_version_with_a_known_hole_is_not_admitted(name, bad):
     (requirement,) = [one for one in read_requirements() if one.name == name]
@@ -82,7 +106,10 @@ def test_the_hook_runs_the_pinned_ruff():
 
 
 def test_workflows_may_only_read_and_try_every_python_that_is_supported():
-    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    workflows = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github/workflows").glob("*.yml")
+    }
     assert sorted(workflows) == ["newest", "test"]
     for workflow in workflows.values():
         assert workflow["permissions"] == {"contents": "read"}

@@ -34,7 +34,10 @@ class Reader(HTMLParser):
 PIECES = {
     "document": (lambda text: document(text, []), ["text", "text"]),
     "table": (lambda text: table(text, [text, text], [[text, text]], text), ["text"] * 6),
-    "bars": (lambda text: bars([(text, 50.0, False), (text, 50.0, True)], text), ["text", "text", "value"]),
+    "bars": (
+        lambda text: bars([(text, 50.0, False), (text, 50.0, True)], text),
+        ["text", "text", "value"],
+    ),
     "scatter": (lambda text: scatter([(text, 1.0, 50.0)], text, text), ["text"] * 3),
     "thumbnail": (lambda text: thumbnail(Image.new("RGB", (4, 4)), text), ["value"]),
 }
@@ -61,7 +64,9 @@ def test_a_page_may_load_and_run_nothing():
 
 def test_bars_are_as_long_as_their_percentages_within_the_chart():
     chart = bars([("a", -5.0, False), ("b", 25.0, True), ("c", 250.0, False)], "shares")
-    assert [f'width="{width}%" height="12"' in chart for width in ("0.00", "25.00", "100.00")] == [True] * 3
+    assert [f'width="{width}%" height="12"' in chart for width in ("0.00", "25.00", "100.00")] == [
+        True
+    ] * 3
     assert chart.count('class="base"') == 1
     assert 'aria-label="shares"' in chart
 
@@ -107,7 +112,9 @@ def test_a_thumbnail_is_small_and_holds_its_picture():
 
 def test_the_grid_of_a_scatter_has_its_hundred_above_its_nothing():
     drawn = scatter([("a", 10.0, 50.0)], "cost", "recall")
-    heights = {label: float(y) for y, label in re.findall(r'y="([^"]*)" text-anchor="end">(\d+)<', drawn)}
+    heights = {
+        label: float(y) for y, label in re.findall(r'y="([^"]*)" text-anchor="end">(\d+)<', drawn)
+    }
     assert sorted(heights, key=heights.get) == ["100", "80", "60", "40", "20", "0"]
     lines = [float(y) for y in re.findall(r'<path d="M60 ([\d.]*)h', drawn)]
     assert lines == sorted(lines, reverse=True)

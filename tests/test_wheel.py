@@ -11,7 +11,16 @@ import pytest
 from cir_cot import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "cir_cot", "train", "eval", "data_gen")
+SOURCES = (
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "cir_cot",
+    "train",
+    "eval",
+    "data_gen",
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +29,11 @@ def wheel(tmp_path_factory) -> set[str]:
     folder = tmp_path_factory.mktemp("wheel")
     for source in map(ROOT.joinpath, SOURCES):
         if source.is_dir():
-            shutil.copytree(source, folder / "source" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source,
+                folder / "source" / source.name,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         else:
             (folder / "source").mkdir(exist_ok=True)
             shutil.copy(source, folder / "source")
@@ -43,7 +56,12 @@ def wheel(tmp_path_factory) -> set[str]:
 
 def source_files(*patterns: str) -> set[str]:
     """Files of the checkout below cir_cot/ and the script folders, by their names in the wheel."""
-    files = {path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    files = {
+        path.relative_to(ROOT)
+        for pattern in patterns
+        for path in ROOT.glob(pattern)
+        if path.is_file()
+    }
     return {str(path) if path.parts[0] == "cir_cot" else f"cir_cot/{path}" for path in files}
 
 

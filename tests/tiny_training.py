@@ -30,15 +30,27 @@ class Pictures:
 def record(index: int, reference: str, bar: str) -> Record:
     """The query "make the bar <bar>"; every third one has no chain, chains differ in length."""
     ground = reference.split("-")[0]
-    cot = Cot(f"a {reference} picture", "change the bar" + ", keep it" * (index % 2), f"{ground} with a {bar} bar")
+    cot = Cot(
+        f"a {reference} picture",
+        "change the bar" + ", keep it" * (index % 2),
+        f"{ground} with a {bar} bar",
+    )
     text, target = f"make the bar {bar}", f"{ground}-{bar}"
-    return Record(str(index), reference, text, (target,), None if index % 3 == 2 else cot, source=f"toy/{ground}")
+    return Record(
+        str(index),
+        reference,
+        text,
+        (target,),
+        None if index % 3 == 2 else cot,
+        source=f"toy/{ground}",
+    )
 
 
 def records(count: int) -> list[Record]:
     """`count` queries over six references; some share their target, so that false negatives occur."""
     return [
-        record(i, f"{COLOURS[i % 6]}-{COLOURS[(i + 1) % 6]}", COLOURS[(i // 6 % 3 + 2 + i) % 6]) for i in range(count)
+        record(i, f"{COLOURS[i % 6]}-{COLOURS[(i + 1) % 6]}", COLOURS[(i // 6 % 3 + 2 + i) % 6])
+        for i in range(count)
     ]
 
 
@@ -55,7 +67,11 @@ def write_dataset(root: Path, records: list[Record]) -> None:
 def tiny_head(lora: bool = True, dropout: float = 0.0, **settings) -> CotRetriever:
     """A chain head on a tiny Qwen2.5-VL, the same weights every time."""
     rows = records(36)
-    corpus = [f"{row.text} {row.cot.caption} {row.cot.reasoning} {row.cot.conclusion}" for row in rows if row.cot]
+    corpus = [
+        f"{row.text} {row.cot.caption} {row.cot.reasoning} {row.cot.conclusion}"
+        for row in rows
+        if row.cot
+    ]
     tokenizer = tiny_tokenizer(corpus, vocab_size=400)
     base = tiny_model("qwen2_5_vl", tokenizer, **SIZES), tiny_processor("qwen2_5_vl", tokenizer)
     torch.manual_seed(0)  # for the adapter and the projection
@@ -88,4 +104,6 @@ def trainer(folder, head=None, rows: int = 22, callbacks=None, **arguments) -> C
         "disable_tqdm": True,
     }
     args = CirArguments(**options | arguments)
-    return CirTrainer(head or tiny_head(), args, CirDataset(records(rows), Pictures()), callbacks=callbacks)
+    return CirTrainer(
+        head or tiny_head(), args, CirDataset(records(rows), Pictures()), callbacks=callbacks
+    )

@@ -38,7 +38,9 @@ class Plain:
         return torch.tensor([point(shade_of(image)) for image in images])
 
     def encode_query(self, images, texts):
-        points = [point(shade_of(image) + int(text)) for image, text in zip(images, texts, strict=True)]
+        points = [
+            point(shade_of(image) + int(text)) for image, text in zip(images, texts, strict=True)
+        ]
         return QueryOutput(torch.tensor(points), [""] * len(texts))
 
 
@@ -51,17 +53,25 @@ class Toy(Plain):
     def encode_query(self, images, texts, reading=None):
         if (reading or self.reading) == "fast":
             return QueryOutput(self.encode_target(images), [""] * len(texts), [""] * len(texts))
-        words = [cot_to_text(chain(shade_of(image), text)) for image, text in zip(images, texts, strict=True)]
+        words = [
+            cot_to_text(chain(shade_of(image), text))
+            for image, text in zip(images, texts, strict=True)
+        ]
         cut = [
             word.partition("<conclusion>")[0] if t in self.forgets else word
             for word, t in zip(words, texts, strict=True)
         ]
-        flags = ["no retrieval token: forced at the length limit" if t in self.forgets else "" for t in texts]
+        flags = [
+            "no retrieval token: forced at the length limit" if t in self.forgets else ""
+            for t in texts
+        ]
         return QueryOutput(super().encode_query(images, texts).embeddings, cut, flags)
 
     def embed_with(self, images, texts, chains):
         points = [point(int(re.sub(r"\D", "", cot.conclusion))) for cot in chains]
-        return QueryOutput(torch.tensor(points), [cot_to_text(cot) for cot in chains], [""] * len(chains))
+        return QueryOutput(
+            torch.tensor(points), [cot_to_text(cot) for cot in chains], [""] * len(chains)
+        )
 
 
 class Constant(Plain):
@@ -84,7 +94,12 @@ def write_shades(folder, shades) -> None:
 def query(index: int, reference: int, add: int, target: int, annotated: bool = True) -> Record:
     cot = chain(reference, str(add)) if annotated else None
     return Record(
-        str(index), f"s{reference:03}", str(add), (f"s{target:03}",), cot, source="toy/up" if add > 0 else "toy/down"
+        str(index),
+        f"s{reference:03}",
+        str(add),
+        (f"s{target:03}",),
+        cot,
+        source="toy/up" if add > 0 else "toy/down",
     )
 
 

@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
         print(left_out)
     encoder = load_clip(args.model, args.pad_ratio, frozen=False, fallback=PAD_RATIO)
     with run_folder(args):
-        done = fit(CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv)
+        done = fit(
+            CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv
+        )
     if args.should_save:
         print(done)
     return 0

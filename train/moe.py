@@ -30,15 +30,29 @@ HEAD = ("combiner", "experts", "top_k", "routing", "projection", "hidden", "temp
 class MoeArguments(ClipArguments):
     """Train a Combiner on frozen CLIP features (see the module's docstring)."""
 
-    combiner: Literal[COMBINERS] = option("improved", "dense: CLIP4Cir's. faithful: CLIP4Cir-MoE's. improved: ours.")
+    combiner: Literal[COMBINERS] = option(
+        "improved", "dense: CLIP4Cir's. faithful: CLIP4Cir-MoE's. improved: ours."
+    )
     experts: int = option(4, "Experts.")  # CLIP4Cir-MoE, as is top_k
     top_k: int = option(2, "Experts that a row passes.")
-    routing: Literal[ROUTINGS] = option("learned", "random: a control, what experts are worth without a choice.")
-    projection: int | None = option(None, "Width P of the projections; default: 4 times CLIP's.")  # CLIP4Cir
-    hidden: int | None = option(None, "Width H of the hidden layer; default: 8 times CLIP's.")  # CLIP4Cir
-    balance_weight: float | None = option(None, "Weight of the balance of loads; default: 0.01 with improved, else 0.")
-    z_weight: float | None = option(None, "Weight of the router's z loss; default: 0.001 with improved, else 0.")
-    features: str | None = option(None, "Folder that keeps the features for later runs; default: OUTPUT_DIR/features.")
+    routing: Literal[ROUTINGS] = option(
+        "learned", "random: a control, what experts are worth without a choice."
+    )
+    projection: int | None = option(
+        None, "Width P of the projections; default: 4 times CLIP's."
+    )  # CLIP4Cir
+    hidden: int | None = option(
+        None, "Width H of the hidden layer; default: 8 times CLIP's."
+    )  # CLIP4Cir
+    balance_weight: float | None = option(
+        None, "Weight of the balance of loads; default: 0.01 with improved, else 0."
+    )
+    z_weight: float | None = option(
+        None, "Weight of the router's z loss; default: 0.001 with improved, else 0."
+    )
+    features: str | None = option(
+        None, "Folder that keeps the features for later runs; default: OUTPUT_DIR/features."
+    )
     learning_rate: float = option(2e-5, "Peak learning rate.")
     weight_decay: float = option(0.0, "Weight decay of AdamW; 0 makes it Adam.")
     per_device_train_batch_size: int = option(4096, "Rows of a step and process.")
@@ -55,12 +69,18 @@ class MoeArguments(ClipArguments):
 def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDataset:
     """Encode every picture and text once -> the same rows with vectors for pictures; the head knows the texts'."""
     encoder = head.backbone.to(args.device)
-    with args.main_process_first(local=False, desc="CLIP features"):  # the others find them on the disk
-        cache = FeatureCache(args.features or Path(args.output_dir) / "features", encoder.identity())
+    with args.main_process_first(
+        local=False, desc="CLIP features"
+    ):  # the others find them on the disk
+        cache = FeatureCache(
+            args.features or Path(args.output_dir) / "features", encoder.identity()
+        )
         pictures = picture_vectors(cache, encoder.encode_images, rows.images, used(rows.records))
         head.texts = text_vectors(cache, encoder.encode_texts, texts_of(rows))
     if args.should_save:
-        print(f"{cache.computed} of {len(pictures) + len(head.texts)} CLIP features computed, the others were cached")
+        print(
+            f"{cache.computed} of {len(pictures) + len(head.texts)} CLIP features computed, the others were cached"
+        )
     return CirDataset(rows.records, pictures, rows.captions)
 
 

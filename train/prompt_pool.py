@@ -31,15 +31,23 @@ class PromptPoolArguments(QwenArguments):
     top: int | None = option(None, "Prompts that a row takes" + HELP)
     connector: int | None = option(None, "Learned queries of the Connector, 0 for none" + HELP)
     pull_weight: float = option(1.0, "Weight of the key loss.")  # ours
-    balance_weight: float = option(0.1, "Weight of the usage balance.")  # ours: see docs/prompt_pool.md
-    frozen: bool = option(False, "Train the pool, the Connector and the projection alone: no weight of the base.")
+    balance_weight: float = option(
+        0.1, "Weight of the usage balance."
+    )  # ours: see docs/prompt_pool.md
+    frozen: bool = option(
+        False, "Train the pool, the Connector and the projection alone: no weight of the base."
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.lm_weight:
-            raise InputError(f"lm_weight {self.lm_weight}: this head writes no chain; leave lm_weight out")
+            raise InputError(
+                f"lm_weight {self.lm_weight}: this head writes no chain; leave lm_weight out"
+            )
         if self.pull_weight < 0 or self.balance_weight < 0:
-            raise InputError(f"pull_weight {self.pull_weight}, balance_weight {self.balance_weight}: none is negative")
+            raise InputError(
+                f"pull_weight {self.pull_weight}, balance_weight {self.balance_weight}: none is negative"
+            )
 
     def aux_weights(self) -> dict[str, float]:
         """Weights of the head's own losses."""

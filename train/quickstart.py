@@ -37,9 +37,22 @@ SPLITS = ("iid", "novel")
 READINGS = ("full", "fast", "oracle", "image_only", "text_only")
 KEYS = ("R@1", "R@5", "R@10")
 SUMMARY, MARK = "summary.json", "quickstart.json"
-PARTS = ("scenes", "stage1", "model", "no_chain", "no_chain.log", "results", "report.md", "report.html")
+PARTS = (
+    "scenes",
+    "stage1",
+    "model",
+    "no_chain",
+    "no_chain.log",
+    "results",
+    "report.md",
+    "report.html",
+)
 BATCH = 250  # pictures or queries encoded at a time
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def command(*words: str, log: Path | None = None) -> subprocess.Popen:
@@ -54,7 +67,9 @@ def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> Non
     finally:
         stop([process])
     if code:
-        raise SystemExit(f"{what} failed with exit code {process.returncode}" + (f"; see {log}" if log else ""))
+        raise SystemExit(
+            f"{what} failed with exit code {process.returncode}" + (f"; see {log}" if log else "")
+        )
 
 
 def train_both(out: Path, extra: Sequence[str]) -> float:
@@ -64,7 +79,13 @@ def train_both(out: Path, extra: Sequence[str]) -> float:
     shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), *extra]
 
     def sft(config: str, folder: str, *more: str, log: Path | None = None) -> subprocess.Popen:
-        paths = ["--config", str(CONFIGS / f"{config}.yaml"), "--output_dir", str(out / folder), "--overwrite"]
+        paths = [
+            "--config",
+            str(CONFIGS / f"{config}.yaml"),
+            "--output_dir",
+            str(out / folder),
+            "--overwrite",
+        ]
         return command("sft", *paths, *shared, *more, log=log)
 
     running = [no_chain := sft("quickstart_no_chain", "no_chain", log=log)]
@@ -88,10 +109,18 @@ def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
     for folder, readings in (("model", READINGS), ("no_chain", ("fast",))):
         retriever = load_retriever(out / folder, attn="eager")
         retriever.batch_size = BATCH
-        gallery = encode_gallery(retriever, benchmark.gallery, images, BATCH, progress=split == SPLITS[0])
+        gallery = encode_gallery(
+            retriever, benchmark.gallery, images, BATCH, progress=split == SPLITS[0]
+        )
         for reading in readings:
             name = "no_chain" if folder == "no_chain" else reading
-            options = {"gallery": gallery, "model": folder, "limit": limit, "batch_size": BATCH, "seed": seed}
+            options = {
+                "gallery": gallery,
+                "model": folder,
+                "limit": limit,
+                "batch_size": BATCH,
+                "seed": seed,
+            }
             result = evaluate(retriever, benchmark, images, reading=reading, **options)
             result.protocol["reading"] = name
             save_results([result], out / "results" / split / name, overwrite=True)
@@ -102,18 +131,25 @@ def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
 def summary(results: dict[str, list[Result]], exact: dict[str, float], minutes: float) -> dict:
     """The content of summary.json."""
     table = {
-        split: {r.protocol["reading"]: {key: round(r.metrics[key], 2) for key in KEYS} for r in measured}
+        split: {
+            r.protocol["reading"]: {key: round(r.metrics[key], 2) for key in KEYS} for r in measured
+        }
         for split, measured in results.items()
     }
     first = next(iter(results.values()))[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return table | {
         "exact_conclusion": exact,
         "gallery": first.protocol["gallery_size"],
         "queries": first.protocol["queries"],
         "minutes": round(minutes, 1),
-        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # of the largest process
+        "peak_memory_mb": round(
+            peak / (2**20 if sys.platform == "darwin" else 2**10)
+        ),  # of the largest process
         "device": device_name(device),
     }
 
@@ -125,9 +161,14 @@ def chain_table(results: dict[str, list[Result]]) -> tuple[Table, dict[str, floa
         for split, (full, *_) in results.items()
     }
     names = list(metrics[SPLITS[0]])
-    rows = [[split, *(round(values[name], 2) for name in names)] for split, values in metrics.items()]
+    rows = [
+        [split, *(round(values[name], 2) for name in names)] for split, values in metrics.items()
+    ]
     table = Table(
-        "Chains the model wrote (%)", ["split", *names], rows, "Exact: equal to the true chain, word for word."
+        "Chains the model wrote (%)",
+        ["split", *names],
+        rows,
+        "Exact: equal to the true chain, word for word.",
     )
     return table, {split: round(values["exact_conclusion"], 2) for split, values in metrics.items()}
 
@@ -139,7 +180,9 @@ def measure_all(out: Path, limit: int, seed: int) -> dict[str, list[Result]]:
             jobs = {split: pool.submit(measure, out, split, limit, seed) for split in SPLITS}
             return {split: job.result() for split, job in jobs.items()}
         except BaseException:
-            for child in active_children():  # otherwise the pool would wait for the end of their work
+            for (
+                child
+            ) in active_children():  # otherwise the pool would wait for the end of their work
                 child.kill()
             raise
 
@@ -149,27 +192,54 @@ def make_room(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out names a folder")
     if (out / SUMMARY).exists() and not overwrite:
-        raise InputError(f"{out}: holds a finished quickstart; give another --out, or --overwrite to run it again")
+        raise InputError(
+            f"{out}: holds a finished quickstart; give another --out, or --overwrite to run it again"
+        )
     found = next((name for name in PARTS if (out / name).exists()), None)
     if found and not (out / MARK).exists() and not overwrite:
-        raise InputError(f"{out / found}: was there before any quickstart; give another --out, or --overwrite")
+        raise InputError(
+            f"{out / found}: was there before any quickstart; give another --out, or --overwrite"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARK, {"note": "cir-cot quickstart writes this folder and may replace what is in it"})
+    write_json(
+        out / MARK, {"note": "cir-cot quickstart writes this folder and may replace what is in it"}
+    )
     (out / SUMMARY).unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run every step, then write summary.json, report.md and report.html and print the table."""
     parser = argparse.ArgumentParser(prog="cir-cot quickstart", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for data, models, results and the report")
-    parser.add_argument("--overwrite", action="store_true", help="run again in a folder that holds a finished one")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)")
-    parser.add_argument("--references", type=int, default=1000, help="scenes to train on, 16 edits each (default 1000)")
-    parser.add_argument("--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)")
     parser.add_argument(
-        "--queries", type=int, default=2000, help="queries a split; the gallery stays whole (default 2000)"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for data, models, results and the report",
     )
-    parser.add_argument("--max-steps", type=int, help="stop both trainings early, to see that everything runs")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="run again in a folder that holds a finished one"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)"
+    )
+    parser.add_argument(
+        "--references",
+        type=int,
+        default=1000,
+        help="scenes to train on, 16 edits each (default 1000)",
+    )
+    parser.add_argument(
+        "--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)"
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=2000,
+        help="queries a split; the gallery stays whole (default 2000)",
+    )
+    parser.add_argument(
+        "--max-steps", type=int, help="stop both trainings early, to see that everything runs"
+    )
     args = parser.parse_args(argv)
     with unwinding(), locked(Path(args.out)):
         make_room(Path(args.out), args.overwrite)
@@ -179,7 +249,14 @@ def main(argv: Sequence[str]) -> int:
 def run_all(args: argparse.Namespace) -> int:
     """Draw the scenes, train, evaluate and report."""
     started, out = time.time(), Path(args.out)
-    scenes = ["--out", str(out / "scenes"), "--seed", str(args.seed), "--references", str(args.references)]
+    scenes = [
+        "--out",
+        str(out / "scenes"),
+        "--seed",
+        str(args.seed),
+        "--references",
+        str(args.references),
+    ]
     scenes += ["--test-references", str(args.test_references), "--overwrite"]
     finish(command("scenes", *scenes), "writing the scenes")
     trained = train_both(out, ["--max_steps", str(args.max_steps)] if args.max_steps else [])

@@ -29,20 +29,29 @@ from cir_cot.training.trainer import CirTrainer
 class SftArguments(QwenArguments):
     """Train the chain retriever (see the module's docstring)."""
 
-    chains: list[str] | None = option(None, "JSONL files of chains, if the records do not hold them.")
+    chains: list[str] | None = option(
+        None, "JSONL files of chains, if the records do not hold them."
+    )
     chain_dropout: float | None = option(None, "Share of rows trained without their chain" + HELP)
     train_only: Literal["all", "readout"] = option(
-        "all", "readout: freeze the reasoner, so that no chain changes, and train what reads the vector."
+        "all",
+        "readout: freeze the reasoner, so that no chain changes, and train what reads the vector.",
     )
-    target_encoder: str | None = option(None, "CLIP or SigLIP checkpoint in whose space targets are, frozen.")
-    features: str | None = option(None, "Folder that keeps those vectors; default: OUTPUT_DIR/features.")
+    target_encoder: str | None = option(
+        None, "CLIP or SigLIP checkpoint in whose space targets are, frozen."
+    )
+    features: str | None = option(
+        None, "Folder that keeps those vectors; default: OUTPUT_DIR/features."
+    )
 
 
 def read_rows(args: SftArguments) -> CirDataset:
     """Read records with their chains, and pictures; chains are needed unless they weigh nothing."""
     rows, left_out = load_rows(args, args.chains or ())
     if args.lm_weight and all(record.cot is None for record in rows.records):
-        raise InputError(f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train without")
+        raise InputError(
+            f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train without"
+        )
     if left_out and args.should_save:
         print(left_out)
     return rows
@@ -52,8 +61,12 @@ def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> 
     """Encode every target picture once -> the rows with the frozen vectors in their place; training sees no other."""
     encoder = head.foreign.to(args.device)
     names = [record.targets[0] for record in rows.records]
-    with args.main_process_first(local=False, desc="target vectors"):  # the others find them on the disk
-        cache = FeatureCache(args.features or Path(args.output_dir) / "features", encoder.identity())
+    with args.main_process_first(
+        local=False, desc="target vectors"
+    ):  # the others find them on the disk
+        cache = FeatureCache(
+            args.features or Path(args.output_dir) / "features", encoder.identity()
+        )
         targets = picture_vectors(cache, encoder.encode_images, rows.images, names)
     return CirDataset(rows.records, rows.images, rows.captions, targets)
 

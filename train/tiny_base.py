@@ -39,10 +39,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12000, help="default 12000")
     parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default 256)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak (default 1.5e-3)")
-    parser.add_argument("--seed", type=int, default=1, help="of the weights and of the scenes (default 1)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches (default 0: none)")
-    parser.add_argument("--held-out", type=int, default=500, help="scenes that each skill is measured on (default 500)")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="end early, the rate down to its floor")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the weights and of the scenes (default 1)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that draw batches (default 0: none)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=500,
+        help="scenes that each skill is measured on (default 500)",
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, default=math.inf, help="end early, the rate down to its floor"
+    )
     return parser.parse_args(argv)
 
 
@@ -62,14 +73,27 @@ def main(argv: Sequence[str]) -> int:
         if step % 500 == 0:
             print(step, status, f"{time.time() - started:.0f} s", file=sys.stderr, flush=True)
 
-    taken = train(base, curriculum, args.steps, args.learning_rate, args.workers, 60 * args.max_minutes, report)
+    taken = train(
+        base,
+        curriculum,
+        args.steps,
+        args.learning_rate,
+        args.workers,
+        60 * args.max_minutes,
+        report,
+    )
     bar.close()
     # what it knows, on held-out scenes
     base.eval()
     measured = exact_answers(base, args.held_out)
     alone = exact_alone(base, random.Random(0), args.held_out, test=True)
-    measured |= {f"select by {name} alone": round(100 * rate, 2) for name, rate in zip(ATTRIBUTES, alone, strict=True)}
-    measured[f"description to picture, R@1 among {args.held_out}"] = alignment_recall(base, args.held_out)
+    measured |= {
+        f"select by {name} alone": round(100 * rate, 2)
+        for name, rate in zip(ATTRIBUTES, alone, strict=True)
+    }
+    measured[f"description to picture, R@1 among {args.held_out}"] = alignment_recall(
+        base, args.held_out
+    )
     # as float16, half the size
     base.plain.model.visual.config._attn_implementation = "sdpa"
     base.half().save(args.out)
@@ -86,7 +110,10 @@ def main(argv: Sequence[str]) -> int:
         "held_out_scenes": measured,
     }
     write_json(Path(args.out) / "run.json", facts)
-    print("; ".join(f"{task} {value:.1f} %" for task, value in measured.items()), f"saved in {args.out}")
+    print(
+        "; ".join(f"{task} {value:.1f} %" for task, value in measured.items()),
+        f"saved in {args.out}",
+    )
     return 0
 
 

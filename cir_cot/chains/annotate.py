@@ -25,11 +25,20 @@ from .teacher import (
 
 SYNC = 1.0  # seconds between two groups of rows that are forced to the disk
 SAMPLE = 16  # rows an estimate looks at
-LETTERS = {"caption": 300, "reasoning": 600, "conclusion": 200}  # of each part, as an estimate has it
+LETTERS = {
+    "caption": 300,
+    "reasoning": 600,
+    "conclusion": 200,
+}  # of each part, as an estimate has it
 
 
 async def annotate(
-    job: Job, tasks: Sequence[Task], teacher: Teacher, plan: Plan, concurrency: int, tell: Callable[[], None]
+    job: Job,
+    tasks: Sequence[Task],
+    teacher: Teacher,
+    plan: Plan,
+    concurrency: int,
+    tell: Callable[[], None],
 ) -> str:
     """Annotate the tasks, `concurrency` at a time -> why it stopped before the end, "" if it did not.
 
@@ -55,7 +64,9 @@ async def annotate(
     try:
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(keep())
-            await asyncio.gather(*(group.create_task(work()) for _ in range(min(concurrency, len(tasks)))))
+            await asyncio.gather(
+                *(group.create_task(work()) for _ in range(min(concurrency, len(tasks))))
+            )
             keeper.cancel()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
@@ -101,10 +112,21 @@ def forecast(tasks: Sequence[Task], plan: Plan, prices: Sequence[float] | None) 
         if plan.stages == "joint":
             asked = [joint_turns(text, picture, seen)]
         else:
-            said = [{part: "x" * LETTERS[part] for part in stages[:count]} for count in range(len(stages))]
+            said = [
+                {part: "x" * LETTERS[part] for part in stages[:count]}
+                for count in range(len(stages))
+            ]
             asked = [stage_turns(text, parts, picture, seen) for parts in said]
-        prompt += sum(estimate(turns) for turns in asked) + (2 * picture.pixels // TOKEN**2 if plan.verifier else 0)
-        size += sum(len(part.url) for turns in asked for _, parts in turns for part in parts if part is picture)
+        prompt += sum(estimate(turns) for turns in asked) + (
+            2 * picture.pixels // TOKEN**2 if plan.verifier else 0
+        )
+        size += sum(
+            len(part.url)
+            for turns in asked
+            for _, parts in turns
+            for part in parts
+            if part is picture
+        )
     calls = (1 if plan.stages == "joint" else len(stages)) + (plan.verifier is not None)
     share = len(tasks) / max(1, len(sample))
     tokens = int(prompt * share), len(tasks) * sum(LETTERS.values()) // 4

@@ -5,7 +5,9 @@ Every function takes time linear in the answer's length: an answer is data from 
 
 import re
 
-NUMBER = re.compile(r"[\d.]+")  # every run of digits and points, read once: linear in the answer's length
+NUMBER = re.compile(
+    r"[\d.]+"
+)  # every run of digits and points, read once: linear in the answer's length
 SCORE = re.compile(r"0(?:\.[0-9]+)?|1(?:\.0+)?|\.[0-9]+")
 
 

@@ -13,7 +13,12 @@ class BudgetSpent(Exception):  # noqa: N818 - the end that was asked for
 class Budget:
     """Counts, carried on from earlier runs of the job, and limits; `prices`: dollars a million tokens, in and out."""
 
-    def __init__(self, max_tokens: float = math.inf, max_cost: float = math.inf, prices: Sequence[float] = (0.0, 0.0)):
+    def __init__(
+        self,
+        max_tokens: float = math.inf,
+        max_cost: float = math.inf,
+        prices: Sequence[float] = (0.0, 0.0),
+    ):
         self.max_tokens, self.max_cost, self.prices = max_tokens, max_cost, prices
         self.calls = self.prompt_tokens = self.completion_tokens = 0
         self.open: list[tuple[int, int]] = []  # what the calls under way may still use
@@ -27,7 +32,10 @@ class Budget:
         """Whether a call fits into what is left beside the `others`."""
         prompt += self.prompt_tokens + sum(row[0] for row in others)
         completion += self.completion_tokens + sum(row[1] for row in others)
-        return prompt + completion <= self.max_tokens and self.cost(prompt, completion) <= self.max_cost
+        return (
+            prompt + completion <= self.max_tokens
+            and self.cost(prompt, completion) <= self.max_cost
+        )
 
     @asynccontextmanager
     async def call(self, prompt: int, completion: int) -> AsyncIterator[Callable[[int, int], None]]:

@@ -52,7 +52,10 @@ def check(
         return summary(name, split, [("schema", [str(error)])], notes, parts), [], {}
     for benchmark in benchmarks:
         found += check_queries(benchmark)
-        parts[label(benchmark)] = counts = {"queries": len(benchmark.records), "gallery": len(benchmark.gallery)}
+        parts[label(benchmark)] = counts = {
+            "queries": len(benchmark.records),
+            "gallery": len(benchmark.gallery),
+        }
         try:
             store = benchmark.images()
         except UnavailableError as error:
@@ -65,12 +68,17 @@ def check(
     return summary(name, split, found + of_chains, notes, parts), records, stores
 
 
-def summary(name: str, split: str, found: Iterable[tuple[str, list[str]]], notes: list[str], parts: dict) -> dict:
+def summary(
+    name: str, split: str, found: Iterable[tuple[str, list[str]]], notes: list[str], parts: dict
+) -> dict:
     """The report; among errors and warnings a check without findings is left out, among the filters none is."""
     cases: dict[str, list[str]] = {}
     for check, some in found:
         cases.setdefault(check, []).extend(some)
-    rows = [{"check": check, "count": len(all_), "examples": all_[:EXAMPLES]} for check, all_ in cases.items()]
+    rows = [
+        {"check": check, "count": len(all_), "examples": all_[:EXAMPLES]}
+        for check, all_ in cases.items()
+    ]
     report = {"benchmark": name, "split": split, "parts": parts}
     report["errors"] = [row for row in rows if row["count"] and row["check"] not in WARNINGS]
     report["warnings"] = [row for row in rows if row["count"] and row["check"] in WARNINGS]
@@ -80,7 +88,9 @@ def summary(name: str, split: str, found: Iterable[tuple[str, list[str]]], notes
 
 def named(records: Iterable[Record]) -> list[str]:
     """The pictures of the queries, each once."""
-    return list(dict.fromkeys(image for record in records for image in (record.reference, *record.targets)))
+    return list(
+        dict.fromkeys(image for record in records for image in (record.reference, *record.targets))
+    )
 
 
 def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
@@ -95,10 +105,16 @@ def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
     for record in benchmark.records:
         if not record.text.strip(" .,?"):
             case("blank_text", record, "no text")
-        if benchmark.captions and not all(caption.strip(" .,?") for caption in benchmark.captions[record.id]):
+        if benchmark.captions and not all(
+            caption.strip(" .,?") for caption in benchmark.captions[record.id]
+        ):
             case("blank_caption", record, "one of the two captions is blank")
         if record.reference in record.targets:
-            case("reference_is_target", record, f"{record.reference}: a sure miss where the reference is removed")
+            case(
+                "reference_is_target",
+                record,
+                f"{record.reference}: a sure miss where the reference is removed",
+            )
         for target in record.targets:
             if gallery and target not in gallery:
                 case("target_not_in_gallery", record, target)
@@ -110,12 +126,17 @@ def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
     return list(cases.items())
 
 
-def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[tuple[str, list[str]]]:
+def check_images(
+    benchmark: Benchmark, store: ImageStore, counts: dict
+) -> list[tuple[str, list[str]]]:
     """Decode every picture of the gallery and of the queries; without the unusable ones the gallery is effective."""
     names = list(dict.fromkeys([*benchmark.gallery, *named(benchmark.records)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         look = tqdm(
-            pool.map(lambda name: look_at(store, name), names), total=len(names), unit=" pictures", disable=None
+            pool.map(lambda name: look_at(store, name), names),
+            total=len(names),
+            unit=" pictures",
+            disable=None,
         )
         states = dict(zip(names, look, strict=True))
     copies: dict[str, list[str]] = {}
@@ -144,7 +165,9 @@ def look_at(store: ImageStore, name: str) -> tuple[str, str]:
         return "corrupt", str(error)
 
 
-def check_leaks(name: str, root: str, benchmarks: list[Benchmark], notes: list[str]) -> list[tuple[str, list[str]]]:
+def check_leaks(
+    name: str, root: str, benchmarks: list[Benchmark], notes: list[str]
+) -> list[tuple[str, list[str]]]:
     """Pictures and queries that this split shares with the train split, where there is one."""
     if benchmarks[0].split == "train":
         return []
@@ -157,7 +180,9 @@ def check_leaks(name: str, root: str, benchmarks: list[Benchmark], notes: list[s
         return [("schema", [str(error)])]
     known = {image for benchmark in train for image in benchmark.gallery}
     shared = sorted({image for benchmark in benchmarks for image in benchmark.gallery} & known)
-    queries = {pair for benchmark in train for record in benchmark.records for pair in pairs(record)}
+    queries = {
+        pair for benchmark in train for record in benchmark.records for pair in pairs(record)
+    }
     leaked = [
         f"{label(benchmark)} {record.id}: {record.reference} -> {' '.join(record.targets)}"
         for benchmark in benchmarks
@@ -165,7 +190,10 @@ def check_leaks(name: str, root: str, benchmarks: list[Benchmark], notes: list[s
         if queries.intersection(pairs(record))
     ]
     few = len(leaked) <= FEW * sum(len(benchmark.records) for benchmark in benchmarks)
-    return [("image_in_train", shared), ("few_queries_in_train" if few else "query_in_train", leaked)]
+    return [
+        ("image_in_train", shared),
+        ("few_queries_in_train" if few else "query_in_train", leaked),
+    ]
 
 
 def pairs(record: Record) -> list[tuple[str, str]]:
@@ -188,8 +216,15 @@ def check_chains(
         return records, []
     parts["chains"] = {"chains": len(chained), "without": len(records) - len(chained)}
     found = [(f"chain_{name}", failing(chained, problem)) for name, problem in FILTERS]
-    again = [f"{record.source} {record.id}: says what {first.id} says" for record, first in duplicates(chained)]
-    seen = "" if benchmarks[0].split == "train" else "the teacher saw the target, which only training may"
+    again = [
+        f"{record.source} {record.id}: says what {first.id} says"
+        for record, first in duplicates(chained)
+    ]
+    seen = (
+        ""
+        if benchmarks[0].split == "train"
+        else "the teacher saw the target, which only training may"
+    )
     leaked = failing(chained, lambda record: (record.teacher or {}).get("seen_target") and seen)
     return records, [*found, ("chain_seen_target", leaked), ("chain_duplicate", again)]
 

@@ -34,13 +34,17 @@ LICENCES = {
 }
 
 
-def sift(records: Sequence[Record], paths: Callable[[str], str]) -> tuple[list[Record], dict[str, list[str]]]:
+def sift(
+    records: Sequence[Record], paths: Callable[[str], str]
+) -> tuple[list[Record], dict[str, list[str]]]:
     """The records that are exported, and {why: records left out, in words}.
 
     Reasons: no chain, the filters, a duplicate, a marker of the conversation forms in the modification, no picture.
     """
     left: dict[str, list[str]] = {}
-    again = {id(twin): first for twin, first in duplicates([record for record in records if record.cot])}
+    again = {
+        id(twin): first for twin, first in duplicates([record for record in records if record.cot])
+    }
     kept = []
     for record in records:
         why = reason(record, again, paths)
@@ -51,7 +55,9 @@ def sift(records: Sequence[Record], paths: Callable[[str], str]) -> tuple[list[R
     return kept, left
 
 
-def reason(record: Record, again: Mapping[int, Record], paths: Callable[[str], str]) -> tuple[str, str] | None:
+def reason(
+    record: Record, again: Mapping[int, Record], paths: Callable[[str], str]
+) -> tuple[str, str] | None:
     """(name, words) of the first reason to leave a record out; `again` maps a duplicate's identity to the original."""
     if record.cot is None:
         return "no_chain", "no chain"
@@ -80,7 +86,9 @@ def llava(records: Sequence[Record], paths: Callable[[str], str]) -> list[dict]:
 
 def sharegpt(records: Sequence[Record], paths: Callable[[str], str]) -> list[dict]:
     """ShareGPT's form with pictures: {"conversations": […], "images": [path]} of each record."""
-    return [{"conversations": turns(record), "images": [paths(record.reference)]} for record in records]
+    return [
+        {"conversations": turns(record), "images": [paths(record.reference)]} for record in records
+    ]
 
 
 def turns(record: Record) -> list[dict[str, str]]:
@@ -100,13 +108,20 @@ def rows(records: Sequence[Record], paths: Callable[[str], str]) -> list[dict]:
         record_to_dict(record)
         | {"subset": list(record.subset), "source": record.source}
         | {"teacher": json.dumps(record.teacher, ensure_ascii=False) if record.teacher else None}
-        | {"reference_image": paths(record.reference), "target_images": [paths(image) for image in record.targets]}
+        | {
+            "reference_image": paths(record.reference),
+            "target_images": [paths(image) for image in record.targets],
+        }
         for record in records
     ]
 
 
 def write_export(
-    folder: str | Path, form: str, records: Sequence[Record], paths: Callable[[str], str], facts: Mapping
+    folder: str | Path,
+    form: str,
+    records: Sequence[Record],
+    paths: Callable[[str], str],
+    facts: Mapping,
 ) -> Path:
     """Write the records in one of FORMS, and the card, into `folder` -> the file of the rows.
 
@@ -114,7 +129,9 @@ def write_export(
     """
     folder, split = Path(folder), re.sub(r"\W", "_", facts["split"])
     if not records:
-        raise InputError(f"{folder}: no chain is left to export; left out are {dict(facts['left_out'])}")
+        raise InputError(
+            f"{folder}: no chain is left to export; left out are {dict(facts['left_out'])}"
+        )
     file = FORMS[form].format(split=split)
     with written(folder):
         if folder.exists() and any(folder.iterdir()):
@@ -134,7 +151,11 @@ def write_export(
     return folder / file
 
 
-FORMS = {"datasets": "data/{split}-00000-of-00001.parquet", "llava": "{split}.json", "sharegpt": "{split}.json"}
+FORMS = {
+    "datasets": "data/{split}-00000-of-00001.parquet",
+    "llava": "{split}.json",
+    "sharegpt": "{split}.json",
+}
 
 
 def write_parquet(path: Path, content: list[dict]) -> None:
@@ -148,7 +169,9 @@ def write_parquet(path: Path, content: list[dict]) -> None:
 
     text = Value("string")
     columns = ("id", "reference", "text", "source", "teacher", "reference_image")
-    types = dict.fromkeys(columns, text) | dict.fromkeys(("targets", "subset", "target_images"), List(text))
+    types = dict.fromkeys(columns, text) | dict.fromkeys(
+        ("targets", "subset", "target_images"), List(text)
+    )
     types["cot"] = dict.fromkeys(("caption", "reasoning", "conclusion"), text)
     features = Features({name: types[name] for name in content[0]})
     with replacing(path) as temporary:
@@ -205,18 +228,24 @@ def card(form: str, file: str, split: str, records: Sequence[Record], facts: Map
         "annotations_creators": ["machine-generated"],
         "task_categories": ["image-text-to-text"],
         "tags": ["composed-image-retrieval", "chain-of-thought"],
-        "size_categories": [next((name for most, name in SIZES.items() if len(records) < most), "n>1M")],
+        "size_categories": [
+            next((name for most, name in SIZES.items() if len(records) < most), "n>1M")
+        ],
         "configs": [{"config_name": "default", "data_files": [{"split": split, "path": file}]}],
     }
     left = facts["left_out"]
-    meanings = {name: (problem.__doc__ or "").split("\n")[0] for name, problem in FILTERS} | OTHER_REASONS
+    meanings = {
+        name: (problem.__doc__ or "").split("\n")[0] for name, problem in FILTERS
+    } | OTHER_REASONS
     return CARD.format(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
         count=len(records),
         left=sum(left.values()),
         teachers=indented([who | {"chains": count} for who, count in teachers(records)]),
         version=PROMPTS_VERSION,
-        filters="\n".join(f"| {name} | {meaning} | {left.get(name, 0)} |" for name, meaning in meanings.items()),
+        filters="\n".join(
+            f"| {name} | {meaning} | {left.get(name, 0)} |" for name, meaning in meanings.items()
+        ),
         licence=LICENCES[facts["benchmark"]],
         file=file,
         form=WORDS[form],
@@ -241,4 +270,6 @@ WORDS = {
 
 def indented(value: object) -> str:
     """JSON as a block of Markdown in which nothing is markup."""
-    return "\n".join("    " + line for line in json.dumps(value, indent=1, ensure_ascii=False).splitlines())
+    return "\n".join(
+        "    " + line for line in json.dumps(value, indent=1, ensure_ascii=False).splitlines()
+    )

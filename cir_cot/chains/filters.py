@@ -14,11 +14,16 @@ from cir_cot.records import Record
 TEACHER = ("model", "prompts", "seen_target")
 
 
-LENGTHS = {"reasoning": (16, 256), "conclusion": (2, 64)}  # in tokens; here words and punctuation marks
+LENGTHS = {
+    "reasoning": (16, 256),
+    "conclusion": (2, 64),
+}  # in tokens; here words and punctuation marks
 LONGEST_LOOP, LOOPS = 12, 3  # ours: up to 12 words said 3 times in a row
 NGRAM, OCCURRENCES = 6, 3  # ours: 6 words that stand at 3 places
 CONFIDENCE = 0.7  # the verifier's must be above it
-TAGS = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+TAGS = re.compile(
+    r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+)
 TARGET = re.compile(r"\b(?:target|second|2nd)\s+(?:image|picture|photo(?:graph)?)\b", re.IGNORECASE)
 REFUSAL = re.compile(
     r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi (?:cannot|can't|can not|am not able)\b|\bi apologi[sz]e\b",
@@ -87,7 +92,9 @@ def repetition(record: Record) -> str | None:
                 phrase = words[start : start + size]
                 if words[start : start + LOOPS * size] == phrase * LOOPS:
                     return f"the {part} says {' '.join(phrase)!r} {LOOPS} times in a row"
-        phrases = Counter(tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1))
+        phrases = Counter(
+            tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)
+        )
         for phrase, count in phrases.most_common(1):
             if count >= OCCURRENCES:
                 return f"the {part} says {' '.join(phrase)!r} at {count} places"
@@ -104,7 +111,9 @@ def salient_word(record: Record) -> str | None:
     """A conclusion without any salient word of what the modification asks for (by their first four letters: ours)."""
     wanted = {word[:4] for word in salient(REMOVED.sub(" ", record.text))}
     said = {word[:4] for word in normalised(record.cot.conclusion).split()}
-    return f"the conclusion holds no word of {record.text!r}" if wanted and not wanted & said else None
+    return (
+        f"the conclusion holds no word of {record.text!r}" if wanted and not wanted & said else None
+    )
 
 
 def verifier(record: Record) -> str | None:
@@ -114,7 +123,11 @@ def verifier(record: Record) -> str | None:
         return None
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)):
         return f"the verifier's confidence is {confidence!r}, no number"
-    return None if confidence > CONFIDENCE else f"the verifier's confidence is {confidence}, not above {CONFIDENCE}"
+    return (
+        None
+        if confidence > CONFIDENCE
+        else f"the verifier's confidence is {confidence}, not above {CONFIDENCE}"
+    )
 
 
 FILTERS: list[tuple[str, Callable[[Record], str | None]]] = [
@@ -149,7 +162,9 @@ def size(text: str) -> int:
 
 def salient(text: str) -> list[str]:
     """The words of a text that say something: three letters or more, none of COMMON."""
-    return [word for word in normalised(text).split() if len(word) > 2 and not COMMON.fullmatch(word)]
+    return [
+        word for word in normalised(text).split() if len(word) > 2 and not COMMON.fullmatch(word)
+    ]
 
 
 def normalised(text: str) -> str:

@@ -22,7 +22,13 @@ from cir_cot.records import Record, record_to_dict
 from .budget import Budget
 from .journal import FILES, Journal, chain_of, lock, name_of, stream
 
-COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")  # carried on from run to run
+COUNTS = (
+    "repaired",
+    "calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "seconds",
+)  # carried on from run to run
 MOST = 2**53  # of a count: what a float holds exactly
 
 
@@ -56,7 +62,9 @@ class Job:
         self.out = out
         self.budget = budget
         self.started = time.monotonic()
-        self.quarantine_path, self.summary_path = (out.with_name(f"{out.name}.{part}") for part in FILES)
+        self.quarantine_path, self.summary_path = (
+            out.with_name(f"{out.name}.{part}") for part in FILES
+        )
         self.lock = lock(out.with_name(f"{out.name}.lock"), out, settings)
         self.accepted = self.quarantined = self.repaired = self.total = 0
         self.seconds = 0.0
@@ -74,7 +82,9 @@ class Job:
         """Add what another run of this job has used, by its summary."""
         summary = read_json(path)
         counts = [summary.get(key) for key in COUNTS] if isinstance(summary, dict) else []
-        if not counts or not all(type(count) in (int, float) and 0 <= count <= MOST for count in counts):
+        if not counts or not all(
+            type(count) in (int, float) and 0 <= count <= MOST for count in counts
+        ):
             raise InputError(f"{path}: no summary of a job; remove it to count from zero")
         repaired, calls, prompt, completion, seconds = counts
         self.repaired, self.seconds = self.repaired + repaired, self.seconds + seconds
@@ -122,7 +132,9 @@ class Job:
             return
         self.closed = True
         try:
-            if self.total or self.accepted or self.quarantined:  # else nothing was counted that a summary could say
+            if (
+                self.total or self.accepted or self.quarantined
+            ):  # else nothing was counted that a summary could say
                 self.sync()
         finally:
             self.journal.close()
@@ -132,10 +144,20 @@ class Job:
     def absorb(self) -> None:
         """Take over the rows that other processes of this job wrote to files of their own, then remove those."""
         shares = share_paths(self.out)
-        known = {chain_of(line, where).teacher["key"] for where, line in stream(self.out)} if shares else set()
-        names = {name_of(line, where) for where, line in stream(self.quarantine_path)} if shares else set()
+        known = (
+            {chain_of(line, where).teacher["key"] for where, line in stream(self.out)}
+            if shares
+            else set()
+        )
+        names = (
+            {name_of(line, where) for where, line in stream(self.quarantine_path)}
+            if shares
+            else set()
+        )
         for path in shares:
-            poison, summary, held = (path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock"))
+            poison, summary, held = (
+                path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock")
+            )
             Journal(path, chain_of).close()  # cuts off a torn line
             Journal(poison, name_of).close()
             # Append each row once, also where a kill has left it in several files.

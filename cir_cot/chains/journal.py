@@ -46,7 +46,9 @@ class Journal:
         # Nothing is cut from a file that does not begin as this one does.
         first, end, _ = os.pread(self.file, LONGEST, 0).partition(b"\n")
         if LONGEST in (len(first), len(tail)) or not (end or first.startswith(BEGIN[: len(first)])):
-            raise InputError(f"{self.path}: holds something else than lines of this command; give another --out")
+            raise InputError(
+                f"{self.path}: holds something else than lines of this command; give another --out"
+            )
         if end:
             check(parse_json(first, f"{self.path}:1"), f"{self.path}:1")
         try:
@@ -73,7 +75,9 @@ class Journal:
                 raise OSError(0, "the disk is full")
         except OSError as error:
             os.ftruncate(self.file, before)
-            raise InputError(f"{self.path}: {error.strerror}; make room and run again, what is done is kept") from error
+            raise InputError(
+                f"{self.path}: {error.strerror}; make room and run again, what is done is kept"
+            ) from error
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -103,7 +107,9 @@ def stream(path: Path) -> Iterator[tuple[str, object]]:
             number += 1
             where = f"{path}:{number}"
             if len(line) > LONGEST:
-                raise InputError(f"{where}: a line of more than {LONGEST} bytes, which no job writes")
+                raise InputError(
+                    f"{where}: a line of more than {LONGEST} bytes, which no job writes"
+                )
             if line.strip():
                 yield where, parse_json(line, where)
 
@@ -112,7 +118,9 @@ def chain_of(obj: object, where: str) -> Record:
     """Return the record of a line that a job wrote: with its chain, and the key of its row in `teacher`."""
     record = record_from_dict(obj, where)
     if record.cot is None:
-        raise InputError(f"{where}: {shown(record.id)} has no chain ('cot' is null); remove the line to have one made")
+        raise InputError(
+            f"{where}: {shown(record.id)} has no chain ('cot' is null); remove the line to have one made"
+        )
     if not isinstance((record.teacher or {}).get("key"), str):
         raise InputError(
             f"{where}: {shown(record.id)} has no key in its 'teacher', as annotate writes; give another --out"
@@ -124,7 +132,9 @@ def name_of(obj: object, where: str) -> str:
     """Return the name of the row that a line of the quarantine is about."""
     name = obj.get("id") if isinstance(obj, dict) else None
     if not isinstance(name, str):
-        raise InputError(f"{where}: no line of a quarantine, which is an object with an 'id'; remove the line")
+        raise InputError(
+            f"{where}: no line of a quarantine, which is an object with an 'id'; remove the line"
+        )
     return name
 
 

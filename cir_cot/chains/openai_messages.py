@@ -39,12 +39,19 @@ class OwnHeaders:
 
     async def __call__(self, request: httpx2.Request) -> None:
         kept = [(name, request.headers[name]) for name in HEADERS if name in request.headers]
-        own = [("Host", request.url.netloc.decode("ascii")), ("Authorization", f"Bearer {self.key}")]
+        own = [
+            ("Host", request.url.netloc.decode("ascii")),
+            ("Authorization", f"Bearer {self.key}"),
+        ]
         request.headers = httpx2.Headers([*own, *ASKED, *kept])
 
 
 HEADERS = ("Content-Length", "Transfer-Encoding")  # of the body as it was encoded
-ASKED = [("Content-Type", "application/json"), ("Accept", "application/json"), ("Accept-Encoding", "identity")]
+ASKED = [
+    ("Content-Type", "application/json"),
+    ("Accept", "application/json"),
+    ("Accept-Encoding", "identity"),
+]
 
 
 class TooLargeError(OSError):
@@ -71,9 +78,15 @@ def checked(raw: bytes, redact: Callable[[str], str]) -> dict | Trouble:
         said = choice["message"]
         text = said.get("content") or said.get("refusal") or ""
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        start = redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[:80]  # no half of a key is left
+        start = redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[
+            :80
+        ]  # no half of a key is left
         return Trouble("again", f"not an answer: {type(error).__name__} in {start!r}")
-    return obj if isinstance(text, str) else Trouble("again", "not an answer: its content is no string")
+    return (
+        obj
+        if isinstance(text, str)
+        else Trouble("again", "not an answer: its content is no string")
+    )
 
 
 def message(obj: dict) -> tuple[str, bool]:
@@ -86,7 +99,11 @@ def message(obj: dict) -> tuple[str, bool]:
 def usage(obj: dict, prompt: int) -> tuple[int, int]:
     """(prompt, completion) tokens that a server bills; estimated where it does not say, or says nonsense."""
     said = obj.get("usage")
-    counts = [said.get(f"{side}_tokens") for side in ("prompt", "completion")] if isinstance(said, dict) else []
+    counts = (
+        [said.get(f"{side}_tokens") for side in ("prompt", "completion")]
+        if isinstance(said, dict)
+        else []
+    )
     if len(counts) == 2 and all(type(count) is int and 0 <= count < 2**31 for count in counts):
         return counts[0], counts[1]
     return prompt, len(message(obj)[0]) // 3 + 1

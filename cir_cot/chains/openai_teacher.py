@@ -54,7 +54,9 @@ def usable_key(key: str) -> str:
     """Return a key without the white space around it; InputError, which does not show it, where no header holds it."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError("OPENAI_API_KEY holds a control character or a letter beyond ASCII; set it again, whole")
+        raise InputError(
+            "OPENAI_API_KEY holds a control character or a letter beyond ASCII; set it again, whole"
+        )
     return key
 
 
@@ -83,7 +85,9 @@ class OpenAITeacher:
         self.proxy = proxy
         if proxy:
             self._check_address("proxy", proxy, password=True)
-        self.certificates = httpx2.create_ssl_context()  # SSL_CERT_FILE counts: it sends nothing anywhere
+        self.certificates = (
+            httpx2.create_ssl_context()
+        )  # SSL_CERT_FILE counts: it sends nothing anywhere
         self.retries, self.timeout, self.temperature = retries, timeout, temperature
         self.backoff, self.patience, self.startup = 0.5, 900.0, 10.0
         self.answered, self.reached = False, time.monotonic()
@@ -105,14 +109,18 @@ class OpenAITeacher:
             proxy=self.proxy,
             event_hooks={"request": [OwnHeaders(key)], "response": [limit_answer]},
         )
-        client = openai.AsyncOpenAI(base_url=url, api_key=key, http_client=http, max_retries=0, timeout=self.timeout)
+        client = openai.AsyncOpenAI(
+            base_url=url, api_key=key, http_client=http, max_retries=0, timeout=self.timeout
+        )
         return Replica(url, client)
 
     def _check_address(self, what: str, url: str, password: bool = False) -> None:
         """Refuse what is no http(s) address, or holds a password where none is allowed; it is not shown."""
         try:
             parts = urlsplit(url)
-            named = parts.scheme in ("http", "https") and parts.port != 0 and bool(httpx2.URL(url).host)
+            named = (
+                parts.scheme in ("http", "https") and parts.port != 0 and bool(httpx2.URL(url).host)
+            )
             secret = bool(parts.username or parts.password)
         except (ValueError, httpx2.InvalidURL):
             named = secret = False
@@ -130,7 +138,9 @@ class OpenAITeacher:
         for replica in self.replicas:
             await replica.client.close()
 
-    async def ask(self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None) -> Answer:
+    async def ask(
+        self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
+    ) -> Answer:
         """One answer; Unanswered after `retries` failures, InputError where no server can be reached or used."""
         body = self._body(turns, max_tokens, schema)
         size = estimate(turns)
@@ -159,7 +169,9 @@ class OpenAITeacher:
         try:
             async with asyncio.timeout(self.timeout):
                 # Not chat.completions.create: walking through the pictures for its types takes longer than all else.
-                raw = await replica.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                raw = await replica.client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body
+                )
             self.reached = time.monotonic()
             return checked(raw.content, self.redact)
         except TimeoutError:
@@ -175,7 +187,9 @@ class OpenAITeacher:
     def _refusal(self, replica: Replica, error: openai.APIStatusError) -> Trouble:
         """What an error status means; before the first answer, one about key, model or address stops the job."""
         status = error.status_code
-        said = self.redact(" ".join(error.response.text[:QUOTED].split()))[:300]  # redacted first: no half of a key
+        said = self.redact(" ".join(error.response.text[:QUOTED].split()))[
+            :300
+        ]  # redacted first: no half of a key
         after = retry_after(error.response.headers)
         reason = f"http {status}: {said}"
         if status == 429 or (status == 503 and after):
@@ -184,7 +198,9 @@ class OpenAITeacher:
             return Trouble("again", reason, after)
         if status in (401, 403, 404) and not self.answered:
             raise InputError(
-                self.redact(f"{replica.url}: {reason}; check the key in OPENAI_API_KEY, the model, the URL")
+                self.redact(
+                    f"{replica.url}: {reason}; check the key in OPENAI_API_KEY, the model, the URL"
+                )
             )
         return Trouble("never", reason)
 
@@ -207,7 +223,9 @@ class OpenAITeacher:
             self.patience if self.answered else self.startup
         ):
             names = ", ".join(one.url for one in self.replicas)
-            raise InputError(f"no server answers at {names} ({self.redact(trouble.reason)}); start it and run again")
+            raise InputError(
+                f"no server answers at {names} ({self.redact(trouble.reason)}); start it and run again"
+            )
 
     async def _pick(self) -> Replica:
         """The replica with the fewest calls among those that do not rest; waits, with jitter, while all do."""
@@ -216,7 +234,8 @@ class OpenAITeacher:
             awake = [
                 replica
                 for replica in self.replicas
-                if replica.rest_until <= now and not (replica.unreachable and replica.calls)  # one call tries it again
+                if replica.rest_until <= now
+                and not (replica.unreachable and replica.calls)  # one call tries it again
             ]
             if awake:
                 return min(awake, key=lambda replica: (replica.calls, replica.failures))

@@ -25,26 +25,42 @@ BINS = 10
 EDITS = {
     "add": re.compile(r"\b(?:add\w*|plus|also|includ\w*|put|place)\b", re.IGNORECASE),
     "remove": REMOVED,
-    "change": re.compile(r"\b(?:chang\w*|replac\w*|make|turn\w*|instead|becom\w*|swap\w*)\b", re.IGNORECASE),
-    "describe": re.compile(r"\b(?:is|are|has|have|with|shows?)\b", re.IGNORECASE),  # FashionIQ's "is blue with dots"
+    "change": re.compile(
+        r"\b(?:chang\w*|replac\w*|make|turn\w*|instead|becom\w*|swap\w*)\b", re.IGNORECASE
+    ),
+    "describe": re.compile(
+        r"\b(?:is|are|has|have|with|shows?)\b", re.IGNORECASE
+    ),  # FashionIQ's "is blue with dots"
     "compare": re.compile(
         r"\b(?:more|less|fewer|most|least|same|(?:short|long|light|dark|bright|larg|small|bigg|tight|loos|wid|narrow|thick|"
         r"thinn?|high|low|old|young|clos|full|plain|simpl|fanci|dressi|flowi)er)\b",
         re.IGNORECASE,
     ),
-    "count": re.compile(r"\b(?:\d+|one|two|three|four|five|six|several|many|few|single|both)\b", re.IGNORECASE),
+    "count": re.compile(
+        r"\b(?:\d+|one|two|three|four|five|six|several|many|few|single|both)\b", re.IGNORECASE
+    ),
 }
 
 
-def page(report: dict, records: Sequence[Record], stores: Mapping[str, ImageStore], seed: int = 0) -> str:
+def page(
+    report: dict, records: Sequence[Record], stores: Mapping[str, ImageStore], seed: int = 0
+) -> str:
     """Compose the page of the findings and of the records' chains; `stores` maps image ids to where they are."""
     chained = [record for record in records if record.cot]
-    body = [parts_table(report), findings_table(report), *(f"<p class=note>{escape(n)}</p>" for n in report["notes"])]
+    body = [
+        parts_table(report),
+        findings_table(report),
+        *(f"<p class=note>{escape(n)}</p>" for n in report["notes"]),
+    ]
     if chained:
         body += [
             section("Filters", filter_bars(report, len(chained))),
             *length_sections(chained),
-            section("Kinds of edits", edit_bars(chained), "By words of the modification; one may be of several kinds."),
+            section(
+                "Kinds of edits",
+                edit_bars(chained),
+                "By words of the modification; one may be of several kinds.",
+            ),
             words_table(chained),
             teachers_table(chained),
         ]
@@ -56,7 +72,10 @@ def page(report: dict, records: Sequence[Record], stores: Mapping[str, ImageStor
 
 def parts_table(report: dict) -> str:
     """What was checked: queries, galleries, chains."""
-    rows = [[part, ", ".join(f"{key} {n}" for key, n in counts.items())] for part, counts in report["parts"].items()]
+    rows = [
+        [part, ", ".join(f"{key} {n}" for key, n in counts.items())]
+        for part, counts in report["parts"].items()
+    ]
     verdict = f"{len(report['errors'])} kinds of errors, {len(report['warnings'])} of warnings."
     return webpage.table("What was checked", ["part", "counts"], rows, verdict)
 
@@ -68,7 +87,9 @@ def findings_table(report: dict) -> str:
         for kind in ("errors", "warnings")
         for row in report[kind]
     ]
-    return webpage.table("Findings", ["check", "count", "first example"], rows, "" if rows else "Nothing was found.")
+    return webpage.table(
+        "Findings", ["check", "count", "first example"], rows, "" if rows else "Nothing was found."
+    )
 
 
 def section(title: str, content: str, note: str = "") -> str:
@@ -85,7 +106,10 @@ def filter_bars(report: dict, total: int) -> str:
 
 def share_bars(counts: Iterable[tuple[str, int]], total: int, what: str) -> str:
     """A bar for each (name, count), as a share of `total`."""
-    values = [(f"{name}: {count} ({100 * count / total:.1f} %)", 100 * count / total, False) for name, count in counts]
+    values = [
+        (f"{name}: {count} ({100 * count / total:.1f} %)", 100 * count / total, False)
+        for name, count in counts
+    ]
     return webpage.bars(values, what)
 
 
@@ -98,11 +122,20 @@ def length_sections(records: Sequence[Record]) -> Iterable[str]:
     for name, values in lengths.items():
         cuts = quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 19
         allowed = " to ".join(map(str, LENGTHS[name])) if name in LENGTHS else ""
-        rows.append([name, *(f"{v:.0f}" for v in (min(values), cuts[0], cuts[9], cuts[18], max(values))), allowed])
+        rows.append(
+            [
+                name,
+                *(f"{v:.0f}" for v in (min(values), cuts[0], cuts[9], cuts[18], max(values))),
+                allowed,
+            ]
+        )
     header = ["text", "least", "5 %", "median", "95 %", "most", "allowed"]
     yield webpage.table("Lengths", header, rows, "In words and punctuation marks.")
     for part in PARTS:
-        yield section(f"Length of the {part}", share_bars(histogram(lengths[part]), len(records), f"length of {part}"))
+        yield section(
+            f"Length of the {part}",
+            share_bars(histogram(lengths[part]), len(records), f"length of {part}"),
+        )
 
 
 def histogram(values: Sequence[int]) -> list[tuple[str, int]]:
@@ -123,19 +156,29 @@ def kinds(text: str) -> list[str]:
 def edit_bars(records: Sequence[Record]) -> str:
     """A bar for each kind of edit."""
     counts = Counter(kind for record in records for kind in kinds(record.text))
-    return share_bars([(kind, counts[kind]) for kind in (*EDITS, "other")], len(records), "kinds of edits")
+    return share_bars(
+        [(kind, counts[kind]) for kind in (*EDITS, "other")], len(records), "kinds of edits"
+    )
 
 
 def words_table(records: Sequence[Record]) -> str:
     """The commonest salient words of modifications, captions and conclusions, by how many chains have them."""
     texts = [[record.text for record in records]]
-    texts += [[getattr(record.cot, part) for record in records] for part in ("caption", "conclusion")]
+    texts += [
+        [getattr(record.cot, part) for record in records] for part in ("caption", "conclusion")
+    ]
     counts = [Counter(word for text in some for word in set(salient(text))) for some in texts]
     common = [[f"{word} {count}" for word, count in some.most_common(WORDS)] for some in counts]
-    rows = [[str(place + 1), *(some[place] if place < len(some) else "" for some in common)] for place in range(WORDS)]
+    rows = [
+        [str(place + 1), *(some[place] if place < len(some) else "" for some in common)]
+        for place in range(WORDS)
+    ]
     known = ", ".join(f"{len(some)} in {name}" for some, name in zip(counts, COLUMNS, strict=True))
     return webpage.table(
-        "Words", ["", *COLUMNS], rows, f"Salient words and in how many chains; different ones: {known}."
+        "Words",
+        ["", *COLUMNS],
+        rows,
+        f"Salient words and in how many chains; different ones: {known}.",
     )
 
 
@@ -148,7 +191,9 @@ def teachers_table(records: Sequence[Record]) -> str:
         [*("not recorded" if value is None else str(value) for value in facts.values()), str(count)]
         for facts, count in teachers(records)
     ]
-    return webpage.table("Teachers", ["model", "prompts' version", "saw the target", "chains"], rows)
+    return webpage.table(
+        "Teachers", ["model", "prompts' version", "saw the target", "chains"], rows
+    )
 
 
 def samples(records: Sequence[Record], seed: int) -> list[tuple[str, list[Record]]]:
@@ -163,16 +208,22 @@ def samples(records: Sequence[Record], seed: int) -> list[tuple[str, list[Record
         if group:
             kept = sorted(random.Random(seed).sample(range(len(group)), min(most, len(group))))
             title = f"Found by {name}" if name else "Passed every filter"
-            drawn.append((f"{title}: {len(kept)} of {len(group)}", [group[index] for index in kept]))
+            drawn.append(
+                (f"{title}: {len(kept)} of {len(group)}", [group[index] for index in kept])
+            )
     return drawn
 
 
 def article(record: Record, found: Mapping[str, str], stores: Mapping[str, ImageStore]) -> str:
     """One query with its pictures and its chain, and what the filters say of it."""
-    verdict = "; ".join(f"✗ {name}: {what}" for name, what in found.items()) or "✓ passes every filter"
+    verdict = (
+        "; ".join(f"✗ {name}: {what}" for name, what in found.items()) or "✓ passes every filter"
+    )
     figures = [figure("reference", record.reference, stores)]
     figures += [figure("target", target, stores) for target in record.targets[:2]]
-    parts = "".join(f"<dt>{part}</dt><dd>{escape(getattr(record.cot, part))}</dd>" for part in PARTS)
+    parts = "".join(
+        f"<dt>{part}</dt><dd>{escape(getattr(record.cot, part))}</dd>" for part in PARTS
+    )
     return (
         f'<article><h3 class="{"missed" if found else "found"}">{escape(f"{record.source} {record.id}".strip())}: '
         f'{escape(verdict)}</h3><p class="text">{escape(record.text)}</p>'
@@ -184,7 +235,11 @@ def figure(what: str, image: str, stores: Mapping[str, ImageStore]) -> str:
     """A picture with its name; a sentence in its place where it cannot be shown."""
     words = f"{what} {image}"
     try:
-        shown = webpage.thumbnail(stores[image].load(image), words) if image in stores else "<p>no picture</p>"
+        shown = (
+            webpage.thumbnail(stores[image].load(image), words)
+            if image in stores
+            else "<p>no picture</p>"
+        )
     except InputError:
         shown = "<p>no readable picture</p>"
     return f"<figure>{shown}<figcaption>{escape(words)}</figcaption></figure>"

@@ -24,7 +24,13 @@ from cir_cot.records import Cot, Record, cot_from_dict
 from .answers import own_words, scores, without_fence, without_thinking
 from .filters import FILTERS
 
-MAX_TOKENS = {"caption": 256, "reasoning": 512, "conclusion": 192, "joint": 1024, "score": 16}  # ours, of one answer
+MAX_TOKENS = {
+    "caption": 256,
+    "reasoning": 512,
+    "conclusion": 192,
+    "joint": 1024,
+    "score": 16,
+}  # ours, of one answer
 LETTERS = 16  # of a token, at most, before an answer counts as too long
 QUALITY = 90  # of the JPEG that is sent
 RAW = 2000  # characters of a refused answer that the quarantine keeps
@@ -72,7 +78,9 @@ class Teacher(Protocol):
 
     model: str
 
-    async def ask(self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None) -> Answer: ...
+    async def ask(
+        self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
+    ) -> Answer: ...
 
 
 class Unanswered(Exception):  # noqa: N818 - a row without a chain is an outcome, not an error of the program
@@ -98,7 +106,9 @@ class Plan:
 
 def prepare(picture: Image.Image, max_pixels: int) -> Picture:
     """Shrink a picture to a budget of pixels and encode it anew, without EXIF, comments, profiles or thumbnails."""
-    if picture.width * picture.height > max_pixels:  # to whole visual tokens, so that Qwen's servers leave it as it is
+    if (
+        picture.width * picture.height > max_pixels
+    ):  # to whole visual tokens, so that Qwen's servers leave it as it is
         height, width = smart_size(picture.height, picture.width, max_pixels=max_pixels)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     clean = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
@@ -119,7 +129,11 @@ async def write_chain(
     draft = Draft(record, reference, target if plan.see_target else None)
     try:
         for repair in range(plan.repairs + 1):
-            await (draft.ask_jointly(teacher) if plan.stages == "joint" else draft.ask_in_stages(teacher))
+            await (
+                draft.ask_jointly(teacher)
+                if plan.stages == "joint"
+                else draft.ask_in_stages(teacher)
+            )
             if draft.problem is None and plan.verifier:
                 await draft.verify(plan.verifier, target)
             if draft.problem is None:
@@ -146,7 +160,11 @@ class Draft:
     async def ask(self, teacher: Teacher, turns: list[Turn], kind: str) -> Answer:
         """Ask one question, with the complaint about its last answer if there is one."""
         if self.complaint:
-            turns = [*turns, ("assistant", [self.complaint[0] or "-"]), ("user", [again(self.complaint[1])])]
+            turns = [
+                *turns,
+                ("assistant", [self.complaint[0] or "-"]),
+                ("user", [again(self.complaint[1])]),
+            ]
         answer = await teacher.ask(turns, MAX_TOKENS[kind], SCHEMA if kind == "joint" else None)
         self.tries, self.raw, self.complaint = self.tries + answer.tries, answer.text, None
         return bounded(answer, kind)
@@ -164,13 +182,17 @@ class Draft:
 
     async def ask_jointly(self, teacher: Teacher) -> None:
         """Ask for all parts in one call, as JSON, then filter the chain."""
-        answer = await self.ask(teacher, joint_turns(self.record.text, self.reference, self.seen), "joint")
+        answer = await self.ask(
+            teacher, joint_turns(self.record.text, self.reference, self.seen), "joint"
+        )
         # A truncated answer is refused even where it parses: a server may close the braces that it cut.
         if not answer.whole:
             self.problem = truncated("joint")
             return
         try:
-            cot = cot_from_dict(parse_json(without_fence(without_thinking(answer.text)), "the answer"), "the answer")
+            cot = cot_from_dict(
+                parse_json(without_fence(without_thinking(answer.text)), "the answer"), "the answer"
+            )
         except InputError as error:
             self.problem = shorten(f"json: {error}")
             return
@@ -192,7 +214,9 @@ class Draft:
         """Have the conclusion scored; the score is part of the record, and a filter reads it there."""
         score = await verify(verifier, self.record, self.reference, target)
         self.tries += 1
-        self.record = replace(self.record, teacher=(self.record.teacher or {}) | {"confidence": score})
+        self.record = replace(
+            self.record, teacher=(self.record.teacher or {}) | {"confidence": score}
+        )
         self.filter()
 
     def restart(self, stages: str) -> None:
@@ -228,7 +252,9 @@ def shorten(reason: str) -> str:
     return reason if len(reason) <= REASON else reason[: REASON - 1] + "…"
 
 
-def stage_turns(text: str, parts: dict[str, str], reference: Picture, seen: Picture | None) -> list[Turn]:
+def stage_turns(
+    text: str, parts: dict[str, str], reference: Picture, seen: Picture | None
+) -> list[Turn]:
     """The conversation up to the first part that is missing: caption, then reasoning, then conclusion."""
     reasoning = [prompts.annotation_prompt("reasoning", text)]
     questions = {
@@ -247,7 +273,10 @@ def stage_turns(text: str, parts: dict[str, str], reference: Picture, seen: Pict
 def joint_turns(text: str, reference: Picture, seen: Picture | None) -> list[Turn]:
     """One question for the whole chain."""
     question: list[str | Picture] = [reference, prompts.annotation_prompt("joint", text)]
-    return [("system", [prompts.ANNOTATOR]), ("user", [*question, seen, prompts.SEEN] if seen else question)]
+    return [
+        ("system", [prompts.ANNOTATOR]),
+        ("user", [*question, seen, prompts.SEEN] if seen else question),
+    ]
 
 
 def estimate(turns: Sequence[Turn]) -> int:
@@ -255,7 +284,9 @@ def estimate(turns: Sequence[Turn]) -> int:
     parts = [part for _, turn in turns for part in turn]
     words = sum(len(part) for part in parts if isinstance(part, str))
     return (
-        words // 3 + sum(part.pixels // TOKEN**2 + 16 for part in parts if isinstance(part, Picture)) + 8 * len(turns)
+        words // 3
+        + sum(part.pixels // TOKEN**2 + 16 for part in parts if isinstance(part, Picture))
+        + 8 * len(turns)
     )
 
 
@@ -267,10 +298,14 @@ def again(problem: str) -> str:
 async def verify(verifier: Teacher, record: Record, reference: Picture, target: Picture) -> float:
     """Confidence, 0 to 1, that the conclusion fits reference, text and target; Unanswered where none is given."""
     question = prompts.score_prompt(record.text, record.cot.conclusion)
-    answer = bounded(await verifier.ask([("user", [reference, target, question])], MAX_TOKENS["score"]), "score")
+    answer = bounded(
+        await verifier.ask([("user", [reference, target, question])], MAX_TOKENS["score"]), "score"
+    )
     if not answer.whole:
         raise Unanswered(truncated("score"), answer.tries, answer.text)
     found = scores(without_thinking(answer.text))
     if len(found) != 1:
-        raise Unanswered(f"verifier: no score from 0 to 1 in {answer.text[:80]!r}", answer.tries, answer.text)
+        raise Unanswered(
+            f"verifier: no score from 0 to 1 in {answer.text[:80]!r}", answer.tries, answer.text
+        )
     return float(found[0])

@@ -51,8 +51,12 @@ class TransformersTeacher:
         self.processor.tokenizer.padding_side = "left"  # answers begin where prompts end
         self.bounds = picture_bounds(self.processor.image_processor)
         self.side = token_side(self.processor.image_processor)
-        self.network = load_model(model, **model_options(DTYPES[dtype], "sdpa", None)).to(device).eval()
-        self.special = sorted({*self.processor.tokenizer.all_special_tokens, *self._added()}, key=len, reverse=True)
+        self.network = (
+            load_model(model, **model_options(DTYPES[dtype], "sdpa", None)).to(device).eval()
+        )
+        self.special = sorted(
+            {*self.processor.tokenizer.all_special_tokens, *self._added()}, key=len, reverse=True
+        )
         self.waiting: list[Question] = []
         self.asked: list[Question] = []  # of the batch under way
         self.worker: asyncio.Task | None = None
@@ -65,10 +69,14 @@ class TransformersTeacher:
         if self.worker:
             self.worker.cancel()
 
-    async def ask(self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None) -> Answer:
+    async def ask(
+        self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
+    ) -> Answer:
         """One answer, generated in a batch with whatever else waits."""
         if schema:
-            raise InputError("--stages joint needs a server that writes JSON by a schema; use --stages separate")
+            raise InputError(
+                "--stages joint needs a server that writes JSON by a schema; use --stages separate"
+            )
         question = Question(turns, max_tokens, asyncio.get_running_loop().create_future())
         async with self.budget.call(estimate(turns), max_tokens) as bill:
             self.waiting.append(question)
@@ -94,7 +102,9 @@ class TransformersTeacher:
     async def _answer(self, batch: Sequence[Question]) -> bool:
         """Generate the answers of a batch; where it fails, False, and a batch of one gets the error."""
         try:
-            rows = await asyncio.to_thread(self.generate, [(one.turns, one.max_tokens) for one in batch])
+            rows = await asyncio.to_thread(
+                self.generate, [(one.turns, one.max_tokens) for one in batch]
+            )
         except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
             if len(batch) == 1 and not batch[0].answer.done():
                 batch[0].answer.set_exception(self._failure(error))
@@ -125,21 +135,33 @@ class TransformersTeacher:
         self.waiting.clear()
 
     @torch.inference_mode()
-    def generate(self, questions: Sequence[tuple[Sequence[Turn], int]]) -> list[tuple[str, bool, int, int]]:
+    def generate(
+        self, questions: Sequence[tuple[Sequence[Turn], int]]
+    ) -> list[tuple[str, bool, int, int]]:
         """(text, did it end by itself, prompt tokens, answer's tokens) of each question."""
         chats = [self._messages(turns) for turns, _ in questions]
         texts = [self.processor.apply_chat_template(chat, **TEMPLATE) for chat in chats]
         pictures = [self._pictures(chat) for chat in chats]
-        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(self.network.device)
+        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(
+            self.network.device
+        )
         longest = max(limit for _, limit in questions)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": self.temperature}
+            if self.temperature
+            else {"do_sample": False}
+        )
         padding = self.processor.tokenizer.pad_token_id
         config = transformers.GenerationConfig(
             max_new_tokens=longest, pad_token_id=padding, eos_token_id=self._ends(), **sampling
         )
-        written = self.network.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]  # (B, T)
+        written = self.network.generate(**inputs, generation_config=config)[
+            :, inputs["input_ids"].shape[1] :
+        ]  # (B, T)
         rows = []
-        for ids, (_, limit), mask in zip(written.tolist(), questions, inputs["attention_mask"], strict=True):
+        for ids, (_, limit), mask in zip(
+            written.tolist(), questions, inputs["attention_mask"], strict=True
+        ):
             end = next((at for at, token in enumerate(ids) if token in self._ends()), len(ids))
             text = self.processor.tokenizer.decode(ids[: min(end, limit)], skip_special_tokens=True)
             rows.append((text, end < min(len(ids), limit), int(mask.sum()), min(end + 1, limit)))
@@ -151,7 +173,9 @@ class TransformersTeacher:
         return list(dict.fromkeys([*ends, self.processor.tokenizer.eos_token_id]))
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict]:
-        return [{"role": role, "content": [self._part(part) for part in parts]} for role, parts in turns]
+        return [
+            {"role": role, "content": [self._part(part) for part in parts]} for role, parts in turns
+        ]
 
     def _part(self, part: str | Picture) -> dict:
         if not isinstance(part, Picture):

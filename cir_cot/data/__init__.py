@@ -29,11 +29,15 @@ BENCHMARKS: dict[str, Callable[..., list[Benchmark]]] = {
 }
 
 
-def load_benchmark(name: str, root: str | Path, split: str, category: str | None = None, **options) -> list[Benchmark]:
+def load_benchmark(
+    name: str, root: str | Path, split: str, category: str | None = None, **options
+) -> list[Benchmark]:
     """`BENCHMARKS[name](root, split, category, **options)`; an option that the benchmark does not have is refused."""
     load = BENCHMARKS[choose("benchmark", name, BENCHMARKS)]
     known = list(inspect.signature(load).parameters)[3:]
     for option in options:
         if option not in known:
-            raise UnavailableError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+            raise UnavailableError(
+                f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}"
+            )
     return load(root, split, category, **options)

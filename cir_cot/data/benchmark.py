@@ -55,7 +55,12 @@ def coco_id(image: object, where: str) -> str:
 
 
 def protocol_of(
-    name: str, split: str, records: Sequence[Record], members: Sequence[str], reference: str | None, **options: object
+    name: str,
+    split: str,
+    records: Sequence[Record],
+    members: Sequence[str],
+    reference: str | None,
+    **options: object,
 ) -> dict:
     """What a number must be read with: gallery, queries, reference kept or removed, and the benchmark's own options."""
     kept = {"keep": "kept", "remove": "removed", None: "not a candidate"}[reference]

@@ -30,7 +30,11 @@ CIRCO_TEXTS = {
 
 
 def circo(
-    root: str | Path, split: str, category: str | None = None, reference: str = "keep", text: str = "plain"
+    root: str | Path,
+    split: str,
+    category: str | None = None,
+    reference: str = "keep",
+    text: str = "plain",
 ) -> list[Benchmark]:
     """CIRCO over COCO 2017 unlabeled; image ids are COCO's numbers, targets[0] is the one that R@k counts."""
     _no_category("circo", category)
@@ -59,16 +63,24 @@ def circo(
     ]
 
 
-def _circo_records(path: Path, split: str, style: str) -> tuple[list[Record], dict[str, tuple[str, ...]]]:
+def _circo_records(
+    path: Path, split: str, style: str
+) -> tuple[list[Record], dict[str, tuple[str, ...]]]:
     keys = {"id": int, "reference_img_id": int, "relative_caption": str, "shared_concept": str}
-    keys |= {} if split == "test" else {"target_img_id": int, "gt_img_ids": list, "semantic_aspects": list}
+    keys |= (
+        {}
+        if split == "test"
+        else {"target_img_id": int, "gt_img_ids": list, "semantic_aspects": list}
+    )
     records, aspects = [], {}
     for index, entry in enumerate(read_entries(path, keys)):
         where = f"{path}: entry {index}"
         name, text = str(entry["id"]), CIRCO_TEXTS[style].format_map(entry)
         images = [entry["target_img_id"], *entry["gt_img_ids"]] if "gt_img_ids" in keys else []
         targets = tuple(dict.fromkeys(coco_id(image, where) for image in images))
-        records.append(Record(name, str(entry["reference_img_id"]), text, targets, source=f"circo/{split}"))
+        records.append(
+            Record(name, str(entry["reference_img_id"]), text, targets, source=f"circo/{split}")
+        )
         aspects[name] = strings(entry.get("semantic_aspects", []), f"{where}: 'semantic_aspects'")
     return _unique_ids(records, path), aspects
 
@@ -87,7 +99,9 @@ def _circo_gallery(base: Path) -> dict[str, str]:
     for name in layouts.CIRCO_IDS:
         if (base / name).exists():
             where = str(base / name)
-            return {coco_id(image, where): f"{int(image):012d}.jpg" for image in read_names(base / name)}
+            return {
+                coco_id(image, where): f"{int(image):012d}.jpg" for image in read_names(base / name)
+            }
     return {}
 
 

@@ -23,7 +23,11 @@ from .layouts import (
 
 
 def cirr(
-    root: str | Path, split: str, category: str | None = None, reference: str = "remove", labels: str = "hard"
+    root: str | Path,
+    split: str,
+    category: str | None = None,
+    reference: str = "remove",
+    labels: str = "hard",
 ) -> list[Benchmark]:
     """CIRR rc2; ids are pairids, `Record.subset` the image set (with the reference). labels "soft": graded targets."""
     _no_category("cirr", category)
@@ -31,12 +35,20 @@ def cirr(
     choose("reference", reference, ("keep", "remove"))
     choose("labels", labels, ("hard", "soft"))
     root = Path(root)
-    names = [f"{base}/{at}cap.rc2.{split}.json" for base in layouts.CIRR_BASES for at in ("captions/", "")]
+    names = [
+        f"{base}/{at}cap.rc2.{split}.json"
+        for base in layouts.CIRR_BASES
+        for at in ("captions/", "")
+    ]
     path = find(root, names, f"captions of CIRR {split}")
     base = path.parent.parent if path.parent.name == "captions" else path.parent
     records, weights = _cirr_records(path, split)
     name = f"split.rc2.{split}.json"
-    split_path = find(base, [f"{at}{name}" for at in ("image_splits/", "images_splits/", "")], f"image split {name}")
+    split_path = find(
+        base,
+        [f"{at}{name}" for at in ("image_splits/", "images_splits/", "")],
+        f"image split {name}",
+    )
     files = read_json(split_path)
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{split_path}: an object {{image name: file}} is expected")
@@ -65,15 +77,23 @@ def _cirr_records(path: Path, split: str) -> tuple[list[Record], dict[str, dict[
         members = strings(entry["img_set"].get("members"), f"{where}: 'members' of 'img_set'")
         soft = entry.get("target_soft", {})
         if not all(isinstance(weight, (int, float)) for weight in soft.values()):
-            raise InputError(f"{where}: 'target_soft' must map images to numbers, got {shown(soft)}")
+            raise InputError(
+                f"{where}: 'target_soft' must map images to numbers, got {shown(soft)}"
+            )
         targets = (entry["target_hard"],) if "target_hard" in keys else ()
         pair, text = str(entry["pairid"]), entry["caption"]
-        records.append(Record(pair, entry["reference"], text, targets, subset=members, source=f"cirr/{split}"))
+        records.append(
+            Record(pair, entry["reference"], text, targets, subset=members, source=f"cirr/{split}")
+        )
         weights[pair] = soft
     return _unique_ids(records, path), weights
 
 
 def _cirr_images(root: Path, base: Path, folder: str, files: dict[str, str]) -> ImageStore:
     """The store's root is the split's own folder, so that it may be a link to a copy of NLVR2."""
-    inside = {name: file.removeprefix("./").removeprefix(f"{folder}/") for name, file in files.items()}
-    return open_images(root, around(root, base, [f"{at}/{folder}" for at in layouts.CIRR_IMAGES]), "CIRR", inside)
+    inside = {
+        name: file.removeprefix("./").removeprefix(f"{folder}/") for name, file in files.items()
+    }
+    return open_images(
+        root, around(root, base, [f"{at}/{folder}" for at in layouts.CIRR_IMAGES]), "CIRR", inside
+    )

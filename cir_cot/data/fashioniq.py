@@ -20,13 +20,25 @@ FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
 GALLERIES = ("original", "val-union", "all-categories")
 # What papers call "FashionIQ": numbers of different rows do not belong in one table.
 FASHIONIQ_PROTOCOLS = {
-    "original": {"gallery": "original", "reference": "keep", "caption_join": "clip4cir"},  # CLIP4Cir, SPRC, CIReVL
+    "original": {
+        "gallery": "original",
+        "reference": "keep",
+        "caption_join": "clip4cir",
+    },  # CLIP4Cir, SPRC, CIReVL
     "rtic": {"gallery": "original", "reference": "remove", "caption_join": "sep"},
     "covr": {"gallery": "original", "reference": "remove", "caption_join": "covr"},
-    "cosmo": {"gallery": "original", "reference": "remove", "caption_join": "both-orders"},  # and ARTEMIS
+    "cosmo": {
+        "gallery": "original",
+        "reference": "remove",
+        "caption_join": "both-orders",
+    },  # and ARTEMIS
     "val": {"gallery": "val-union", "reference": "remove", "caption_join": "single"},
     "cosmo-val": {"gallery": "val-union", "reference": "remove", "caption_join": "both-orders"},
-    "composeae": {"gallery": "all-categories", "reference": "keep", "caption_join": "raw"},  # texts: ours
+    "composeae": {
+        "gallery": "all-categories",
+        "reference": "keep",
+        "caption_join": "raw",
+    },  # texts: ours
 }
 STRIPPED = ".?, "
 
@@ -50,7 +62,10 @@ CAPTION_JOINS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
     "comma": lambda first, second: (f"{first}, and {second}",),  # MegaPairs
     "sep": lambda first, second: (f"{first} [SEP] {second}",),  # RTIC
     "covr": lambda first, second: (covr(first, second),),
-    "both-orders": lambda first, second: (f"{first} and {second}", f"{second} and {first}"),  # CoSMo, ARTEMIS
+    "both-orders": lambda first, second: (
+        f"{first} and {second}",
+        f"{second} and {first}",
+    ),  # CoSMo, ARTEMIS
     "single": lambda first, second: tuple(text for text in (first, second) if text.strip()),  # VAL
 }
 SEVERAL_QUERIES = ("both-orders", "single")
@@ -63,7 +78,12 @@ def training_captions(captions: tuple[str, str]) -> tuple[str, str, str, str]:
     """
     first, second = captions
     alone = [caption.strip(STRIPPED).capitalize() for caption in captions]
-    return clip4cir(first, second), clip4cir(second, first), alone[0] or alone[1], alone[1] or alone[0]
+    return (
+        clip4cir(first, second),
+        clip4cir(second, first),
+        alone[0] or alone[1],
+        alone[1] or alone[0],
+    )
 
 
 def training_caption(captions: tuple[str, str], draw: float) -> str:
@@ -87,11 +107,17 @@ def fashioniq(
     choose("gallery", gallery, GALLERIES)
     choose("reference", reference, ("keep", "remove"))
     choose("caption_join", caption_join, CAPTION_JOINS)
-    names = FASHIONIQ_CATEGORIES if category is None else (choose("category", category, FASHIONIQ_CATEGORIES),)
+    names = (
+        FASHIONIQ_CATEGORIES
+        if category is None
+        else (choose("category", category, FASHIONIQ_CATEGORIES),)
+    )
     return [_fashioniq(Path(root), split, name, gallery, reference, caption_join) for name in names]
 
 
-def _fashioniq(root: Path, split: str, category: str, gallery: str, reference: str, join: str) -> Benchmark:
+def _fashioniq(
+    root: Path, split: str, category: str, gallery: str, reference: str, join: str
+) -> Benchmark:
     files = [
         f"{base}/{folder}/cap.{category}.{split}.json"
         for base in layouts.FASHIONIQ_BASES
@@ -102,12 +128,16 @@ def _fashioniq(root: Path, split: str, category: str, gallery: str, reference: s
     records, captions = _fashioniq_records(path, join, split, f"fashioniq/{category}/{split}")
     names = {}
     for name in FASHIONIQ_CATEGORIES if gallery == "all-categories" else (category,):
-        names[name] = read_names(find(base, [f"image_splits/split.{name}.{split}.json"], f"image split of {name}"))
+        names[name] = read_names(
+            find(base, [f"image_splits/split.{name}.{split}.json"], f"image split of {name}")
+        )
     listed = list(dict.fromkeys(name for part in names.values() for name in part))
     members = listed
     if gallery == "val-union":
         if not all(record.targets for record in records):
-            raise InputError(f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have")
+            raise InputError(
+                f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have"
+            )
         used = {image for record in records for image in (record.reference, *record.targets)}
         members = [name for name in listed if name in used]
     folders = around(root, base, [folder.format(c=category) for folder in layouts.FASHIONIQ_IMAGES])
@@ -120,7 +150,14 @@ def _fashioniq(root: Path, split: str, category: str, gallery: str, reference: s
         ks=(10, 50),
         remove_reference=reference == "remove",
         protocol=protocol_of(
-            "fashioniq", split, records, members, reference, category=category, gallery=gallery, caption_join=join
+            "fashioniq",
+            split,
+            records,
+            members,
+            reference,
+            category=category,
+            gallery=gallery,
+            caption_join=join,
         ),
         images=partial(open_images, root, folders, f"FashionIQ {category}"),
         outside=frozenset(listed).difference(members),

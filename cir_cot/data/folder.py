@@ -10,7 +10,9 @@ from .benchmark import Benchmark, protocol_of
 from .layouts import _no_category, choose, find, open_images, read_names
 
 
-def folder(root: str | Path, split: str, category: str | None = None, reference: str = "remove") -> list[Benchmark]:
+def folder(
+    root: str | Path, split: str, category: str | None = None, reference: str = "remove"
+) -> list[Benchmark]:
     """A user's own data: `records.<split>.jsonl`, `gallery.<split>.txt`, `images/`; any of the targets counts."""
     _no_category("folder", category)
     choose("reference", reference, ("keep", "remove"))

@@ -22,12 +22,20 @@ def genecis(root: str | Path, split: str, category: str | None = None) -> list[B
     """GeneCIS, one benchmark a task; each query ranks its own candidates. A candidate listed twice counts once, as in
     the official code, where the target stands first; "val" and "test" name the same files."""
     choose("split", split, ("val", "test"))
-    names = GENECIS_CATEGORIES if category is None else (choose("category", category, GENECIS_CATEGORIES),)
+    names = (
+        GENECIS_CATEGORIES
+        if category is None
+        else (choose("category", category, GENECIS_CATEGORIES),)
+    )
     return [_genecis(Path(root), split, name) for name in names]
 
 
 def _genecis(root: Path, split: str, category: str) -> Benchmark:
-    path = find(root, [name.format(c=category) for name in layouts.GENECIS_FILES], f"task file of GeneCIS {category}")
+    path = find(
+        root,
+        [name.format(c=category) for name in layouts.GENECIS_FILES],
+        f"task file of GeneCIS {category}",
+    )
     records, candidates, files, boxes = [], {}, {}, {}
 
     def image(entry: object, where: str) -> str:
@@ -42,8 +50,14 @@ def _genecis(root: Path, split: str, category: str) -> Benchmark:
         where, query = f"{path}: entry {index}", str(index)
         target = image(entry["target"], where)
         start = image(entry["reference"], where)
-        candidates[query] = list(dict.fromkeys([target, *(image(item, where) for item in entry["gallery"])]))
-        records.append(Record(query, start, entry["condition"], (target,), source=f"genecis/{category}/{split}"))
+        candidates[query] = list(
+            dict.fromkeys([target, *(image(item, where) for item in entry["gallery"])])
+        )
+        records.append(
+            Record(
+                query, start, entry["condition"], (target,), source=f"genecis/{category}/{split}"
+            )
+        )
     gallery = list(dict.fromkeys(name for names in candidates.values() for name in names))
     folders = layouts.GENECIS_IMAGES[category.rpartition("_")[2]]
     return Benchmark(
@@ -54,8 +68,17 @@ def _genecis(root: Path, split: str, category: str) -> Benchmark:
         gallery=gallery,
         ks=(1, 2, 3),
         remove_reference=False,
-        protocol=protocol_of("genecis", split, records, gallery, None, category=category, gallery="per query"),
-        images=partial(open_images, root, around(root, path.parent, folders), f"GeneCIS {category}", files, boxes),
+        protocol=protocol_of(
+            "genecis", split, records, gallery, None, category=category, gallery="per query"
+        ),
+        images=partial(
+            open_images,
+            root,
+            around(root, path.parent, folders),
+            f"GeneCIS {category}",
+            files,
+            boxes,
+        ),
         candidates=candidates,
     )
 
@@ -67,6 +90,12 @@ def _genecis_image(entry: object, where: str) -> tuple[str, str, Box | None]:
         return name, f"{int(name):012d}.jpg", None
     check_entry(entry, {"image_id": str, "instance_bbox": list}, where)
     box = entry["instance_bbox"]
-    if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box) or min(box[2:]) <= 0:
-        raise InputError(f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {shown(box)}")
+    if (
+        len(box) != 4
+        or not all(isinstance(number, (int, float)) for number in box)
+        or min(box[2:]) <= 0
+    ):
+        raise InputError(
+            f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {shown(box)}"
+        )
     return "_".join([entry["image_id"], *map(str, box)]), f"{entry['image_id']}.jpg", tuple(box)

@@ -12,10 +12,35 @@ from cir_cot.files import first_repeated, read_bytes, read_json
 from cir_cot.images import Box, ImageStore
 from cir_cot.records import Record, check_text
 
-FASHIONIQ_BASES = (".", "fashionIQ_dataset", "fashionIQ", "fashion-iq", "fashion_iq", "fashioniq", "FashionIQ", "fiq")
+FASHIONIQ_BASES = (
+    ".",
+    "fashionIQ_dataset",
+    "fashionIQ",
+    "fashion-iq",
+    "fashion_iq",
+    "fashioniq",
+    "FashionIQ",
+    "fiq",
+)
 FASHIONIQ_CAPTIONS = ("captions", "json")
-FASHIONIQ_IMAGES = ("images", "img", "resized_images/{c}", "image_data/{c}", "all_imgs", "data/resized_images/{c}")
-CIRR_BASES = ("cirr", ".", "cirr_dataset/cirr", "data/cirr", "CIRR", "CIRR/cirr", "annotation/cirr", "cirr_dataset")
+FASHIONIQ_IMAGES = (
+    "images",
+    "img",
+    "resized_images/{c}",
+    "image_data/{c}",
+    "all_imgs",
+    "data/resized_images/{c}",
+)
+CIRR_BASES = (
+    "cirr",
+    ".",
+    "cirr_dataset/cirr",
+    "data/cirr",
+    "CIRR",
+    "CIRR/cirr",
+    "annotation/cirr",
+    "cirr_dataset",
+)
 CIRR_IMAGES = (".", "img_raw", "images", "CIRR/images", "datasets/CIRR/images")
 CIRR_FOLDERS = {"train": "train", "val": "dev", "test1": "test1"}
 CIRCO_BASES = (".", "CIRCO", "circo")
@@ -42,7 +67,9 @@ def find(root: str | Path, names: Sequence[str], what: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    raise UnavailableError(f"no {what} in {root}; looked for {', '.join(dict.fromkeys(map(os.path.normpath, names)))}")
+    raise UnavailableError(
+        f"no {what} in {root}; looked for {', '.join(dict.fromkeys(map(os.path.normpath, names)))}"
+    )
 
 
 def around(root: Path, base: Path, names: Sequence[str]) -> list[str]:
@@ -69,14 +96,18 @@ def open_images(
     return ImageStore(find(root, folders, f"pictures of {what}"), files, boxes)
 
 
-def open_images_by_name(root: Path, folders: Sequence[str], what: str, names: Collection[str]) -> ImageStore:
+def open_images_by_name(
+    root: Path, folders: Sequence[str], what: str, names: Collection[str]
+) -> ImageStore:
     """Pictures that lie somewhere below a folder under their own names (Shoes): the folder is walked once."""
     folder, wanted, files = find(root, folders, f"pictures of {what}"), set(names), {}
     for path, _, found in os.walk(folder):
         for name in sorted(wanted.intersection(found)):
             files.setdefault(name, os.path.relpath(os.path.join(path, name), folder))
     if not files:
-        raise UnavailableError(f"no pictures of {what} in {folder}; looked below it for {len(wanted)} names")
+        raise UnavailableError(
+            f"no pictures of {what} in {folder}; looked below it for {len(wanted)} names"
+        )
     return ImageStore(folder, files)
 
 
@@ -84,7 +115,9 @@ def read_entries(path: Path, keys: Mapping[str, type]) -> list[dict]:
     """A JSON list of objects, each with `keys` of the given types; the first bad one is named by its index."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: a list of annotations is expected, got {type(entries).__name__} without entries")
+        raise InputError(
+            f"{path}: a list of annotations is expected, got {type(entries).__name__} without entries"
+        )
     for index, entry in enumerate(entries):
         check_entry(entry, keys, f"{path}: entry {index}")
     return entries
@@ -117,7 +150,11 @@ def read_names(path: Path) -> list[str]:
         names = list(strings(read_json(path), f"{path}: the image ids"))
     else:
         try:
-            names = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
+            names = [
+                line.strip()
+                for line in read_bytes(path).decode("utf-8-sig").splitlines()
+                if line.strip()
+            ]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text ({error})") from error
     if not names:
@@ -139,4 +176,6 @@ def _unique_ids(records: list[Record], path: Path) -> list[Record]:
 
 def _no_category(name: str, category: str | None) -> None:
     if category is not None:
-        raise UnavailableError(f"{name} has no categories, got {category!r}; leave the category out")
+        raise UnavailableError(
+            f"{name} has no categories, got {category!r}; leave the category out"
+        )

@@ -22,30 +22,45 @@ def recall_at_k(rankings: Sequence[Ranking], targets: Sequence[Collection[str]],
 
 
 def subset_recall_at_k(
-    rankings: Sequence[Ranking], targets: Sequence[Collection[str]], subsets: Sequence[Collection[str]], k: int
+    rankings: Sequence[Ranking],
+    targets: Sequence[Collection[str]],
+    subsets: Sequence[Collection[str]],
+    k: int,
 ) -> float:
     """CIRR's Recall_subset@k in percent: each ranking is cut down to its query's subset (without the reference)."""
     return recall_at_k(restrict(rankings, subsets), targets, k)
 
 
-def soft_recall_at_k(rankings: Sequence[Ranking], weights: Sequence[Mapping[str, float]], k: int) -> float:
+def soft_recall_at_k(
+    rankings: Sequence[Ranking], weights: Sequence[Mapping[str, float]], k: int
+) -> float:
     """Recall@k of CIRR's graded labels in percent: a query scores its best weight among the first k, at least 0."""
     _check(rankings, weights, k)
     pairs = zip(rankings, weights, strict=True)
-    return 100 * sum(max([0, *(w.get(image, 0) for image in ranking[:k])]) for ranking, w in pairs) / len(rankings)
+    return (
+        100
+        * sum(max([0, *(w.get(image, 0) for image in ranking[:k])]) for ranking, w in pairs)
+        / len(rankings)
+    )
 
 
 def map_at_k(rankings: Sequence[Ranking], targets: Sequence[Collection[str]], k: int) -> float:
     """CIRCO's mAP@k in percent: mean of `average_precision` over the queries."""
     _check(rankings, targets, k)
     pairs = zip(rankings, targets, strict=True)
-    return 100 * sum(average_precision(ranking, wanted, k) for ranking, wanted in pairs) / len(rankings)
+    return (
+        100
+        * sum(average_precision(ranking, wanted, k) for ranking, wanted in pairs)
+        / len(rankings)
+    )
 
 
 def average_precision(ranking: Ranking, targets: Collection[str], k: int) -> float:
     """AP@k in 0..1: precision at each hit of the first k, summed, divided by min(number of targets, k)."""
     if len(set(ranking)) != len(ranking):
-        raise ValueError("an image occurs twice in one ranking; average precision would count it twice")
+        raise ValueError(
+            "an image occurs twice in one ranking; average precision would count it twice"
+        )
     hits, total = 0, 0.0
     for place, image in enumerate(ranking[:k], 1):
         if image in targets:
@@ -57,7 +72,10 @@ def average_precision(ranking: Ranking, targets: Collection[str], k: int) -> flo
 def restrict(rankings: Sequence[Ranking], allowed: Sequence[Collection[str]]) -> list[list[str]]:
     """Each ranking without the images its query does not allow; the order stays."""
     sets = [set(images) for images in allowed]
-    return [[image for image in ranking if image in keep] for ranking, keep in zip(rankings, sets, strict=True)]
+    return [
+        [image for image in ranking if image in keep]
+        for ranking, keep in zip(rankings, sets, strict=True)
+    ]
 
 
 def _check(rankings: Sequence[Ranking], labels: Sequence[Collection[str]], k: int) -> None:

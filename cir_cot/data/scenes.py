@@ -27,7 +27,11 @@ from cir_cot.records import Cot, Record, write_records
 from cir_cot.storage import written
 
 SPLITS = ("train", "iid", "novel")
-SLOTS = tuple(f"{row}-{column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
+SLOTS = tuple(
+    f"{row}-{column}"
+    for row in ("top", "middle", "bottom")
+    for column in ("left", "center", "right")
+)
 SIZES = ("small", "large")
 COLOURS = {
     "gray": (87, 87, 87),
@@ -52,7 +56,9 @@ PALETTES["iid"] = PALETTES["train"]
 
 Object = tuple[str, str, str]  # size, colour, shape
 Scene = tuple[Object | None, ...]  # nine slots in reading order
-Pick = tuple[str | None, str | None, str | None, str | None]  # slot, size, colour, shape; None = any
+Pick = tuple[
+    str | None, str | None, str | None, str | None
+]  # slot, size, colour, shape; None = any
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,11 @@ def random_scene(rng: random.Random, palette: dict, least: int = 2, most: int = 
 
 
 def random_edit(
-    rng: random.Random, scene: Scene, palette: dict, kind: str | None = None, pick: Pick | None = None
+    rng: random.Random,
+    scene: Scene,
+    palette: dict,
+    kind: str | None = None,
+    pick: Pick | None = None,
 ) -> Edit | None:
     """Draw an edit of a scene; None when the draw is a no-op, empties the scene or leaves the palette.
 
@@ -134,7 +144,11 @@ def random_edit(
         text = f"make {selector} {value}"
     touched = {slot for slot, thing in enumerate(scene) if thing and matches(pick, slot, thing)}
     result = tuple(change(thing) if slot in touched else thing for slot, thing in enumerate(scene))
-    if result == scene or not any(result) or not all(t is None or t[1] in palette[t[2]] for t in result):
+    if (
+        result == scene
+        or not any(result)
+        or not all(t is None or t[1] in palette[t[2]] for t in result)
+    ):
         return None
     meant = tuple(slot in touched for slot, thing in enumerate(scene) if thing)
     return Edit(kind, text, result, action, selector, meant)
@@ -142,7 +156,9 @@ def random_edit(
 
 def chain(scene: Scene, edit: Edit) -> Cot:
     """Write the true chain: the scene, which of its objects the selector means and what becomes of them, the target."""
-    return Cot(caption=scene_text(scene), reasoning=notes(scene, edit), conclusion=scene_text(edit.result))
+    return Cot(
+        caption=scene_text(scene), reasoning=notes(scene, edit), conclusion=scene_text(edit.result)
+    )
 
 
 def notes(scene: Scene, edit: Edit) -> str:
@@ -164,7 +180,10 @@ def _random_object(rng: random.Random, palette: dict) -> Object:
 
 
 def _add(rng: random.Random, scene: Scene, palette: dict) -> Edit | None:
-    slot, thing = rng.choice([slot for slot in range(9) if scene[slot] is None]), _random_object(rng, palette)
+    slot, thing = (
+        rng.choice([slot for slot in range(9) if scene[slot] is None]),
+        _random_object(rng, palette),
+    )
     result = (*scene[:slot], thing, *scene[slot + 1 :])
     text = f"add {' '.join(thing)} to {SLOTS[slot]}"
     return Edit("add", text, result, f"add {object_text(slot, thing)}")
@@ -188,11 +207,15 @@ def render(scene: Scene, rng: random.Random, size: int = 84) -> Image.Image:
         elif thing[2] == "rectangle":
             draw.rectangle(box, fill=COLOURS[thing[1]])
         else:
-            draw.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], fill=COLOURS[thing[1]])
+            draw.polygon(
+                [(x, y - half), (x - half, y + half), (x + half, y + half)], fill=COLOURS[thing[1]]
+            )
     return picture.reduce(2)
 
 
-def _distinct_edits(rng: random.Random, scene: Scene, palette: dict, count: int, test: bool) -> list[Edit]:
+def _distinct_edits(
+    rng: random.Random, scene: Scene, palette: dict, count: int, test: bool
+) -> list[Edit]:
     """Return `count` edits with distinct target scenes of the wanted side of the train/test hash, else fewer."""
     found: dict[Scene, Edit] = {}
     for _ in range(200 * count):
@@ -204,7 +227,9 @@ def _distinct_edits(rng: random.Random, scene: Scene, palette: dict, count: int,
     return list(found.values())
 
 
-def _references(seed: int, split: str, references: int, edits: int) -> Iterator[tuple[Scene, list[Edit]]]:
+def _references(
+    seed: int, split: str, references: int, edits: int
+) -> Iterator[tuple[Scene, list[Edit]]]:
     rng, test = random.Random(f"{seed}/{split}"), split != "train"
     seen: set[Scene] = set()
     while len(seen) < references:
@@ -217,7 +242,9 @@ def _references(seed: int, split: str, references: int, edits: int) -> Iterator[
             yield scene, made
 
 
-def make_split(seed: int, split: str, references: int, edits: int) -> tuple[list[Record], dict[str, Scene]]:
+def make_split(
+    seed: int, split: str, references: int, edits: int
+) -> tuple[list[Record], dict[str, Scene]]:
     """Return the queries of a split (with true chains) and its gallery (image id -> scene), in gallery order."""
     gallery: dict[str, Scene] = {}
     queries = []
@@ -235,7 +262,9 @@ def make_split(seed: int, split: str, references: int, edits: int) -> tuple[list
     for target, reference, scene, edit in queries:
         source = f"scenes/{split}/{edit.kind}"
         same_scene = tuple(same[edit.result])
-        records.append(Record(target, reference, edit.text, same_scene, chain(scene, edit), (), source))
+        records.append(
+            Record(target, reference, edit.text, same_scene, chain(scene, edit), (), source)
+        )
     return records, gallery
 
 
@@ -264,7 +293,9 @@ def write_scenes(
     written. The same arguments give the same bytes. InputError where a file is there that no run of this function
     wrote, unless `overwrite`.
     """
-    counts = {split: references if split == "train" else test_references or references for split in SPLITS}
+    counts = {
+        split: references if split == "train" else test_references or references for split in SPLITS
+    }
     if min(counts.values()) < 1 or not 1 <= edits <= 40 or size < 24 or size % 12:
         raise InputError(
             f"scenes: references {references} and {test_references}, edits {edits}, size {size}: "
@@ -273,7 +304,11 @@ def write_scenes(
     folder = Path(folder)
     made = {split: make_split(seed, split, counts[split], edits) for split in SPLITS}
     images = [pair for _, gallery in made.values() for pair in gallery.items()]
-    texts = [f"{kind}.{split}.{end}" for split in SPLITS for kind, end in (("records", "jsonl"), ("gallery", "txt"))]
+    texts = [
+        f"{kind}.{split}.{end}"
+        for split in SPLITS
+        for kind, end in (("records", "jsonl"), ("gallery", "txt"))
+    ]
     pictures = [f"images/{image}.png" for image, _ in images]
     with written(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -285,7 +320,9 @@ def write_scenes(
     return {split: len(gallery) for split, (_, gallery) in made.items()}
 
 
-def _draw_all(folder: Path, images: list[tuple[str, Scene]], seed: int, size: int, progress: Callable | None) -> None:
+def _draw_all(
+    folder: Path, images: list[tuple[str, Scene]], seed: int, size: int, progress: Callable | None
+) -> None:
     """Draw pictures in several processes."""
     jobs = [(str(folder), images[at : at + 500], seed, size) for at in range(0, len(images), 500)]
     done = 0

@@ -18,7 +18,9 @@ Rankings = Mapping[str, Sequence[str]]  # query id -> image ids, best first
 CIRR_VERSION = "rc2"
 
 
-def score_rankings(benchmark: Benchmark, rankings: Rankings, subset_rankings: Rankings | None = None) -> dict:
+def score_rankings(
+    benchmark: Benchmark, rankings: Rankings, subset_rankings: Rankings | None = None
+) -> dict:
     """Official metrics in percent, e.g. {"R@10": 36.04}; CIRCO adds "semantic_mAP@10": {aspect: value}.
 
     InputError: a missing or unknown query, an image twice in a list or not in the gallery, a list too short for the
@@ -26,7 +28,9 @@ def score_rankings(benchmark: Benchmark, rankings: Rankings, subset_rankings: Ra
     """
     for record in benchmark.records:
         if not record.targets:
-            raise InputError(f"{label(benchmark)}: query {record.id!r} has no published target; use the test server")
+            raise InputError(
+                f"{label(benchmark)}: query {record.id!r} has no published target; use the test server"
+            )
     lists = ranked_lists(benchmark, rankings)
     targets = [record.targets for record in benchmark.records]
     if benchmark.name == "circo":
@@ -38,15 +42,25 @@ def score_rankings(benchmark: Benchmark, rankings: Rankings, subset_rankings: Ra
     return {f"R@{k}": recall_at_k(lists, targets, k) for k in benchmark.ks}
 
 
-def cirr_metrics(benchmark: Benchmark, lists: list[list[str]], subset_rankings: Rankings | None) -> dict:
+def cirr_metrics(
+    benchmark: Benchmark, lists: list[list[str]], subset_rankings: Rankings | None
+) -> dict:
     """R@k; Rsub@1,2,3 and Avg = (R@5 + Rsub@1) / 2 where the subset is ranked, by its own file or by full lists."""
     records = benchmark.records
     targets = [record.targets for record in records]
-    weights = None if benchmark.weights is None else [benchmark.weights[record.id] for record in records]
-    others = [tuple(image for image in record.subset if image != record.reference) for record in records]
+    weights = (
+        None if benchmark.weights is None else [benchmark.weights[record.id] for record in records]
+    )
+    others = [
+        tuple(image for image in record.subset if image != record.reference) for record in records
+    ]
 
     def recall(rankings: list[list[str]], k: int) -> float:
-        return recall_at_k(rankings, targets, k) if weights is None else soft_recall_at_k(rankings, weights, k)
+        return (
+            recall_at_k(rankings, targets, k)
+            if weights is None
+            else soft_recall_at_k(rankings, weights, k)
+        )
 
     metrics = {f"R@{k}": recall(lists, k) for k in benchmark.ks}
     if subset_rankings is not None:
@@ -67,7 +81,9 @@ def circo_metrics(benchmark: Benchmark, lists: list[list[str]]) -> dict:
     records = benchmark.records
     targets = [record.targets for record in records]
     metrics = {f"mAP@{k}": map_at_k(lists, targets, k) for k in benchmark.ks}
-    metrics |= {f"R@{k}": recall_at_k(lists, [wanted[:1] for wanted in targets], k) for k in benchmark.ks}
+    metrics |= {
+        f"R@{k}": recall_at_k(lists, [wanted[:1] for wanted in targets], k) for k in benchmark.ks
+    }
     by_aspect: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         for aspect in (benchmark.aspects or {}).get(record.id, ()):
@@ -82,7 +98,9 @@ def circo_metrics(benchmark: Benchmark, lists: list[list[str]]) -> dict:
 def mean_of_categories(metrics: Mapping[str, Mapping[str, float]]) -> dict:
     """{category: metrics} plus "average": the unweighted mean over the categories, as every paper reports it."""
     names = next(iter(metrics.values())).keys()
-    average = {name: sum(values[name] for values in metrics.values()) / len(metrics) for name in names}
+    average = {
+        name: sum(values[name] for values in metrics.values()) / len(metrics) for name in names
+    }
     if set(average) == {"R@10", "R@50"}:
         average["Avg"] = (average["R@10"] + average["R@50"]) / 2
     return {**metrics, "average": average}
@@ -100,7 +118,9 @@ def ranked_lists(benchmark: Benchmark, rankings: Rankings) -> list[list[str]]:
         ranking = [image for image in rankings[record.id] if image != removed]
         if benchmark.name != "circo":
             check_length(benchmark, record, len(ranking), len(nameable) - (removed in nameable))
-        lists.append([image for image in ranking if image in allowed] if benchmark.outside else ranking)
+        lists.append(
+            [image for image in ranking if image in allowed] if benchmark.outside else ranking
+        )
     return lists
 
 
@@ -122,7 +142,9 @@ def allowed_images(benchmark: Benchmark, record: Record) -> frozenset[str]:
     return frozenset(benchmark.candidates[record.id]) if benchmark.candidates else benchmark.members
 
 
-def subset_lists(benchmark: Benchmark, rankings: Rankings, others: list[tuple[str, ...]]) -> list[list[str]]:
+def subset_lists(
+    benchmark: Benchmark, rankings: Rankings, others: list[tuple[str, ...]]
+) -> list[list[str]]:
     """CIRR's subset lists in the order of the records: set members only, at least 3 beside the reference."""
     check_queries(benchmark, rankings)
     lists = []
@@ -147,11 +169,17 @@ def check_queries(benchmark: Benchmark, rankings: Rankings) -> None:
         count = f"{len(missing)} of {len(ids)} are missing"
         raise InputError(f"{label(benchmark)}: no ranking for query {shown(missing[0])} ({count})")
     if unknown:
-        raise InputError(f"{label(benchmark)}: unknown query id {shown(unknown[0])} ({len(unknown)} unknown)")
+        raise InputError(
+            f"{label(benchmark)}: unknown query id {shown(unknown[0])} ({len(unknown)} unknown)"
+        )
 
 
 def check_images(
-    benchmark: Benchmark, record: Record, ranking: Sequence[str], allowed: frozenset[str], where: str = "the gallery"
+    benchmark: Benchmark,
+    record: Record,
+    ranking: Sequence[str],
+    allowed: frozenset[str],
+    where: str = "the gallery",
 ) -> None:
     """No image twice in a list, none from elsewhere (unless the gallery is unknown)."""
     if len(set(ranking)) != len(ranking):
@@ -175,19 +203,26 @@ def check_length(benchmark: Benchmark, record: Record, length: int, available: i
         )
 
 
-def read_rankings(path: str | Path, benchmark: Benchmark, metric: str = "recall") -> dict[str, list[str]]:
+def read_rankings(
+    path: str | Path, benchmark: Benchmark, metric: str = "recall"
+) -> dict[str, list[str]]:
     """A rankings file, or an official submission: CIRR's `version` and `metric` keys are checked and taken off.
 
     `metric`: "recall" or "recall_subset", so that CIRR's two files cannot be mistaken for each other.
     """
     rankings = read_json(path)
     if not isinstance(rankings, dict):
-        raise InputError(f"{path}: {{query id: [image ids]}} is expected, got {type(rankings).__name__}")
+        raise InputError(
+            f"{path}: {{query id: [image ids]}} is expected, got {type(rankings).__name__}"
+        )
     if benchmark.name == "cirr":
         for key, value in (("version", CIRR_VERSION), ("metric", metric)):
             if rankings.pop(key, value) != value:
                 raise InputError(f"{path}: {key!r} is not {value!r}; is it the right file?")
-    return {query: _image_ids(images, benchmark, f"{path}: query {shown(query)}") for query, images in rankings.items()}
+    return {
+        query: _image_ids(images, benchmark, f"{path}: query {shown(query)}")
+        for query, images in rankings.items()
+    }
 
 
 def _image_ids(images: object, benchmark: Benchmark, where: str) -> list[str]:

@@ -22,7 +22,10 @@ from .scoring import CIRR_VERSION, Rankings, ranked_lists, subset_lists
 
 LENGTHS = {"recall": 50, "recall_subset": 3, "circo": 50}  # pictures a query, by kind of file
 MAX_BYTES = 5_000_000  # CIRR's server refuses more; the official example has 4,192,413
-SPLITS = {"cirr": ("test1",), "circo": ("test", "val")}  # CIRCO's repository has an example of val, too
+SPLITS = {
+    "cirr": ("test1",),
+    "circo": ("test", "val"),
+}  # CIRCO's repository has an example of val, too
 META = ("version", "metric")  # CIRR's keys beside the queries
 
 
@@ -71,9 +74,14 @@ def write_submission(
     return [folder / name for name in files]
 
 
-def cirr_subsets(benchmark: Benchmark, lists: list[list[str]], rankings: Rankings | None) -> list[list[str]]:
+def cirr_subsets(
+    benchmark: Benchmark, lists: list[list[str]], rankings: Rankings | None
+) -> list[list[str]]:
     """The members of each query's image set, best first: from their own rankings or from lists that hold them all."""
-    others = [tuple(image for image in record.subset if image != record.reference) for record in benchmark.records]
+    others = [
+        tuple(image for image in record.subset if image != record.reference)
+        for record in benchmark.records
+    ]
     if rankings is not None:
         return subset_lists(benchmark, rankings, others)
     for record, members, images in zip(benchmark.records, others, lists, strict=True):
@@ -112,30 +120,49 @@ def check_submission(path: str | Path, root: str | Path) -> tuple[dict, list[Pro
     except InputError as error:
         return facts, [Problem("unreadable", str(error))]
     if not isinstance(content, dict):
-        return facts, [Problem("wrong_form", f"{{query id: [images]}} is expected, got {type(content).__name__}")]
+        return facts, [
+            Problem(
+                "wrong_form", f"{{query id: [images]}} is expected, got {type(content).__name__}"
+            )
+        ]
     lists = {key: value for key, value in content.items() if key not in META}
     if is_cirr(content):
         (benchmark,) = load_benchmark("cirr", root, "test1")
         problems, kind = cirr_header(content)
         if Path(path).stat().st_size > MAX_BYTES:
-            problems.append(Problem("too_big", f"{Path(path).stat().st_size} bytes; the server takes {MAX_BYTES}"))
+            problems.append(
+                Problem(
+                    "too_big", f"{Path(path).stat().st_size} bytes; the server takes {MAX_BYTES}"
+                )
+            )
     else:
         benchmark, kind, problems = circo_of(lists, root), "circo", []
-    facts |= {"benchmark": benchmark.name, "split": benchmark.split, "kind": kind, "queries": len(lists)}
+    facts |= {
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "kind": kind,
+        "queries": len(lists),
+    }
     if not benchmark.gallery:
-        facts["notes"].append("the list of the gallery is not there: whether a picture belongs to it was not checked")
+        facts["notes"].append(
+            "the list of the gallery is not there: whether a picture belongs to it was not checked"
+        )
     problems += queries_problems(benchmark, lists)
     for record in benchmark.records:
         if record.id in lists:
             problems += [
-                Problem(n, f"query {record.id}: {w}") for n, w in LOOK[kind](benchmark, record, lists[record.id])
+                Problem(n, f"query {record.id}: {w}")
+                for n, w in LOOK[kind](benchmark, record, lists[record.id])
             ]
     return facts, problems
 
 
 def is_cirr(content: dict) -> bool:
     """CIRR's files say so; one without its header is told by its pictures' names, which are no numbers."""
-    first = next((image for value in content.values() if isinstance(value, list) for image in value[:1]), None)
+    first = next(
+        (image for value in content.values() if isinstance(value, list) for image in value[:1]),
+        None,
+    )
     return any(key in content for key in META) or (isinstance(first, str) and not first.isdigit())
 
 
@@ -152,11 +179,20 @@ def cirr_header(content: dict) -> tuple[list[Problem], str]:
     """What is wrong with `version` and `metric`, and which of the two files it is (by length where it does not say)."""
     problems = []
     if content.get("version") != CIRR_VERSION:
-        problems.append(Problem("wrong_version", f"'version' is {shown(content.get('version'))}, not {CIRR_VERSION!r}"))
+        problems.append(
+            Problem(
+                "wrong_version",
+                f"'version' is {shown(content.get('version'))}, not {CIRR_VERSION!r}",
+            )
+        )
     metric = content.get("metric")
     if metric in ("recall", "recall_subset"):
         return problems, metric
-    problems.append(Problem("wrong_metric", f"'metric' is {shown(metric)}, neither 'recall' nor 'recall_subset'"))
+    problems.append(
+        Problem(
+            "wrong_metric", f"'metric' is {shown(metric)}, neither 'recall' nor 'recall_subset'"
+        )
+    )
     first = next((value for value in content.values() if isinstance(value, list)), [])
     return problems, "recall_subset" if len(first) <= LENGTHS["recall_subset"] else "recall"
 
@@ -165,11 +201,21 @@ def queries_problems(benchmark: Benchmark, lists: dict) -> list[Problem]:
     """Queries that are missing, and keys that are no query."""
     ids = [record.id for record in benchmark.records]
     known = set(ids)
-    missing = [Problem("missing_query", f"query {query} has no list") for query in ids if query not in lists]
-    return missing + [Problem("unknown_query", f"{shown(key)} is no query id") for key in lists if key not in known]
+    missing = [
+        Problem("missing_query", f"query {query} has no list")
+        for query in ids
+        if query not in lists
+    ]
+    return missing + [
+        Problem("unknown_query", f"{shown(key)} is no query id")
+        for key in lists
+        if key not in known
+    ]
 
 
-def images_problems(kind: str, images: object, names: Callable[[list], list[str]]) -> tuple[list, list[str]]:
+def images_problems(
+    kind: str, images: object, names: Callable[[list], list[str]]
+) -> tuple[list, list[str]]:
     """(problems of the list's form, its image ids); no ids where it is no list of them."""
     if not isinstance(images, list):
         return [("wrong_form", f"a list of images is expected, got {type(images).__name__}")], []
@@ -195,9 +241,14 @@ def look_at_cirr(kind: str) -> Callable[[Benchmark, Record, object], list]:
         foreign = [image for image in ids if image not in benchmark.members]
         if foreign:
             found.append(
-                ("not_in_gallery", f"{shown(foreign[0])} is no picture of test1; names have no './' and no '.png'")
+                (
+                    "not_in_gallery",
+                    f"{shown(foreign[0])} is no picture of test1; names have no './' and no '.png'",
+                )
             )
-        elif kind == "recall_subset" and (others := [image for image in ids if image not in record.subset]):
+        elif kind == "recall_subset" and (
+            others := [image for image in ids if image not in record.subset]
+        ):
             found.append(("not_in_subset", f"{shown(others[0])} is not in the query's image set"))
         return found
 
@@ -214,9 +265,21 @@ def cirr_names(images: list) -> list[str]:
 
 def look_at_circo(benchmark: Benchmark, record: Record, images: object) -> list[tuple[str, str]]:
     """The check of one list of CIRCO's file; its evaluator allows the reference, and numbers written as strings."""
-    found, ids = images_problems("circo", images, lambda some: [coco_id(image, "image") for image in some])
-    foreign = [image for image in ids if image not in benchmark.members] if benchmark.gallery else []
-    return found + ([("not_in_gallery", f"{foreign[0]} is no picture of COCO 2017 unlabeled")] if foreign else [])
+    found, ids = images_problems(
+        "circo", images, lambda some: [coco_id(image, "image") for image in some]
+    )
+    foreign = (
+        [image for image in ids if image not in benchmark.members] if benchmark.gallery else []
+    )
+    return found + (
+        [("not_in_gallery", f"{foreign[0]} is no picture of COCO 2017 unlabeled")]
+        if foreign
+        else []
+    )
 
 
-LOOK = {"recall": look_at_cirr("recall"), "recall_subset": look_at_cirr("recall_subset"), "circo": look_at_circo}
+LOOK = {
+    "recall": look_at_cirr("recall"),
+    "recall_subset": look_at_cirr("recall_subset"),
+    "circo": look_at_circo,
+}

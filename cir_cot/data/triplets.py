@@ -18,8 +18,13 @@ from cir_cot.records import Cot, Record
 CAPTION = "caption"  # the column that makes a file one of captions; every other column is a label
 NEAR = 50  # pictures compared with a reference: those that share most with it
 LABELS_CHANGED = 2  # ours: an edit changes one label or two
-WORDS_CHANGED, ALIKE = 3, 0.5  # ours: a caption's edit has at most 3 parts, and half of the words stay
-LEAD = re.compile(r"^(?:(?:and|with|,)\s+)+", re.IGNORECASE)  # of what is put behind "with" or "without"
+WORDS_CHANGED, ALIKE = (
+    3,
+    0.5,
+)  # ours: a caption's edit has at most 3 parts, and half of the words stay
+LEAD = re.compile(
+    r"^(?:(?:and|with|,)\s+)+", re.IGNORECASE
+)  # of what is put behind "with" or "without"
 
 
 class Edit(NamedTuple):
@@ -36,10 +41,14 @@ def picture_ids(folder: Path) -> list[str]:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
     if not names:
-        raise InputError(f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read")
+        raise InputError(
+            f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read"
+        )
     for one, other in pairwise(sorted(names)):
         if one == other:
-            raise InputError(f"{folder}: two pictures have the id {one!r}; give one of them another name")
+            raise InputError(
+                f"{folder}: two pictures have the id {one!r}; give one of them another name"
+            )
     return names
 
 
@@ -52,12 +61,19 @@ def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, s
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no CSV in UTF-8 ({error})") from error
     header = [name.strip() for name in rows[0]] if rows else []
-    if header[:1] != ["image"] or len(header) < 2 or len(set(header)) < len(header) or not all(header):
+    if (
+        header[:1] != ["image"]
+        or len(header) < 2
+        or len(set(header)) < len(header)
+        or not all(header)
+    ):
         raise InputError(
             f"{path}:1: the header must be 'image' and different names of labels or 'caption', got {header}"
         )
     if CAPTION in header and len(header) > 2:
-        raise InputError(f"{path}:1: 'caption' stands alone beside 'image'; leave {header[1:]} or the captions out")
+        raise InputError(
+            f"{path}:1: 'caption' stands alone beside 'image'; leave {header[1:]} or the captions out"
+        )
     for number, row in enumerate(rows[1:], 2):
         if not any(row):
             continue
@@ -66,10 +82,14 @@ def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, s
             raise InputError(f"{where}: {len(row)} values under {len(header)} names")
         image, *values = (" ".join(value.split()) for value in row)
         if image not in known:
-            raise InputError(f"{where}: no picture {image!r}; it is the path in images/ without the extension")
+            raise InputError(
+                f"{where}: no picture {image!r}; it is the path in images/ without the extension"
+            )
         if image in described:
             raise InputError(f"{where}: image {image!r} has a line already")
-        described[image] = {name: value for name, value in zip(header[1:], values, strict=True) if value}
+        described[image] = {
+            name: value for name, value in zip(header[1:], values, strict=True) if value
+        }
     return described
 
 
@@ -83,7 +103,11 @@ def split(images: list[str], share: float) -> dict[str, list[str]]:
 
 
 def triplets(
-    described: Mapping[str, dict[str, str]], edits: int, draw: random.Random, chains: bool, source: str
+    described: Mapping[str, dict[str, str]],
+    edits: int,
+    draw: random.Random,
+    chains: bool,
+    source: str,
 ) -> Iterator[Record]:
     """Yield records: each picture with up to `edits` edits that lead to other pictures.
 
@@ -102,7 +126,9 @@ def triplets(
         found = [(edit, group) for group in near if (edit := edit_between(values, dict(group)))]
         for number, (edit, group) in enumerate(draw.sample(found, min(edits, len(found)))):
             cot = chain(values, dict(group), edit) if chains else None
-            yield Record(f"{image}-{number}", image, edit.text, tuple(groups[group]), cot, source=source)
+            yield Record(
+                f"{image}-{number}", image, edit.text, tuple(groups[group]), cot, source=source
+            )
 
 
 def features(values: Mapping[str, str]) -> list[str]:
@@ -135,7 +161,11 @@ def edit_of_captions(old: str, new: str) -> Edit | None:
         if kind == "equal":
             kept.append(" ".join(before[a:b]))
         else:
-            forms = {"replace": f"{come} instead of {gone}", "insert": f"with {come}", "delete": f"without {gone}"}
+            forms = {
+                "replace": f"{come} instead of {gone}",
+                "insert": f"with {come}",
+                "delete": f"without {gone}",
+            }
             parts.append(forms[kind])
     if not 1 <= len(parts) <= WORDS_CHANGED or matcher.ratio() < ALIKE:
         return None
@@ -153,5 +183,9 @@ def chain(old: Mapping[str, str], new: Mapping[str, str], edit: Edit) -> Cot:
 
 def describe(values: Mapping[str, str]) -> str:
     """A description as a sentence."""
-    words = values[CAPTION] if CAPTION in values else ", ".join(f"{name} {value}" for name, value in values.items())
+    words = (
+        values[CAPTION]
+        if CAPTION in values
+        else ", ".join(f"{name} {value}" for name, value in values.items())
+    )
     return words.rstrip(".") + "."

@@ -30,7 +30,9 @@ def chain_metrics(
     if annotated:
         metrics["annotated"] = len(annotated)
         for part in PARTS:
-            metrics[f"exact_{part}"] = percent(same_part(chains[r.id], r.cot, part) for r in annotated)
+            metrics[f"exact_{part}"] = percent(
+                same_part(chains[r.id], r.cot, part) for r in annotated
+            )
     return metrics
 
 
@@ -45,19 +47,27 @@ def percent(answers: Iterable[bool]) -> float:
     return 100 * sum(answers) / max(len(answers), 1)
 
 
-def swap_chains(records: Sequence[Record], explanations: Mapping[str, str], seed: int = 0) -> dict[str, Record] | None:
+def swap_chains(
+    records: Sequence[Record], explanations: Mapping[str, str], seed: int = 0
+) -> dict[str, Record] | None:
     """Lend each query the chain written for another one -> {record id: that other record, with its chain as cot}.
 
     Seeded; the other's conclusion and targets differ, so that a retriever which follows the chain must go elsewhere.
     None when a query has no such other, for example because hardly any chain is valid.
     """
     written = {record.id: text_to_cot(explanations[record.id]) for record in records}
-    donors = [replace(record, cot=written[record.id]) for record in records if written[record.id] is not None]
+    donors = [
+        replace(record, cot=written[record.id])
+        for record in records
+        if written[record.id] is not None
+    ]
     random.Random(seed).shuffle(donors)
     lent = {}
     for index, record in enumerate(records):
         turned = (donors[(index + step) % len(donors)] for step in range(len(donors)))
-        donor = next((donor for donor in turned if differs(donor, record, written[record.id])), None)
+        donor = next(
+            (donor for donor in turned if differs(donor, record, written[record.id])), None
+        )
         if donor is None:
             return None
         lent[record.id] = donor
@@ -66,7 +76,9 @@ def swap_chains(records: Sequence[Record], explanations: Mapping[str, str], seed
 
 def differs(donor: Record, record: Record, own: Cot | None) -> bool:
     """Tell whether a donor's chain leads elsewhere than the record's own chain and targets."""
-    return not set(donor.targets) & set(record.targets) and (own is None or donor.cot.conclusion != own.conclusion)
+    return not set(donor.targets) & set(record.targets) and (
+        own is None or donor.cot.conclusion != own.conclusion
+    )
 
 
 def adaptive_curve(
@@ -83,13 +95,19 @@ def adaptive_curve(
     is {"threshold", "chains": percent of the queries, "tokens": mean a query, "metrics"}.
     """
     values, curve = sorted(sureness.values()), []
-    cuts = [0.0, *(values[len(values) * step // steps] for step in range(1, steps)), values[-1] + 1e-6]
+    cuts = [
+        0.0,
+        *(values[len(values) * step // steps] for step in range(1, steps)),
+        values[-1] + 1e-6,
+    ]
     for threshold in sorted(set(cuts)):
         written = {name for name, value in sureness.items() if value < threshold}
         if curve and 100 * len(written) / len(sureness) == curve[-1]["chains"]:
             continue
         rankings, subsets = (
-            None if both[0] is None else {name: both[name not in written][name] for name in sureness}
+            None
+            if both[0] is None
+            else {name: both[name not in written][name] for name in sureness}
             for both in zip(full, fast, strict=True)
         )
         curve.append(
@@ -106,4 +124,7 @@ def adaptive_curve(
 def calibrated(curve: Sequence[dict], metric: str, tolerance: float = 0.0) -> dict:
     """The cheapest point of a curve whose `metric` is within `tolerance` of the best."""
     best = max(point["metrics"][metric] for point in curve)
-    return min((p for p in curve if p["metrics"][metric] >= best - tolerance), key=lambda point: point["tokens"])
+    return min(
+        (p for p in curve if p["metrics"][metric] >= best - tolerance),
+        key=lambda point: point["tokens"],
+    )

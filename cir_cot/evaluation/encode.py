@@ -19,11 +19,18 @@ from .readings import Encode
 
 
 def encode_gallery(
-    retriever: Retriever, names: Sequence[str], images: ImageStore, batch_size: int = 32, progress: bool = False
+    retriever: Retriever,
+    names: Sequence[str],
+    images: ImageStore,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> Tensor:
     """Embeddings (N, D) float32 of the pictures `names`, on the CPU; each picture is decoded once."""
     parts = []
-    with inference(retriever), tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar:
+    with (
+        inference(retriever),
+        tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar,
+    ):
         for pictures in load_batches(names, images, batch_size):
             parts.append(retriever.encode_target(pictures).float().cpu())
             bar.update(len(pictures))
@@ -31,7 +38,11 @@ def encode_gallery(
 
 
 def encode_queries(
-    records: Sequence[Record], images: ImageStore, encode: Encode, batch_size: int = 32, progress: bool = False
+    records: Sequence[Record],
+    images: ImageStore,
+    encode: Encode,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> QueryOutput:
     """Embeddings (Q, D), explanations and flags of the records, from `encode(records, reference pictures)`."""
     parts, done = [], 0
@@ -45,7 +56,9 @@ def encode_queries(
     return output
 
 
-def load_batches(names: Sequence[str], images: ImageStore, size: int) -> Iterator[list[Image.Image]]:
+def load_batches(
+    names: Sequence[str], images: ImageStore, size: int
+) -> Iterator[list[Image.Image]]:
     """Pictures of `names` in batches; threads decode the next batch while the caller works on this one.
 
     A name that occurs more than once in a batch is decoded once.
@@ -67,8 +80,12 @@ def load_batches(names: Sequence[str], images: ImageStore, size: int) -> Iterato
 def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
     """Return the embeddings (N, D) of `names` unchanged; InputError names the first that is not finite."""
     if embeddings.shape[0] != len(names):
-        raise ValueError(f"{len(names)} inputs gave {embeddings.shape[0]} embeddings; a retriever gives one for each")
+        raise ValueError(
+            f"{len(names)} inputs gave {embeddings.shape[0]} embeddings; a retriever gives one for each"
+        )
     bad = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(bad):
-        raise InputError(f"the embedding of {names[int(bad[0])]!r} is not finite; the checkpoint has diverged")
+        raise InputError(
+            f"the embedding of {names[int(bad[0])]!r} is not finite; the checkpoint has diverged"
+        )
     return embeddings

@@ -62,7 +62,9 @@ def evaluate(
         output = encode_queries(asked.records, images, encode, batch_size, progress)
     speed = len(asked.records) / (time.perf_counter() - started)
     rankings, scores, subsets = rank(asked, output.embeddings, gallery)
-    labelled = all(record.targets for record in asked.records)  # the test splits of CIRR and CIRCO are not
+    labelled = all(
+        record.targets for record in asked.records
+    )  # the test splits of CIRR and CIRCO are not
     ids = [record.id for record in asked.records]
     settings = {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
     return Result(
@@ -70,7 +72,9 @@ def evaluate(
         images=images,
         metrics=score_rankings(asked, rankings, subsets) if labelled else {},
         by_source=score_by_source(asked, rankings, subsets) if labelled else {},
-        protocol=run_protocol(benchmark, asked) | settings | {"queries_per_second": round(speed, 2)},
+        protocol=run_protocol(benchmark, asked)
+        | settings
+        | {"queries_per_second": round(speed, 2)},
         rankings=rankings,
         scores=scores,
         explanations=dict(zip(ids, output.explanations, strict=True)),
@@ -86,7 +90,9 @@ def run_protocol(benchmark: Benchmark, asked: Benchmark) -> dict:
     return {
         **benchmark.protocol,
         "queries": count,
-        "sample": None if count == total else f"{count} of {total} queries drawn by the seed, the whole gallery",
+        "sample": None
+        if count == total
+        else f"{count} of {total} queries drawn by the seed, the whole gallery",
         "ties": "pessimistic",
         "prompts": PROMPTS_VERSION,
         "git": git_state(),
@@ -104,7 +110,9 @@ def sample_queries(benchmark: Benchmark, limit: int | None, seed: int) -> Benchm
     return replace(benchmark, records=[benchmark.records[index] for index in kept])
 
 
-def score_by_source(benchmark: Benchmark, rankings: dict, subset_rankings: dict | None) -> dict[str, dict]:
+def score_by_source(
+    benchmark: Benchmark, rankings: dict, subset_rankings: dict | None
+) -> dict[str, dict]:
     """Metrics of the queries of each `Record.source` (one source per edit type), when there is more than one."""
     groups: dict[str, list[Record]] = {}
     for record in benchmark.records:
@@ -114,7 +122,10 @@ def score_by_source(benchmark: Benchmark, rankings: dict, subset_rankings: dict 
         ids = [record.id for record in records]
         subsets = None if subset_rankings is None else {name: subset_rankings[name] for name in ids}
         part = replace(benchmark, records=records)
-        table[source] = {"queries": len(ids), **score_rankings(part, {name: rankings[name] for name in ids}, subsets)}
+        table[source] = {
+            "queries": len(ids),
+            **score_rankings(part, {name: rankings[name] for name in ids}, subsets),
+        }
     return table
 
 
@@ -124,8 +135,12 @@ def score_by_source(benchmark: Benchmark, rankings: dict, subset_rankings: dict 
 def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
     """Refuse a benchmark of which pictures are missing, before anything is encoded; InputError counts them."""
     if not benchmark.gallery:
-        raise InputError(f"{label(benchmark)}: no list of gallery images; retrieval needs one to rank them all")
-    needed = dict.fromkeys([*benchmark.gallery, *(record.reference for record in benchmark.records)])
+        raise InputError(
+            f"{label(benchmark)}: no list of gallery images; retrieval needs one to rank them all"
+        )
+    needed = dict.fromkeys(
+        [*benchmark.gallery, *(record.reference for record in benchmark.records)]
+    )
     missing = [name for name in needed if name not in images]
     if missing:
         raise InputError(

@@ -17,7 +17,9 @@ BLOCK = 256  # queries scored at a time: 256 x 123,403 float32 scores (CIRCO) ar
 COLUMNS = 8192  # pictures multiplied at a time: 8192 x 3584 in float64 are 235 MB
 
 
-def rank(benchmark: Benchmark, queries: Tensor, gallery: Tensor, top: int = TOP) -> tuple[dict, dict, dict | None]:
+def rank(
+    benchmark: Benchmark, queries: Tensor, gallery: Tensor, top: int = TOP
+) -> tuple[dict, dict, dict | None]:
     """Rank for queries (Q, D) and a gallery (N, D) -> lists of ids, their scores, lists of the subset (CIRR) or None.
 
     The reference is left out where the protocol removes it; GeneCIS queries rank their own candidates only.
@@ -35,8 +37,12 @@ def rank(benchmark: Benchmark, queries: Tensor, gallery: Tensor, top: int = TOP)
             order = best(row, allowed[allowed != out], targets, top)
             rankings[record.id] = [benchmark.gallery[index] for index in order]
             scores[record.id] = row[order].tolist()
-            members = np.array([column[name] for name in record.subset if name in column], dtype=int)
-            subsets[record.id] = [benchmark.gallery[i] for i in best(row, members[members != out], targets, top)]
+            members = np.array(
+                [column[name] for name in record.subset if name in column], dtype=int
+            )
+            subsets[record.id] = [
+                benchmark.gallery[i] for i in best(row, members[members != out], targets, top)
+            ]
     return rankings, scores, subsets if any(record.subset for record in benchmark.records) else None
 
 
@@ -47,14 +53,19 @@ def dot_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     another kernel and differ in the last bit, which would decide ties by a picture's place in the gallery.
     """
     exact = queries.astype(np.float64)
-    parts = (gallery[start : start + COLUMNS].astype(np.float64) for start in range(0, len(gallery), COLUMNS))
+    parts = (
+        gallery[start : start + COLUMNS].astype(np.float64)
+        for start in range(0, len(gallery), COLUMNS)
+    )
     return np.concatenate([(exact @ part.T).astype(np.float32) for part in parts], axis=1)
 
 
 def worth(benchmark: Benchmark, record: Record) -> list[str]:
     """List the images that count as right, the most valued first: CIRR's graded labels, or the targets in order."""
     weights = (benchmark.weights or {}).get(record.id, {})
-    graded = sorted((name for name in weights if weights[name] > 0), key=lambda name: -weights[name])
+    graded = sorted(
+        (name for name in weights if weights[name] > 0), key=lambda name: -weights[name]
+    )
     return graded or list(record.targets)
 
 
@@ -67,7 +78,9 @@ def best(scores: np.ndarray, allowed: np.ndarray, targets: Sequence[int], top: i
     if top == 0:
         return np.array([], dtype=int)
     values = scores[allowed]
-    near = allowed[values >= np.partition(values, len(values) - top)[len(values) - top]]  # more than `top` if tied
+    near = allowed[
+        values >= np.partition(values, len(values) - top)[len(values) - top]
+    ]  # more than `top` if tied
     right = np.zeros(len(near))
     for place, target in enumerate(targets):
         right[near == target] = len(targets) - place

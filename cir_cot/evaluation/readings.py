@@ -31,14 +31,18 @@ class ChainReader(Protocol):
 
     reading: str
 
-    def embed_with(self, images: Pictures, texts: Sequence[str], chains: Sequence[Cot]) -> QueryOutput: ...
+    def embed_with(
+        self, images: Pictures, texts: Sequence[str], chains: Sequence[Cot]
+    ) -> QueryOutput: ...
 
 
 @runtime_checkable
 class ChainWriter(ChainReader, Protocol):
     """What a head offers whose chain can be watched while it is written."""
 
-    def stream(self, images: Pictures, texts: Sequence[str], reading: str | None = None) -> Iterator[QueryOutput]: ...
+    def stream(
+        self, images: Pictures, texts: Sequence[str], reading: str | None = None
+    ) -> Iterator[QueryOutput]: ...
 
 
 def reader(retriever: Retriever, reading: str | None) -> Encode:
@@ -53,7 +57,9 @@ def reader(retriever: Retriever, reading: str | None) -> Encode:
     return lambda records, pictures: READINGS[reading](retriever, records, pictures)
 
 
-def pick(retriever: Retriever, reading: str | None) -> Callable[[Pictures, Sequence[str]], QueryOutput]:
+def pick(
+    retriever: Retriever, reading: str | None
+) -> Callable[[Pictures, Sequence[str]], QueryOutput]:
     """The function (pictures, texts) -> QueryOutput of one of OWN_READINGS; None is the retriever's own way."""
     if reading is None:
         return retriever.encode_query
@@ -63,7 +69,9 @@ def pick(retriever: Retriever, reading: str | None) -> Callable[[Pictures, Seque
     return partial(retriever.encode_query, reading=reading)
 
 
-def streams(retriever: Retriever, reading: str | None) -> Callable[[Pictures, Sequence[str]], Iterator[QueryOutput]]:
+def streams(
+    retriever: Retriever, reading: str | None
+) -> Callable[[Pictures, Sequence[str]], Iterator[QueryOutput]]:
     """As `pick`, but the function yields what is written so far; the last output is the whole one."""
     encode = pick(retriever, reading)
     if isinstance(retriever, ChainWriter):
@@ -74,15 +82,21 @@ def streams(retriever: Retriever, reading: str | None) -> Callable[[Pictures, Se
 def check_reader(retriever: Retriever, reading: str) -> None:
     """Refuse a retriever that writes no chains."""
     if not isinstance(retriever, ChainReader):
-        raise InputError(f"reading {reading!r} needs a retriever that writes chains; leave it out for this checkpoint")
+        raise InputError(
+            f"reading {reading!r} needs a retriever that writes chains; leave it out for this checkpoint"
+        )
 
 
-def read_own(retriever: ChainReader, records: Sequence[Record], pictures: Pictures, reading: str) -> QueryOutput:
+def read_own(
+    retriever: ChainReader, records: Sequence[Record], pictures: Pictures, reading: str
+) -> QueryOutput:
     """Read in one of the head's own ways."""
     return retriever.encode_query(pictures, texts_of(records), reading=reading)
 
 
-def read_oracle(retriever: ChainReader, records: Sequence[Record], pictures: Pictures) -> QueryOutput:
+def read_oracle(
+    retriever: ChainReader, records: Sequence[Record], pictures: Pictures
+) -> QueryOutput:
     """Read with the annotated chain: an upper bound, for its teacher may have seen the target."""
     for record in records:
         if record.cot is None:
@@ -92,14 +106,20 @@ def read_oracle(retriever: ChainReader, records: Sequence[Record], pictures: Pic
     return retriever.embed_with(pictures, texts_of(records), [record.cot for record in records])
 
 
-def read_image_only(retriever: Retriever, records: Sequence[Record], pictures: Pictures) -> QueryOutput:
+def read_image_only(
+    retriever: Retriever, records: Sequence[Record], pictures: Pictures
+) -> QueryOutput:
     """Search with the reference picture itself: what similarity alone finds."""
     return QueryOutput(retriever.encode_target(pictures), [""] * len(records), [""] * len(records))
 
 
-def read_text_only(retriever: Retriever, records: Sequence[Record], pictures: Pictures) -> QueryOutput:
+def read_text_only(
+    retriever: Retriever, records: Sequence[Record], pictures: Pictures
+) -> QueryOutput:
     """Search with a grey picture of the reference's size and the text: what the words alone find."""
-    return retriever.encode_query([Image.new("RGB", picture.size, GREY) for picture in pictures], texts_of(records))
+    return retriever.encode_query(
+        [Image.new("RGB", picture.size, GREY) for picture in pictures], texts_of(records)
+    )
 
 
 def texts_of(records: Sequence[Record]) -> list[str]:

@@ -77,7 +77,9 @@ def drawn_words(result: Result, records: Sequence[Record]) -> str:
     )
     names = {"missed": "missed", "found": "found first", "unknown": "without a published answer"}
     return (
-        "Drawn by the seed: " + ", ".join(f"{shown[k]} of {there[k]} {v}" for k, v in names.items() if there[k]) + "."
+        "Drawn by the seed: "
+        + ", ".join(f"{shown[k]} of {there[k]} {v}" for k, v in names.items() if there[k])
+        + "."
     )
 
 
@@ -100,7 +102,9 @@ def verdict(result: Result, record: Record) -> str:
         return "no published answer"
     rank = place(result, record)
     if rank is None:
-        return f"✗ missed: the right answer is not among the first {len(result.rankings[record.id])}"
+        return (
+            f"✗ missed: the right answer is not among the first {len(result.rankings[record.id])}"
+        )
     return "✓ found first" if rank == 1 else f"✗ missed: the right answer is at rank {rank}"
 
 
@@ -109,7 +113,9 @@ def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
     written = result.explanations[record.id]
     chain = text_to_cot(written)
     if chain is None:
-        return [("read with" if result.choices else "not a valid chain", written)] if written else []
+        return (
+            [("read with" if result.choices else "not a valid chain", written)] if written else []
+        )
     lines = []
     for part in PARTS:
         same = record.cot is not None and same_part(chain, record.cot, part)
@@ -122,7 +128,10 @@ def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
 
 def text_table(table: Table) -> str:
     """Align a table for a terminal: names to the left, numbers to the right, the note below."""
-    rows = [[str(name) for name in table.header], *([cell(value) for value in row] for row in table.rows)]
+    rows = [
+        [str(name) for name in table.header],
+        *([cell(value) for value in row] for row in table.rows),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     lines = []
     for first, *others in rows:
@@ -134,23 +143,37 @@ def text_table(table: Table) -> str:
 # ---- Markdown
 
 
-def markdown(title: str, tables: Sequence[Table], samples: Sequence[tuple], results: Sequence[Result]) -> str:
+def markdown(
+    title: str, tables: Sequence[Table], samples: Sequence[tuple], results: Sequence[Result]
+) -> str:
     """Compose report.md: every table, the sampled queries in words, the protocols."""
     lines = [f"# {plain(title)}", ""]
     for table in tables:
         lines += [f"## {plain(table.title)}", "", *([plain(table.note), ""] if table.note else [])]
         rows = [table.header, ["---"] * len(table.header), *table.rows]
-        lines += ["| " + " | ".join(plain(cell(value)) for value in row) + " |" for row in rows] + [""]
+        lines += ["| " + " | ".join(plain(cell(value)) for value in row) + " |" for row in rows] + [
+            ""
+        ]
     for result, records in samples:
         lines += [f"## Queries, {plain(heading(result))}", "", drawn_words(result, records), ""]
         for record in records:
             lines += [f"### {plain(record.id)}: {plain(verdict(result, record))}", ""]
             lines += [f"- reference {plain(record.reference)}, text: {plain(record.text)}"]
-            lines += [f"- {plain(name)}: {plain(words)}" for name, words in chain_lines(result, record)]
+            lines += [
+                f"- {plain(name)}: {plain(words)}" for name, words in chain_lines(result, record)
+            ]
             for rank, name, score, right in answers(result, record):
                 lines.append(f"- {rank} {plain(name)} {score}{' ✓ right' if right else ''}")
             lines.append("")
-    return "\n".join([*lines, "## Protocols", "", *("    " + line for line in protocols(results).split("\n")), ""])
+    return "\n".join(
+        [
+            *lines,
+            "## Protocols",
+            "",
+            *("    " + line for line in protocols(results).split("\n")),
+            "",
+        ]
+    )
 
 
 def plain(text: str) -> str:
@@ -170,7 +193,12 @@ def answers(result: Result, record: Record) -> Iterator[tuple[str, str, str, boo
     first = place(result, record)
     later = [first] if first is not None and first > SHOWN else []
     for rank in [*range(1, min(SHOWN, len(ranking)) + 1), *later]:
-        yield f"{rank}.", ranking[rank - 1], f"{scores[rank - 1]:.3f}", ranking[rank - 1] in record.targets
+        yield (
+            f"{rank}.",
+            ranking[rank - 1],
+            f"{scores[rank - 1]:.3f}",
+            ranking[rank - 1] in record.targets,
+        )
     missing = [name for name in record.targets if first is None and name in result.images]
     for name in missing[:1]:
         yield "not listed:", name, "", True
@@ -179,16 +207,23 @@ def answers(result: Result, record: Record) -> Iterator[tuple[str, str, str, boo
 # ---- HTML
 
 
-def page(title: str, tables: Sequence[Table], samples: Sequence[tuple], results: Sequence[Result]) -> str:
+def page(
+    title: str, tables: Sequence[Table], samples: Sequence[tuple], results: Sequence[Result]
+) -> str:
     """Compose report.html: one self-contained page."""
     drawn = [
-        webpage.table(t.title, t.header, [[cell(value) for value in row] for row in t.rows], t.note) for t in tables
+        webpage.table(t.title, t.header, [[cell(value) for value in row] for row in t.rows], t.note)
+        for t in tables
     ]
     body = [drawn[0], chart(results), *drawn[1:]]
     for result, records in samples:
-        body.append(f"<h2>Queries, {escape(heading(result))}</h2><p class=note>{drawn_words(result, records)}</p>")
+        body.append(
+            f"<h2>Queries, {escape(heading(result))}</h2><p class=note>{drawn_words(result, records)}</p>"
+        )
         body += [article(result, record) for record in records]
-    body.append(f"<h2>Protocols</h2><details><summary>JSON</summary><pre>{escape(protocols(results))}</pre></details>")
+    body.append(
+        f"<h2>Protocols</h2><details><summary>JSON</summary><pre>{escape(protocols(results))}</pre></details>"
+    )
     return webpage.document(title, body)
 
 
@@ -204,7 +239,10 @@ def chart(results: Sequence[Result]) -> str:
 
 def article(result: Result, record: Record) -> str:
     """One query: what was asked, the chain, the first answers with scores, the right ones marked."""
-    parts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in chain_lines(result, record))
+    parts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>"
+        for name, words in chain_lines(result, record)
+    )
     items = []
     for rank, name, score, right in answers(result, record):
         mark = " <strong>✓ right</strong>" if right else ""
@@ -213,7 +251,9 @@ def article(result: Result, record: Record) -> str:
             f"<li{' class=right' if right else ''}>{webpage.thumbnail(result.images.load(name), alt)}"
             f'<div class="rank">{escape(rank)} {escape(name)}<br>{score}{mark}</div></li>'
         )
-    reference = webpage.thumbnail(result.images.load(record.reference), f"reference: {record.reference}")
+    reference = webpage.thumbnail(
+        result.images.load(record.reference), f"reference: {record.reference}"
+    )
     return (
         f'<article><h3 class="{outcome(result, record)}">{escape(verdict(result, record))}</h3>'
         f'<div class="ask"><figure>{reference}'

@@ -49,7 +49,14 @@ def result_files(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
     if len(benchmarks) == 1:
         return (RESULTS, "rankings.json.gz", "subset_rankings.json.gz", "chains.jsonl")
     stems = [set_name(benchmark) for benchmark in benchmarks]
-    return (RESULTS, *(f"{stem}.{end}" for stem in stems for end in ("json.gz", "subset.json.gz", "chains.jsonl")))
+    return (
+        RESULTS,
+        *(
+            f"{stem}.{end}"
+            for stem in stems
+            for end in ("json.gz", "subset.json.gz", "chains.jsonl")
+        ),
+    )
 
 
 def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool = False) -> None:
@@ -67,7 +74,9 @@ def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool 
         claim(folder, names, overwrite)
         for result in results:
             done += _save_rows(result, folder, f"{result.name}." if len(results) > 1 else "")
-        write_text_atomic(folder / RESULTS, json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n")
+        write_text_atomic(
+            folder / RESULTS, json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n"
+        )
         finish(folder, names, done)
 
 
@@ -80,8 +89,13 @@ def _save_rows(result: Result, folder: Path, stem: str) -> list[str]:
         write_gzip(folder / names[-1], result.subset_rankings)
     if any(result.explanations.values()):
         names.append(f"{stem}chains.jsonl")
-        rows = [{"id": k, "explanation": v, "flag": result.flags[k]} for k, v in result.explanations.items()]
-        write_text_atomic(folder / names[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows = [
+            {"id": k, "explanation": v, "flag": result.flags[k]}
+            for k, v in result.explanations.items()
+        ]
+        write_text_atomic(
+            folder / names[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
     return names
 
 
@@ -97,9 +111,15 @@ def summary(results: Sequence[Result]) -> dict:
     names, protocol = [result.benchmark.category for result in results], {}
     for key in results[0].protocol:
         values = [result.protocol[key] for result in results]
-        protocol[key] = values[0] if values.count(values[0]) == len(values) else dict(zip(names, values, strict=True))
+        protocol[key] = (
+            values[0]
+            if values.count(values[0]) == len(values)
+            else dict(zip(names, values, strict=True))
+        )
     return {
-        "metrics": mean_of_categories({result.benchmark.category: result.metrics for result in results}),
+        "metrics": mean_of_categories(
+            {result.benchmark.category: result.metrics for result in results}
+        ),
         "by_source": {result.benchmark.category: result.by_source for result in results},
         "protocol": protocol | {"category": names},
     }

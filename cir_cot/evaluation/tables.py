@@ -60,13 +60,21 @@ def summary_table(results: Sequence[Result]) -> Table:
     sets: dict[str, list[str]] = {}
     for result in leading(results):
         sets.setdefault(protocol_words(result), []).append(result.name)
-    note = " ".join(["In percent.", *(f"{', '.join(names)}: {words}." for words, names in sets.items())])
+    note = " ".join(
+        ["In percent.", *(f"{', '.join(names)}: {words}." for words, names in sets.items())]
+    )
     return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, note)
 
 
 def protocol_words(result: Result) -> str:
     """Say under which protocol a set was measured: no number means anything without."""
-    told = ("benchmark", "split", "category", "gallery_size", "queries")  # in the name and the columns
+    told = (
+        "benchmark",
+        "split",
+        "category",
+        "gallery_size",
+        "queries",
+    )  # in the name and the columns
     facts = {key: value for key, value in result.benchmark.protocol.items() if key not in told}
     facts |= {"asked": result.protocol["sample"]} if result.protocol["sample"] else {}
     words = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items()]
@@ -83,7 +91,9 @@ def source_tables(results: Sequence[Result]) -> Iterator[Table]:
                 [source, numbers["queries"], *(result.by_source[source][metric] for result in same)]
                 for source, numbers in first.by_source.items()
             ]
-            yield Table(f"{metric} by source, {first.name}", ["source", "queries", *map(label, same)], rows)
+            yield Table(
+                f"{metric} by source, {first.name}", ["source", "queries", *map(label, same)], rows
+            )
 
 
 def choice_tables(results: Sequence[Result]) -> Iterator[Table]:
@@ -96,7 +106,9 @@ def choice_tables(results: Sequence[Result]) -> Iterator[Table]:
             groups.setdefault(record.source, []).append(record)
         names = list(next(iter(result.choices.values())))
         loads = [load(result, records, names) for records in groups.values()]
-        rows = [[name, bar(column[0]), *column] for name, *column in zip(names, *loads, strict=True)]
+        rows = [
+            [name, bar(column[0]), *column] for name, *column in zip(names, *loads, strict=True)
+        ]
         rows.append(["entropy", "", *map(evenness, loads)])
         note = "In percent of the choices; each column of loads sums to 100. Entropy: that of even loads is 100."
         yield Table(f"Load by source, {result.name}", ["part", "", *groups], rows, note)
@@ -110,7 +122,11 @@ def load(result: Result, records: Sequence[Record], names: Sequence[str]) -> lis
 def evenness(loads: Sequence[float]) -> float:
     """Entropy of loads in percent of what it is when all are even; of a single part, 100."""
     shares = [value / sum(loads) for value in loads if value]
-    return 100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads)) if len(loads) > 1 else 100.0
+    return (
+        100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads))
+        if len(loads) > 1
+        else 100.0
+    )
 
 
 def bar(percent: float) -> str:

@@ -66,7 +66,11 @@ def save_retriever(head: Head, folder: str | Path) -> None:
 
 def own_weights(head) -> dict[str, Tensor]:
     """Return a head's own weights: neither its backbone's nor those of a foreign encoder that its settings name."""
-    return {name: value for name, value in head.state_dict().items() if not name.startswith(("backbone.", "foreign."))}
+    return {
+        name: value
+        for name, value in head.state_dict().items()
+        if not name.startswith(("backbone.", "foreign."))
+    }
 
 
 def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -> None:
@@ -83,11 +87,17 @@ def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -
         for weights in (stored, own_weights(head))
     )
     if odd := sorted(stored.keys() ^ own.keys()):
-        raise InputError(f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint")
+        raise InputError(
+            f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint"
+        )
     for name, value in stored.items():
-        value = value.reshape(1) if value.dim() == 0 else value  # a temperature of before it had a dimension
+        value = (
+            value.reshape(1) if value.dim() == 0 else value
+        )  # a temperature of before it had a dimension
         if value.shape != own[name].shape:
-            raise InputError(f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}")
+            raise InputError(
+                f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}"
+            )
         with torch.no_grad():
             own[name].copy_(value)
 
@@ -95,7 +105,9 @@ def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -
 def model_card(facts: dict) -> str:
     """Return the README.md of a saved retriever."""
     rows = "\n".join(
-        f"| {key} | `{value}` |" for key, value in {**facts, **facts["settings"]}.items() if key != "settings"
+        f"| {key} | `{value}` |"
+        for key, value in {**facts, **facts["settings"]}.items()
+        if key != "settings"
     )
     return f"""---
 library_name: cir-cot

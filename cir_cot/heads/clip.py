@@ -55,7 +55,9 @@ class ClipRetriever(Head):
         super().__init__()
         self.backbone, self.base, self.temperature = backbone, base, temperature
         self.dim, self.batch_size = backbone.dim, 64
-        self.texts: Mapping[str, Tensor] | None = None  # vectors of all training texts, where rows hold vectors
+        self.texts: Mapping[str, Tensor] | None = (
+            None  # vectors of all training texts, where rows hold vectors
+        )
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head and its encoder again."""
@@ -65,7 +67,9 @@ class ClipRetriever(Head):
         """Return what turns training rows into batches; it holds the processor, never the model."""
         return ClipCollator(self.backbone.inputs, self.texts)
 
-    def forward(self, query: dict, target: dict | None = None, labels: Tensor | None = None) -> dict:
+    def forward(
+        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+    ) -> dict:
         """Return query (B, D), target (B, D) unless no target is given, and what `combine` reports beside them."""
         text = query["text"] if "text" in query else self.backbone.texts(query)  # (B, D)
         combined, report = self.combine(self._image(query), text)
@@ -94,9 +98,13 @@ class ClipRetriever(Head):
         parts = []
         for rows in self.batches(len(images)):
             image = self.backbone.images(self.backbone.inputs.pictures(images[rows]))
-            combined, report = self.combine(image, self.backbone.texts(self.backbone.inputs.texts(texts[rows])))
+            combined, report = self.combine(
+                image, self.backbone.texts(self.backbone.inputs.texts(texts[rows]))
+            )
             explanations, choices = self.explain(report, len(combined))
-            parts.append(QueryOutput(_unit(combined).cpu(), explanations, [""] * len(combined), choices))
+            parts.append(
+                QueryOutput(_unit(combined).cpu(), explanations, [""] * len(combined), choices)
+            )
         return concatenate(parts, self.dim)
 
     def explain(self, report: dict, rows: int) -> tuple[list[str], list[dict[str, float]]]:
@@ -104,7 +112,9 @@ class ClipRetriever(Head):
         return [""] * rows, []
 
     @classmethod
-    def load(cls, folder: str | Path, facts: dict, device: str | None = None, dtype: str = "float32") -> Self:
+    def load(
+        cls, folder: str | Path, facts: dict, device: str | None = None, dtype: str = "float32"
+    ) -> Self:
         """Load a saved folder to use it."""
         place = pick_device(device)  # before weights are read
         settings, frozen = dict(facts["settings"]), facts.get("frozen", False)

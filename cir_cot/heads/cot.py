@@ -39,26 +39,40 @@ class ChainCollator:
     `targets` encodes target pictures, by default as prompts of the same model; targets that are vectors stay vectors.
     """
 
-    def __init__(self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None):
-        self.encoder, self.chain_dropout, self.targets = encoder, chain_dropout, targets or encoder.target
+    def __init__(
+        self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None
+    ):
+        self.encoder, self.chain_dropout, self.targets = (
+            encoder,
+            chain_dropout,
+            targets or encoder.target,
+        )
 
     def __call__(self, rows: Sequence[Row]) -> dict:
         dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
         chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
         written = iter(self.encoder.answer_ids([cot_to_text(chain) for chain in chains if chain]))
         answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
-        query, labels = self.encoder.query([r.reference for r in rows], [r.record.text for r in rows], answers)
+        query, labels = self.encoder.query(
+            [r.reference for r in rows], [r.record.text for r in rows], answers
+        )
         labels[torch.tensor([chain is None for chain in chains])] = IGNORE
         targets = [row.target for row in rows]
         return {
             "query": query,
-            "target": {"vectors": torch.stack(targets)} if torch.is_tensor(targets[0]) else self.targets(targets),
+            "target": {"vectors": torch.stack(targets)}
+            if torch.is_tensor(targets[0])
+            else self.targets(targets),
             "labels": labels,
             "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
         }
 
 
-WRITTEN = {"full": PARTS, "short": ("conclusion",), "adaptive": PARTS}  # the parts that a reading writes
+WRITTEN = {
+    "full": PARTS,
+    "short": ("conclusion",),
+    "adaptive": PARTS,
+}  # the parts that a reading writes
 READINGS = (*WRITTEN, "fast")
 
 
@@ -86,14 +100,22 @@ class CotRetriever(QwenHead):
         if foreign:
             readout["projection"] = readout.get("projection") or foreign.dim
             if readout["projection"] != foreign.dim:
-                raise InputError(f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}")
+                raise InputError(
+                    f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}"
+                )
         super().__init__(backbone, base, **readout)
         self.target_encoder, self.foreign = target_encoder, foreign
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
         if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384")
-        self.chain_dropout, self.max_new_tokens, self.reading = chain_dropout, max_new_tokens, "full"
+            raise InputError(
+                f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384"
+            )
+        self.chain_dropout, self.max_new_tokens, self.reading = (
+            chain_dropout,
+            max_new_tokens,
+            "full",
+        )
         self.threshold = float(threshold)
 
     def settings(self) -> dict:
@@ -119,13 +141,19 @@ class CotRetriever(QwenHead):
         vectors = inputs["vectors"] if "vectors" in inputs else self.foreign.images(inputs)
         return functional.normalize(vectors.float(), dim=-1)
 
-    def forward(self, query: dict, target: dict | None = None, labels: Tensor | None = None) -> dict:
+    def forward(
+        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+    ) -> dict:
         """Return query (B, D), target (B, D) unless no target is given, and the chain's cross-entropy as aux `lm`.
 
         The vocabulary is only ever multiplied with the supervised positions: (S, V) instead of (B, T, V).
         """
         hidden = self.backbone(query)  # (B, T, H)
-        out = {"query": self._embed(hidden, query["input_ids"]), "aux": {}, "temperature": self.temperature()}
+        out = {
+            "query": self._embed(hidden, query["input_ids"]),
+            "aux": {},
+            "temperature": self.temperature(),
+        }
         if labels is not None:
             out["aux"]["lm"] = self._chain_loss(hidden, labels)
         if target is not None:
@@ -146,7 +174,9 @@ class CotRetriever(QwenHead):
             parts.append(self._target(self._to_device(inputs(images[rows]))).cpu())
         return torch.cat(parts)
 
-    def encode_query(self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None) -> QueryOutput:
+    def encode_query(
+        self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
+    ) -> QueryOutput:
         """Encode B composed queries; explanations are chains as tagged text ("" where none is written).
 
         `reading` is one of READINGS, default `self.reading`. A row whose chain had to be forced or cut is flagged.
@@ -180,7 +210,9 @@ class CotRetriever(QwenHead):
             )
         return reading
 
-    def embed_with(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]) -> QueryOutput:
+    def embed_with(
+        self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]
+    ) -> QueryOutput:
         """Encode B composed queries with given chains: an oracle's, or ones that a person has corrected."""
         written, parts = [cot_to_text(chain) for chain in chains], []
         for rows in self.batches(len(images)):
@@ -188,26 +220,34 @@ class CotRetriever(QwenHead):
         return concatenate(parts, self.dim)
 
     @torch.no_grad()
-    def _read(self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]) -> QueryOutput:
+    def _read(
+        self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]
+    ) -> QueryOutput:
         encoder = self.encoder()
         inputs = self._to_device(encoder.query(images, texts, encoder.answer_ids(chains))[0])
         return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
 
-    def write(self, images: Sequence[Image], texts: Sequence[str], reading: str = "full") -> Iterator[Writing]:
+    def write(
+        self, images: Sequence[Image], texts: Sequence[str], reading: str = "full"
+    ) -> Iterator[Writing]:
         """Write the chains of one batch greedily, one pass in all; see `decoding.write`."""
         encoder, adaptive = self.encoder("left"), reading == "adaptive"
         grammar = Grammar(encoder, WRITTEN[reading], self.max_new_tokens)
         rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
         inputs = self._to_device(encoder.query(images, texts, [row.ids for row in rows])[0])
         skip = None
-        if adaptive:  # the decision is made at the prompt's end, so that the chain's start comes behind it
+        if (
+            adaptive
+        ):  # the decision is made at the prompt's end, so that the chain's start comes behind it
 
             def skip(hidden: Tensor) -> Tensor:
                 return self._sureness(hidden, grammar.start[0]) >= self.threshold
 
             for row in rows:
                 row.forced = list(grammar.start)
-        return write(self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip)
+        return write(
+            self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip
+        )
 
     def _said(self, writing: Writing) -> QueryOutput:
         words = self.backbone.processor.tokenizer.batch_decode([row.ids for row in writing.rows])

@@ -26,7 +26,11 @@ from cir_cot.prompts import TAG
 NO_TOKEN = "no retrieval token: the {part} was cut at {budget} tokens"
 NO_CHAIN = "chain is not valid: its form was forced in the {part}"
 CANDIDATES = 8  # likeliest tokens looked at before a tag is written by force
-SHARES = {"caption": 0.25, "reasoning": 0.5, "conclusion": 0.25}  # of max_new_tokens; reasoning is the longest part
+SHARES = {
+    "caption": 0.25,
+    "reasoning": 0.5,
+    "conclusion": 0.25,
+}  # of max_new_tokens; reasoning is the longest part
 GAPS = "ĠĊĉč▁ \n\t\r"  # white space as tokenizers spell it
 
 
@@ -65,7 +69,9 @@ class Row:
 
     place: Place
     ids: list[int] = field(default_factory=list)
-    forced: list[int] = field(default_factory=list)  # tokens that come next, whatever the model says
+    forced: list[int] = field(
+        default_factory=list
+    )  # tokens that come next, whatever the model says
     used: int = 0  # tokens of the current part
     flag: str = ""
 
@@ -162,26 +168,47 @@ def write(
     and says (B,) which rows need no chain: they get the retrieval token at once.
     """
     ret, banned = grammar.encoder.ret_id, unusable(backbone)
-    positions, mask, cache = backbone.positions(inputs), inputs["attention_mask"], backbone.new_cache()
+    positions, mask, cache = (
+        backbone.positions(inputs),
+        inputs["attention_mask"],
+        backbone.new_cache(),
+    )
     hidden = backbone(inputs, positions, cache)[:, -1]  # (B, H)
     positions = backbone.next_positions(positions)
     skipped = [False] * len(rows) if skip is None else skip(hidden).tolist()
     vectors = read(hidden).float().cpu().zero_()  # (B, D)
     alive = list(range(len(rows)))  # rows that the batch still holds; A of them
     while alive:
-        likely = backbone.logits(hidden).float().masked_fill(banned, -torch.inf).topk(CANDIDATES).indices.tolist()
+        likely = (
+            backbone.logits(hidden)
+            .float()
+            .masked_fill(banned, -torch.inf)
+            .topk(CANDIDATES)
+            .indices.tolist()
+        )
         tokens = [
-            ret if skipped[row] else grammar.next(rows[row], best) for row, best in zip(alive, likely, strict=True)
+            ret if skipped[row] else grammar.next(rows[row], best)
+            for row, best in zip(alive, likely, strict=True)
         ]
         mask = functional.pad(mask, (0, 1), value=1)  # (A, T + 1)
-        step = {"input_ids": torch.tensor(tokens, device=mask.device)[:, None], "attention_mask": mask}
+        step = {
+            "input_ids": torch.tensor(tokens, device=mask.device)[:, None],
+            "attention_mask": mask,
+        }
         before, hidden = hidden, backbone(step, positions, cache)[:, -1]  # (A, H)
         positions = positions + 1
         ended = [place for place, token in enumerate(tokens) if token == ret]
         if ended:
-            vectors[[alive[place] for place in ended]] = read((before if before_ret else hidden)[ended]).cpu()
+            vectors[[alive[place] for place in ended]] = read(
+                (before if before_ret else hidden)[ended]
+            ).cpu()
             going = [place for place, token in enumerate(tokens) if token != ret]
-            alive, hidden, mask, positions = [alive[p] for p in going], hidden[going], mask[going], positions[:, going]
+            alive, hidden, mask, positions = (
+                [alive[p] for p in going],
+                hidden[going],
+                mask[going],
+                positions[:, going],
+            )
             if alive:
                 backbone.keep_rows(cache, torch.tensor(going, device=mask.device))
         yield Writing(rows, vectors)

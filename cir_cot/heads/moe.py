@@ -36,7 +36,9 @@ class Route:
 
     def shares(self, experts: int) -> Tensor:
         """Return each row's weights by expert (B, E), 0 where it was not chosen."""
-        return self.weights.new_zeros(len(self.weights), experts).scatter(1, self.chosen, self.weights)
+        return self.weights.new_zeros(len(self.weights), experts).scatter(
+            1, self.chosen, self.weights
+        )
 
 
 def dispatch(z: Tensor, route: Route, experts: nn.ModuleList) -> Tensor:
@@ -48,7 +50,9 @@ def dispatch(z: Tensor, route: Route, experts: nn.ModuleList) -> Tensor:
     order = route.chosen.flatten().argsort(stable=True)  # (B * K,)
     sizes = torch.bincount(route.chosen.flatten(), minlength=len(experts)).tolist()
     parts = z[order // count].split(sizes)  # E of (n, W)
-    passed = torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])  # (B * K, H)
+    passed = torch.cat(
+        [expert(part) for expert, part in zip(experts, parts, strict=True)]
+    )  # (B * K, H)
     back = passed[order.argsort()].unflatten(0, (-1, count))  # (B, K, H)
     return (back * route.weights[..., None].to(back.dtype)).sum(dim=1)
 
@@ -56,7 +60,9 @@ def dispatch(z: Tensor, route: Route, experts: nn.ModuleList) -> Tensor:
 class SparseMoe(nn.Module):
     """Mixture of E experts Linear + GELU + Dropout (W -> H), K of them for a row."""
 
-    def __init__(self, width: int, hidden: int, experts: int, top_k: int, improved: bool, routing: str):
+    def __init__(
+        self, width: int, hidden: int, experts: int, top_k: int, improved: bool, routing: str
+    ):
         super().__init__()
 
         def expert() -> nn.Sequential:
@@ -82,7 +88,9 @@ class SparseMoe(nn.Module):
             return Route(chosen, z.new_full((rows, count), 1 / count), None)
         if self.improved:
             with torch.autocast(z.device.type, enabled=False):
-                logits = functional.linear(z.float(), self.router.weight.float(), self.router.bias.float())  # (B, E)
+                logits = functional.linear(
+                    z.float(), self.router.weight.float(), self.router.bias.float()
+                )  # (B, E)
         else:
             logits = self.router(z)
         top, chosen = logits.topk(self.top_k, dim=1)
@@ -91,7 +99,9 @@ class SparseMoe(nn.Module):
 
 def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     """Return CLIP4Cir's two layers: Linear, ReLU, Dropout .5, Linear."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, out))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, out)
+    )
 
 
 class DenseCombiner(nn.Module):
@@ -113,10 +123,21 @@ class DenseCombiner(nn.Module):
 class MoeCombiner(nn.Module):
     """CLIP4Cir-MoE's Combiner: features (B, d) -> (B, d), the weight of the text in each dimension, the route."""
 
-    def __init__(self, dim: int, projection: int, hidden: int, experts: int, top_k: int, improved: bool, routing: str):
+    def __init__(
+        self,
+        dim: int,
+        projection: int,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        improved: bool,
+        routing: str,
+    ):
         super().__init__()
         self.text, self.image = (
-            nn.Sequential(nn.Linear(dim, projection), nn.LayerNorm(projection), nn.ReLU(), nn.Dropout(0.5))
+            nn.Sequential(
+                nn.Linear(dim, projection), nn.LayerNorm(projection), nn.ReLU(), nn.Dropout(0.5)
+            )
             for _ in range(2)
         )
         self.attention = nn.MultiheadAttention(projection, HEADS, batch_first=True)
@@ -161,13 +182,17 @@ class MoeRetriever(ClipRetriever):
         super().__init__(backbone, base, temperature)
         for value, known in {combiner: COMBINERS, routing: ROUTINGS}.items():
             if value not in known:
-                raise InputError(f"combiner and routing: {value!r} is not one of {', '.join(known)}")
+                raise InputError(
+                    f"combiner and routing: {value!r} is not one of {', '.join(known)}"
+                )
         if not 1 <= top_k <= experts:
             raise InputError(f"top_k {top_k}: a row passes 1 to {experts} of {experts} experts")
         self.name, self.experts, self.top_k, self.routing = combiner, experts, top_k, routing
         self.projection, self.hidden = projection or 4 * self.dim, hidden or 8 * self.dim
         if self.projection % HEADS and combiner != "dense":
-            raise InputError(f"projection {self.projection} does not split into {HEADS} attention heads")
+            raise InputError(
+                f"projection {self.projection} does not split into {HEADS} attention heads"
+            )
         sizes = self.dim, self.projection, self.hidden
         if combiner == "dense":
             self.combiner = DenseCombiner(*sizes)
@@ -177,7 +202,11 @@ class MoeRetriever(ClipRetriever):
     def settings(self) -> dict:
         """Return the keyword arguments that build this head and its encoder again."""
         names = ("experts", "top_k", "routing", "projection", "hidden")
-        return super().settings() | {"combiner": self.name} | {name: getattr(self, name) for name in names}
+        return (
+            super().settings()
+            | {"combiner": self.name}
+            | {name: getattr(self, name) for name in names}
+        )
 
     def combine(self, image: Tensor, text: Tensor) -> tuple[Tensor, dict]:
         """Combine features (B, d) -> (B, d); in training the report holds the router's losses and loads."""
@@ -186,7 +215,9 @@ class MoeRetriever(ClipRetriever):
         if route is None:
             return combined, report
         report["shares"] = shares = route.shares(self.experts)  # (B, E)
-        report["stats"] |= {f"expert_{number}": share.mean() for number, share in enumerate(shares.unbind(dim=1))}
+        report["stats"] |= {
+            f"expert_{number}": share.mean() for number, share in enumerate(shares.unbind(dim=1))
+        }
         if self.training and route.logits is not None:
             report["aux"] = {"router_z": router_z(route.logits)}
             report["rows"] = {"logits": route.logits.float(), "chosen": route.chosen}
@@ -201,10 +232,17 @@ class MoeRetriever(ClipRetriever):
         words = [f"the words weigh {value:.2f}" for value in report["weight"].tolist()]
         if "shares" not in report:
             return words, []
-        choices = [{f"expert {e}": share for e, share in enumerate(row)} for row in report["shares"].tolist()]
-        chosen = [sorted(((s, name) for name, s in row.items() if s), reverse=True) for row in choices]
+        choices = [
+            {f"expert {e}": share for e, share in enumerate(row)}
+            for row in report["shares"].tolist()
+        ]
+        chosen = [
+            sorted(((s, name) for name, s in row.items() if s), reverse=True) for row in choices
+        ]
         named = [", ".join(f"{name} ({share:.2f})" for share, name in row) for row in chosen]
-        return [f"{experts}; {weight}" for experts, weight in zip(named, words, strict=True)], choices
+        return [
+            f"{experts}; {weight}" for experts, weight in zip(named, words, strict=True)
+        ], choices
 
 
 def hidden_for(parameters: int, dim: int, projection: int) -> int:

@@ -50,27 +50,42 @@ class PromptPoolRetriever(QwenHead):
     ):
         super().__init__(backbone, base, **readout)
         if pool < 0 or connector < 0:
-            raise InputError(f"pool {pool}, connector {connector}: give numbers of prompts, or 0 for none")
+            raise InputError(
+                f"pool {pool}, connector {connector}: give numbers of prompts, or 0 for none"
+            )
         if pool and not (1 <= top <= pool and length >= 1):
-            raise InputError(f"top {top} of a pool of {pool} prompts of length {length}: a row takes 1 to {pool}")
+            raise InputError(
+                f"top {top} of a pool of {pool} prompts of length {length}: a row takes 1 to {pool}"
+            )
         self.pool, self.length, self.top, self.connector = pool, length, top, connector
-        if not backbone.config.tie_word_embeddings:  # nothing is written here: the output layer has nothing to learn
+        if (
+            not backbone.config.tie_word_embeddings
+        ):  # nothing is written here: the output layer has nothing to learn
             backbone.plain.get_output_embeddings().requires_grad_(False)
-        if backbone.adapted and self.readout == "before_ret":  # nothing is read at the token, or after it
+        if (
+            backbone.adapted and self.readout == "before_ret"
+        ):  # nothing is read at the token, or after it
             backbone.plain.get_input_embeddings().requires_grad_(False)
         width, scale = backbone.hidden_size, _scale(backbone)
         if pool:
             self.prompts = nn.Parameter(torch.randn(pool, length, width) * scale)
             self.keys = nn.Parameter(torch.randn(pool, width) * width**-0.5)
-            self.feature = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
+            self.feature = nn.Sequential(
+                nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)
+            )
         if connector:
             self.connect = Connector(connector, width, scale)
         encoder = self.encoder()
-        self.around = len(encoder.plain_ids([COMPOSE.partition(" {text}")[0]])[0]), len(encoder.closing)
+        self.around = (
+            len(encoder.plain_ids([COMPOSE.partition(" {text}")[0]])[0]),
+            len(encoder.closing),
+        )
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
-        return super().settings() | {name: getattr(self, name) for name in ("pool", "length", "top", "connector")}
+        return super().settings() | {
+            name: getattr(self, name) for name in ("pool", "length", "top", "connector")
+        }
 
     @property
     def slots(self) -> int:
@@ -85,7 +100,9 @@ class PromptPoolRetriever(QwenHead):
         """Return what turns training rows into batches; it holds the processor, never the model."""
         return PoolCollator(self.encoder())
 
-    def forward(self, query: dict, target: dict | None = None, labels: Tensor | None = None) -> dict:
+    def forward(
+        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+    ) -> dict:
         """Return query (B, D), target (B, D) unless no target is given; aux `pull`, the mean of both sides.
 
         `rows` are what `batch_losses` needs, `stats` the loads of the pool by the queries. `labels` are for heads that
@@ -96,7 +113,9 @@ class PromptPoolRetriever(QwenHead):
         out = {side: vectors for side, (vectors, _) in read.items()}
         out |= {"aux": {}, "temperature": self.temperature()}
         if self.pool:
-            out["aux"]["pull"] = torch.stack([self._pull(choice) for _, choice in read.values()]).mean()
+            out["aux"]["pull"] = torch.stack(
+                [self._pull(choice) for _, choice in read.values()]
+            ).mean()
             for side, (_, choice) in read.items():
                 rows = {f"{side}_{name}": choice[name] for name in ("scores", "chosen")}
                 out["rows"] = out.get("rows", {}) | rows
@@ -118,13 +137,19 @@ class PromptPoolRetriever(QwenHead):
         for side in ("query", "target"):
             if f"{side}_scores" in rows:
                 probabilities = (SHARPNESS * rows[f"{side}_scores"]).softmax(dim=1)  # (B, M)
-                balances.append(load_balance(probabilities, rows[f"{side}_chosen"]) + even_use(probabilities))
+                balances.append(
+                    load_balance(probabilities, rows[f"{side}_chosen"]) + even_use(probabilities)
+                )
         return {"balance": torch.stack(balances).mean()}
 
-    def choose_and_read(self, inputs: dict[str, Tensor], side: str) -> tuple[Tensor, dict[str, Tensor]]:
+    def choose_and_read(
+        self, inputs: dict[str, Tensor], side: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Read the model inputs of a side -> (B, D) unit; of a pool: feature (B, H), scores (B, M), chosen (B, K)."""
         choice: dict[str, Tensor] = {}
-        slots = (inputs["input_ids"] == self._slot_id) & inputs["attention_mask"].bool()  # padding has the same id
+        slots = (inputs["input_ids"] == self._slot_id) & inputs[
+            "attention_mask"
+        ].bool()  # padding has the same id
         picture = inputs["input_ids"] == self.backbone.image_token_id
 
         def fill(embedded: Tensor) -> Tensor:
@@ -132,7 +157,9 @@ class PromptPoolRetriever(QwenHead):
             if self.pool:
                 choice.update(self.choose(embedded, picture, self._words(inputs, slots, side)))
                 parts.append(self.prompts[choice["chosen"]].flatten(1, 2))  # (B, K * L, H)
-            return embedded.masked_scatter(slots[..., None], torch.cat(parts, dim=1).to(embedded.dtype))
+            return embedded.masked_scatter(
+                slots[..., None], torch.cat(parts, dim=1).to(embedded.dtype)
+            )
 
         return self.read(inputs, fill if self.slots else None), choice
 
@@ -144,7 +171,9 @@ class PromptPoolRetriever(QwenHead):
         with torch.autocast(embedded.device.type, enabled=False):
             means = [_mean(embedded.float(), at) for at in (picture, words)]
             # each by its own size: visual tokens are far larger than words
-            feature = self.feature(torch.cat([functional.layer_norm(mean, mean.shape[1:]) for mean in means], dim=1))
+            feature = self.feature(
+                torch.cat([functional.layer_norm(mean, mean.shape[1:]) for mean in means], dim=1)
+            )
             scores = functional.normalize(feature, dim=1) @ functional.normalize(self.keys, dim=1).T
             chosen = scores.topk(self.top, dim=1).indices.sort(dim=1).values  # (B, K)
         return {"feature": feature, "scores": scores, "chosen": chosen}
@@ -153,7 +182,10 @@ class PromptPoolRetriever(QwenHead):
         """Where the user's words are (B, T), or in a target, which has none, those of its task prompt."""
         task, closing = self.around
         after = (slots.cumsum(dim=1) == self.slots) & ~slots & inputs["attention_mask"].bool()
-        place, count = after.cumsum(dim=1), after.sum(dim=1, keepdim=True) - closing - 1  # 1: the retrieval token
+        place, count = (
+            after.cumsum(dim=1),
+            after.sum(dim=1, keepdim=True) - closing - 1,
+        )  # 1: the retrieval token
         return after & (place > (task if side == "query" else 0)) & (place <= count)
 
     @property
@@ -169,7 +201,11 @@ class PromptPoolRetriever(QwenHead):
         """Encode N pictures -> (N, D)."""
         encoder, parts = self.encoder(), [torch.zeros(0, self.dim)]
         for rows in self.batches(len(images)):
-            parts.append(self.choose_and_read(self._to_device(encoder.target(images[rows])), "target")[0].cpu())
+            parts.append(
+                self.choose_and_read(self._to_device(encoder.target(images[rows])), "target")[
+                    0
+                ].cpu()
+            )
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -186,10 +222,14 @@ class PromptPoolRetriever(QwenHead):
     def _say(self, choice: dict[str, Tensor]) -> tuple[list[str], list[dict[str, float]]]:
         """Explanations, and each prompt's share of its row."""
         words, shares, names = [], [], self.names()
-        for scores, chosen in zip(choice["scores"].tolist(), choice["chosen"].tolist(), strict=True):
+        for scores, chosen in zip(
+            choice["scores"].tolist(), choice["chosen"].tolist(), strict=True
+        ):
             best = sorted(chosen, key=lambda prompt: -scores[prompt])
             words.append(", ".join(f"{names[prompt]} ({scores[prompt]:.2f})" for prompt in best))
-            shares.append({name: (number in chosen) / self.top for number, name in enumerate(names)})
+            shares.append(
+                {name: (number in chosen) / self.top for number, name in enumerate(names)}
+            )
         return words, shares
 
 
@@ -206,10 +246,14 @@ class Connector(nn.Module):
         self.heads = max(1, inner // 64)
         inner -= inner % self.heads
         self.queries = nn.Parameter(torch.randn(count, width) * scale)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in ("asking", "seen", "found")})
+        self.norms = nn.ModuleDict(
+            {name: nn.LayerNorm(width) for name in ("asking", "seen", "found")}
+        )
         self.ask, self.look = nn.Linear(width, inner), nn.Linear(width, 2 * inner)
         self.answer = nn.Linear(inner, width)
-        self.think = nn.Sequential(nn.Linear(width, 2 * inner), nn.GELU(), nn.Linear(2 * inner, width))
+        self.think = nn.Sequential(
+            nn.Linear(width, 2 * inner), nn.GELU(), nn.Linear(2 * inner, width)
+        )
         for last in (self.answer, self.think[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -217,8 +261,12 @@ class Connector(nn.Module):
     def forward(self, embedded: Tensor, picture: Tensor) -> Tensor:
         """Attend to the visual tokens."""
         asked = self.ask(self.norms["asking"](self.queries)).expand(len(embedded), -1, -1)
-        keys, values = self.look(self.norms["seen"](embedded.to(self.queries.dtype))).chunk(2, dim=-1)
-        asked, keys, values = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (asked, keys, values))
+        keys, values = self.look(self.norms["seen"](embedded.to(self.queries.dtype))).chunk(
+            2, dim=-1
+        )
+        asked, keys, values = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (asked, keys, values)
+        )
         seen = functional.scaled_dot_product_attention(asked, keys, values, picture[:, None, None])
         found = self.queries + self.answer(seen.transpose(1, 2).flatten(2))
         return found + self.think(self.norms["found"](found))
@@ -232,13 +280,17 @@ class PoolCollator:
 
     def __call__(self, rows: Sequence) -> dict:
         return {
-            "query": compose(self.encoder, [r.reference for r in rows], [r.record.text for r in rows]),
+            "query": compose(
+                self.encoder, [r.reference for r in rows], [r.record.text for r in rows]
+            ),
             "target": self.encoder.target([row.target for row in rows]),
             "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
         }
 
 
-def compose(encoder: ChatEncoder, images: Sequence[Image], texts: Sequence[str]) -> dict[str, Tensor]:
+def compose(
+    encoder: ChatEncoder, images: Sequence[Image], texts: Sequence[str]
+) -> dict[str, Tensor]:
     """Encode references and modification texts with the task prompt of a composed query -> model inputs."""
     return encoder.query(images, texts, [[encoder.ret_id]] * len(texts), COMPOSE)[0]
 
@@ -246,7 +298,9 @@ def compose(encoder: ChatEncoder, images: Sequence[Image], texts: Sequence[str])
 def _mean(embedded: Tensor, at: Tensor) -> Tensor:
     """Mean over the tokens at (B, T) of (B, T, H) -> (B, H); 0 where there is none."""
     weight = at.to(embedded.dtype)
-    return torch.einsum("bt,bth->bh", weight, embedded) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bt,bth->bh", weight, embedded) / weight.sum(dim=1, keepdim=True).clamp(
+        min=1
+    )
 
 
 def _scale(backbone: Backbone) -> float:

@@ -20,7 +20,10 @@ from cir_cot.retriever import SETTINGS_FILE
 from .base import Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
-COLDEST, WARMEST = 0.01, 1.0  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
+COLDEST, WARMEST = (
+    0.01,
+    1.0,
+)  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
 
 
 class QwenHead(Head):
@@ -44,23 +47,36 @@ class QwenHead(Head):
             raise InputError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")
         if not COLDEST <= temperature <= WARMEST:
             raise InputError(f"temperature {temperature} is outside {COLDEST} .. {WARMEST}")
-        self.backbone, self.base, self.readout, self.projection = backbone, base, readout, projection
+        self.backbone, self.base, self.readout, self.projection = (
+            backbone,
+            base,
+            readout,
+            projection,
+        )
         self.learn_temperature = learn_temperature
-        self.project = nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
+        self.project = (
+            nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
+        )
         # (1,): DeepSpeed cannot broadcast a parameter without dimensions
-        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]), requires_grad=learn_temperature)
+        self.log_temperature = nn.Parameter(
+            torch.tensor([math.log(temperature)]), requires_grad=learn_temperature
+        )
         self.dim = projection or backbone.hidden_size
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this readout again."""
         names = ("readout", "projection", "learn_temperature")
-        return {name: getattr(self, name) for name in names} | {"temperature": round(self.temperature().item(), 6)}
+        return {name: getattr(self, name) for name in names} | {
+            "temperature": round(self.temperature().item(), 6)
+        }
 
     def temperature(self) -> Tensor:
         """Return InfoNCE's temperature, clamped to its bounds; a scalar."""
         return self.log_temperature.squeeze().exp().clamp(COLDEST, WARMEST)
 
-    def read(self, inputs: dict[str, Tensor], edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def read(
+        self, inputs: dict[str, Tensor], edit: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Read model inputs in one forward pass -> (B, D) unit; `edit` as in `Backbone.forward`."""
         return self._embed(self.backbone(inputs, edit=edit), inputs["input_ids"])
 
@@ -81,7 +97,9 @@ class QwenHead(Head):
         return {name: value.to(self.backbone.device) for name, value in inputs.items()}
 
     @classmethod
-    def resume(cls, folder: str | Path, facts: dict, trainable: bool, settings: dict, **options) -> Self:
+    def resume(
+        cls, folder: str | Path, facts: dict, trainable: bool, settings: dict, **options
+    ) -> Self:
         """Build a saved head again, on the CPU; `settings` replace its own, `options` go to `load_backbone`.
 
         With another `target_encoder` among the settings, the projection leads elsewhere, so it starts anew.
@@ -105,7 +123,9 @@ class QwenHead(Head):
         with loading(f"{folder}: the image processor cannot be used"):
             encoder.target([Image.new("RGB", (56, 56))])
         if self.dim != facts["dim"] and self.projection == facts["settings"].get("projection"):
-            raise InputError(f"{folder / SETTINGS_FILE}: dim is {facts['dim']}, the head's is {self.dim}")
+            raise InputError(
+                f"{folder / SETTINGS_FILE}: dim is {facts['dim']}, the head's is {self.dim}"
+            )
 
     @classmethod
     def load(cls, folder: str | Path, facts: dict, device: str | None = None, **options) -> Self:

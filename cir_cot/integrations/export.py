@@ -16,7 +16,17 @@ from cir_cot.records import Cot
 from .sentence_transformers import write_sentence_form
 
 TOLERANCE = 1e-3  # largest difference of a number of a unit vector: what merging in bfloat16 leaves; float32 is at 1e-6
-SHADES, TEXTS = 6, ("make it red", "the same without sleeves", "a second one, to the left", "<|im_end|>", "日本", "x")
+SHADES, TEXTS = (
+    6,
+    (
+        "make it red",
+        "the same without sleeves",
+        "a second one, to the left",
+        "<|im_end|>",
+        "日本",
+        "x",
+    ),
+)
 
 
 def probes(images: str | None) -> list[Image.Image]:
@@ -39,14 +49,19 @@ def embeddings(retriever, pictures: Sequence[Image.Image]) -> dict[str, torch.Te
     from cir_cot.retriever import inference
 
     texts = list(TEXTS[: len(pictures)])
-    chains = [Cot("a thing", f"what changes: {number}", "another thing") for number in range(len(pictures))]
+    chains = [
+        Cot("a thing", f"what changes: {number}", "another thing")
+        for number in range(len(pictures))
+    ]
     with inference(retriever):
         cases = {
             "target": retriever.encode_target(pictures),
             "fast": retriever.encode_query(pictures, texts, reading="fast").embeddings,
             "chain": retriever.embed_with(pictures, texts, chains).embeddings,
         }
-    return {f"{case} {row}": vector for case, rows in cases.items() for row, vector in enumerate(rows)}
+    return {
+        f"{case} {row}": vector for case, rows in cases.items() for row, vector in enumerate(rows)
+    }
 
 
 def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
@@ -64,7 +79,10 @@ def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
             "fast": encoder.query([picture], [TEXTS[row]], [[encoder.ret_id]])[0],
         }
         for case, tensors in inputs.items():
-            cases[f"{case} {row}"] = {"image": f"{row}.png", "input_ids": tensors["input_ids"][0].tolist()}
+            cases[f"{case} {row}"] = {
+                "image": f"{row}.png",
+                "input_ids": tensors["input_ids"][0].tolist(),
+            }
     write_text_atomic(folder / "probes.json", json.dumps(cases))
     recipe = {
         "prompts": PROMPTS_VERSION,
@@ -94,13 +112,21 @@ def sentence_embeddings(
         model = SentenceTransformer(str(out), device=device, local_files_only=True)
     except ImportError as error:  # also what it raises for a version that the export refuses
         return f"not checked: {error}"
-    queries = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=False)]
+    queries = [
+        {"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=False)
+    ]
     rows = {"target": model.encode(list(pictures), convert_to_tensor=True)}
     rows["fast"] = model.encode(queries, convert_to_tensor=True)
-    return {f"{case} {row}": vector.cpu() for case, part in rows.items() for row, vector in enumerate(part)}
+    return {
+        f"{case} {row}": vector.cpu()
+        for case, part in rows.items()
+        for row, vector in enumerate(part)
+    }
 
 
-def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> dict:
+def compare(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float
+) -> dict:
     """Return the parity report: the largest difference and the smallest cosine of each case, and whether all pass."""
     rows = {}
     for case, vector in ours.items():
@@ -115,7 +141,11 @@ def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tole
         rows[case] = {"difference": difference, "cosine": cosine, "passed": difference <= tolerance}
     if not rows:
         raise InputError(f"no case to compare; expected are {', '.join(ours)}")
-    return {"passed": all(row["passed"] for row in rows.values()), "tolerance": tolerance, "cases": rows}
+    return {
+        "passed": all(row["passed"] for row in rows.values()),
+        "tolerance": tolerance,
+        "cases": rows,
+    }
 
 
 def read_embeddings(path: str) -> dict[str, torch.Tensor]:
@@ -126,5 +156,7 @@ def read_embeddings(path: str) -> dict[str, torch.Tensor]:
         for row in found.values()
     )
     if wrong:
-        raise InputError(f"{path}: an object {{case: list of numbers}} is expected, with the cases of probes.json")
+        raise InputError(
+            f"{path}: an object {{case: list of numbers}} is expected, with the cases of probes.json"
+        )
     return {case: torch.tensor(row, dtype=torch.float64) for case, row in found.items()}

@@ -71,10 +71,16 @@ class CirTask(AbsTaskRetrieval):
         """Read the annotations; InputError where a file or a picture is missing."""
         if self.data_loaded:
             return
-        loaded = [(benchmark, benchmark.images()) for benchmark in load_benchmark(self.benchmark, self.root, "val")]
+        loaded = [
+            (benchmark, benchmark.images())
+            for benchmark in load_benchmark(self.benchmark, self.root, "val")
+        ]
         for benchmark, images in loaded:
             check_pictures(benchmark, images)
-        self.dataset = {benchmark.category or "default": {"val": (benchmark, images)} for benchmark, images in loaded}
+        self.dataset = {
+            benchmark.category or "default": {"val": (benchmark, images)}
+            for benchmark, images in loaded
+        }
         self.data_loaded = True
 
     def _evaluate_subset(
@@ -92,11 +98,16 @@ class CirTask(AbsTaskRetrieval):
     ) -> dict[str, float]:
         """Encode, rank and score one category -> {metric: fraction}; this is what mteb calls."""
         if not isinstance(model, EncoderProtocol):
-            raise TypeError(f"{self.metadata.name} ranks embeddings; {type(model).__name__} is no encoder")
+            raise TypeError(
+                f"{self.metadata.name} ranks embeddings; {type(model).__name__} is no encoder"
+            )
         benchmark, images = data_split
 
         def encode(rows: Rows, kind: PromptType, phase: str) -> Tensor:
-            size, workers = encode_kwargs.get("batch_size", 32), num_proc if (num_proc or 0) > 1 else 0
+            size, workers = (
+                encode_kwargs.get("batch_size", 32),
+                num_proc if (num_proc or 0) > 1 else 0,
+            )
             loader = DataLoader(rows, batch_size=size, collate_fn=columns, num_workers=workers)
             where = {"hf_split": hf_split, "hf_subset": hf_subset, "task_metadata": self.metadata}
             with timer(phase, split=hf_split, subset=hf_subset):
@@ -104,12 +115,20 @@ class CirTask(AbsTaskRetrieval):
             return check_embeddings(unit(found, model.mteb_model_meta), rows.names)
 
         records = benchmark.records
-        asked = Rows(images, [record.reference for record in records], [record.text for record in records])
+        asked = Rows(
+            images, [record.reference for record in records], [record.text for record in records]
+        )
         gallery = encode(Rows(images, benchmark.gallery), PromptType.document, "Encoding corpus")
-        rankings, scores, subsets = rank(benchmark, encode(asked, PromptType.query, "Encoding queries"), gallery)
+        rankings, scores, subsets = rank(
+            benchmark, encode(asked, PromptType.query, "Encoding queries"), gallery
+        )
         if prediction_folder:
-            predictions = {name: dict(zip(ids, scores[name], strict=True)) for name, ids in rankings.items()}
-            self._save_task_predictions(predictions, model, prediction_folder, hf_split=hf_split, hf_subset=hf_subset)
+            predictions = {
+                name: dict(zip(ids, scores[name], strict=True)) for name, ids in rankings.items()
+            }
+            self._save_task_predictions(
+                predictions, model, prediction_folder, hf_split=hf_split, hf_subset=hf_subset
+            )
         return fractions(score_rankings(benchmark, rankings, subsets))
 
 
@@ -129,9 +148,15 @@ def fractions(metrics: dict) -> dict[str, float]:
     """Return percentages as fractions, as mteb has them; CIRCO's by aspect beside the others, and FashionIQ's Avg."""
     flat = {}
     for name, value in metrics.items():
-        parts = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        parts = (
+            {f"{name} {key}": part for key, part in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
         flat |= {key: part / 100 for key, part in parts.items()}
-    return flat | ({"Avg": (flat["R@10"] + flat["R@50"]) / 2} if flat.keys() == {"R@10", "R@50"} else {})
+    return flat | (
+        {"Avg": (flat["R@10"] + flat["R@50"]) / 2} if flat.keys() == {"R@10", "R@50"} else {}
+    )
 
 
 def _metadata(
@@ -148,7 +173,9 @@ def _metadata(
         eval_splits=["val"],
         eval_langs={subset: ["eng-Latn"] for subset in subsets} if subsets else ["eng-Latn"],
         main_score=main_score,
-        prompt={"query": "Find the picture that this picture becomes by the change that is asked for."},
+        prompt={
+            "query": "Find the picture that this picture becomes by the change that is asked for."
+        },
     )
 
 
@@ -199,15 +226,32 @@ class CirEncoder:
     the retriever's vectors, so that another checkpoint is not taken for this one.
     """
 
-    def __init__(self, retriever: Retriever, name: str = "cir-cot/retriever", reading: str | None = None):
+    def __init__(
+        self, retriever: Retriever, name: str = "cir-cot/retriever", reading: str | None = None
+    ):
         self.retriever, self.query = retriever, pick(retriever, reading)
-        facts = {"name": name, "revision": hashlib.sha256(probe(retriever).tobytes()).hexdigest()[:16]}
-        facts |= {"modalities": ["image", "text"], "embed_dim": retriever.dim, "framework": ["PyTorch"]}
-        facts |= {"similarity_fn_name": ScoringFunction.DOT_PRODUCT, "experiment_kwargs": {"reading": reading or "own"}}
+        facts = {
+            "name": name,
+            "revision": hashlib.sha256(probe(retriever).tobytes()).hexdigest()[:16],
+        }
+        facts |= {
+            "modalities": ["image", "text"],
+            "embed_dim": retriever.dim,
+            "framework": ["PyTorch"],
+        }
+        facts |= {
+            "similarity_fn_name": ScoringFunction.DOT_PRODUCT,
+            "experiment_kwargs": {"reading": reading or "own"},
+        }
         self.mteb_model_meta = ModelMeta.create_empty(facts)
 
     def encode(
-        self, inputs: DataLoader, *, task_metadata: TaskMetadata, prompt_type: PromptType | None = None, **_: object
+        self,
+        inputs: DataLoader,
+        *,
+        task_metadata: TaskMetadata,
+        prompt_type: PromptType | None = None,
+        **_: object,
     ) -> Tensor:
         """Encode batches of mteb's -> (N, D); InputError for what is neither a target nor a composed query."""
         wanted = {"image", "text"} if prompt_type == PromptType.query else {"image"}

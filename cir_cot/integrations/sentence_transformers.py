@@ -41,11 +41,20 @@ def write_sentence_form(head, folder: str | Path) -> None:
     how = {"method": "forward", "method_output_name": "last_hidden_state"}
     reading = {
         "transformer_task": "feature-extraction",
-        "modality_config": {"image": how, "image+text": how, "message": how | {"format": "structured"}},
+        "modality_config": {
+            "image": how,
+            "image+text": how,
+            "message": how | {"format": "structured"},
+        },
         "module_output_name": "token_embeddings",
         "processing_kwargs": {
-            "text": {"truncation": False},  # the retrieval token is the last one: nothing may be cut
-            "chat_template": {"chat_template": chat_template(head), "sanitize_control_tokens": True},
+            "text": {
+                "truncation": False
+            },  # the retrieval token is the last one: nothing may be cut
+            "chat_template": {
+                "chat_template": chat_template(head),
+                "sanitize_control_tokens": True,
+            },
         },
     }
     modules = [
@@ -53,7 +62,9 @@ def write_sentence_form(head, folder: str | Path) -> None:
         ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
     ]
     _write(folder / "sentence_bert_config.json", reading)
-    _write(folder / "1_Pooling/config.json", {"embedding_dimension": size, "pooling_mode": "lasttoken"})
+    _write(
+        folder / "1_Pooling/config.json", {"embedding_dimension": size, "pooling_mode": "lasttoken"}
+    )
     if head.projection:
         modules.append(("2_Dense", "base.modules.dense.Dense"))
         identity = "torch.nn.modules.linear.Identity"
@@ -65,11 +76,20 @@ def write_sentence_form(head, folder: str | Path) -> None:
     _write(
         folder / "modules.json",
         [
-            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+            {
+                "idx": index,
+                "name": str(index),
+                "path": path,
+                "type": f"sentence_transformers.{kind}",
+            }
             for index, (path, kind) in enumerate(modules)
         ],
     )
-    facts = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "requirements": NEEDS}
+    facts = {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "requirements": NEEDS,
+    }
     _write(folder / "config_sentence_transformers.json", facts)
 
 
@@ -82,10 +102,18 @@ def chat_template(head) -> str:
     )
     before, after = QUERY.split("{text}")
     last = RET if head.readout == "ret" else ""  # pooling takes the last token's state
-    parts = {"OPENING": opening, "TARGET": TARGET, "BEFORE": before, "AFTER": after, "CLOSING": closing + last}
+    parts = {
+        "OPENING": opening,
+        "TARGET": TARGET,
+        "BEFORE": before,
+        "AFTER": after,
+        "CLOSING": closing + last,
+    }
     template = TEMPLATE
     for name, text in parts.items():
-        template = template.replace("{{ " + name + " }}", "{{ " + json.dumps(text, ensure_ascii=False) + " }}")
+        template = template.replace(
+            "{{ " + name + " }}", "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
+        )
     return template
 
 

@@ -26,7 +26,11 @@ from cir_cot.files import parse_json
 
 from .loading import load_tensors, loading
 
-DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.1}  # r, dropout: ReCALL (2602.01639); alpha = 2 r: TRACE (2603.02929)
+DEFAULTS = {
+    "r": 16,
+    "alpha": 32,
+    "dropout": 0.1,
+}  # r, dropout: ReCALL (2602.01639); alpha = 2 r: TRACE (2603.02929)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # peft's name of a model's only adapter
 
@@ -39,7 +43,9 @@ class TokenRow(TrainableTokensLayer):
     frozen layer's output is corrected where the token is. Same values, same files.
     """
 
-    def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args, **kwargs) -> Tensor:
+    def forward_adapters(
+        self, x: Tensor, active_adapters: Sequence[str], *args, **kwargs
+    ) -> Tensor:
         """Embeddings (B, T, H) of ids (B, T), or logits (..., V) of hidden states (..., H)."""
         if self.disable_adapters or self.merged or list(active_adapters) != [NAME]:
             return super().forward_adapters(x, active_adapters, *args, **kwargs)
@@ -53,14 +59,18 @@ class TokenRow(TrainableTokensLayer):
         return out
 
 
-def add_lora(model: nn.Module, lora: Mapping[str, object], layers: Sequence[str], token: int | None) -> PeftModel:
+def add_lora(
+    model: nn.Module, lora: Mapping[str, object], layers: Sequence[str], token: int | None
+) -> PeftModel:
     """Put LoRA on `layers` of the language model's blocks and train the row of `token` -> PEFT model.
 
     `lora` takes r, alpha, dropout and targets (some of `layers`); anything else raises InputError. The row is
     trained in the embedding and in the head: one row when they are tied, a row each when they are not.
     """
     if unknown := [key for key in lora if key not in (*DEFAULTS, "targets")]:
-        raise InputError(f"lora has no key {unknown[0]!r}; it takes {', '.join(DEFAULTS)} and targets")
+        raise InputError(
+            f"lora has no key {unknown[0]!r}; it takes {', '.join(DEFAULTS)} and targets"
+        )
     targets = lora.get("targets", layers)
     if not isinstance(targets, (list, tuple)) or not targets or set(targets) - set(layers):
         raise InputError(f"lora targets {targets!r} must be a list of some of {', '.join(layers)}")
@@ -77,7 +87,9 @@ def add_lora(model: nn.Module, lora: Mapping[str, object], layers: Sequence[str]
     return _wrap(model, config)
 
 
-def save_adapter(model: PeftModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+def save_adapter(
+    model: PeftModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None
+) -> None:
     """Write the two files of an adapter; `state_dict` as in `Backbone.save`."""
     weights = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
@@ -94,14 +106,20 @@ def load_adapter(model: nn.Module, folder: str | Path, token: int, trainable: bo
     raw = parse_json((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     kind = raw.get("peft_type") if isinstance(raw, dict) else None
     if kind != "LORA":
-        raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}, only LORA adapters are supported")
+        raise InputError(
+            f"{folder / CONFIG}: peft_type is {kind!r}, only LORA adapters are supported"
+        )
     with loading(f"{folder / CONFIG}: cannot be read"):
         config = LoraConfig.from_pretrained(folder)
         rows = {row for rows in (config.trainable_token_indices or {}).values() for row in rows}
     config.inference_mode = not trainable
-    config.base_model_name_or_path = None  # the base may have moved; whether it fits is checked below
+    config.base_model_name_or_path = (
+        None  # the base may have moved; whether it fits is checked below
+    )
     if rows - {token}:
-        raise InputError(f"{folder}: trains the rows {sorted(rows)}, here the retrieval token is {token}: another base")
+        raise InputError(
+            f"{folder}: trains the rows {sorted(rows)}, here the retrieval token is {token}: another base"
+        )
     with loading(f"{folder / CONFIG}: does not fit this base"):
         model = _wrap(model, config)
     load_adapter_weights(model, folder)
@@ -111,16 +129,25 @@ def load_adapter(model: nn.Module, folder: str | Path, token: int, trainable: bo
 def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
     """Load adapter_model.safetensors into an adapter in place; InputError when names or shapes differ."""
     saved = load_tensors(Path(folder) / WEIGHTS)
-    ours = {name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    ours = {
+        name: value.shape
+        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     if odd := sorted(ours.items() ^ {name: value.shape for name, value in saved.items()}.items()):
-        raise InputError(f"{folder}: does not fit this base, {odd[0][0]} differs; load the base it was trained on")
+        raise InputError(
+            f"{folder}: does not fit this base, {odd[0][0]} differs; load the base it was trained on"
+        )
     set_peft_model_state_dict(model, saved)
 
 
 def _wrap(model: nn.Module, config: LoraConfig) -> PeftModel:
     """PEFT model of `config`; what it trains is float32, so that small steps are not rounded away."""
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is on its way out
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with (
+        warnings.catch_warnings()
+    ):  # peft 0.21 asks transformers 5.23 by a name that is on its way out
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
         model = get_peft_model(model, config)
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):

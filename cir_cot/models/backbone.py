@@ -34,7 +34,13 @@ from .checkpoint import (
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-_RECURRENT = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")  # Qwen3.5's gated delta nets
+_RECURRENT = (
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_b",
+    "in_proj_a",
+    "out_proj",
+)  # Qwen3.5's gated delta nets
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 LINEAR = {  # model_type -> linear layers of a block of the language model
     "qwen2_vl": _ATTENTION + _MLP,
@@ -52,7 +58,13 @@ class Backbone(nn.Module):
     `frozen` one no weight is trained or saved.
     """
 
-    def __init__(self, model: nn.Module, processor: transformers.ProcessorMixin, ret_id: int, frozen: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: transformers.ProcessorMixin,
+        ret_id: int,
+        frozen: bool = False,
+    ):
         super().__init__()
         self.model, self.processor, self.ret_id, self.frozen = model, processor, ret_id, frozen
         self.hidden_size = self.config.get_text_config().hidden_size
@@ -78,7 +90,11 @@ class Backbone(nn.Module):
     @property
     def plain(self) -> transformers.PreTrainedModel:
         """The transformers model; with an adapter its layers are in place inside it."""
-        return self.model if isinstance(self.model, transformers.PreTrainedModel) else self.model.get_base_model()
+        return (
+            self.model
+            if isinstance(self.model, transformers.PreTrainedModel)
+            else self.model.get_base_model()
+        )
 
     def forward(
         self,
@@ -96,7 +112,9 @@ class Backbone(nn.Module):
         """
         if positions is None:
             if cache is not None and cache.get_seq_length():
-                raise ValueError("a filled cache needs explicit positions: pass next_positions(previous positions)")
+                raise ValueError(
+                    "a filled cache needs explicit positions: pass next_positions(previous positions)"
+                )
             positions = self.positions(inputs)
         with self._edited(edit):
             outputs = self.plain.model(
@@ -115,7 +133,11 @@ class Backbone(nn.Module):
             yield
             return
         handle = self.plain.model.language_model.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, kwargs | {"inputs_embeds": edit(kwargs["inputs_embeds"])}), with_kwargs=True
+            lambda _, args, kwargs: (
+                args,
+                kwargs | {"inputs_embeds": edit(kwargs["inputs_embeds"])},
+            ),
+            with_kwargs=True,
         )
         try:
             yield
@@ -149,12 +171,16 @@ class Backbone(nn.Module):
     @staticmethod
     def keep_rows(cache: transformers.Cache, rows: Tensor) -> None:
         """Keep the batch rows `rows` (K,) of a cache, in place, e.g. when the others have finished."""
-        cache.reorder_cache(rows)  # batch_select_indices, made for this, lacks Qwen3.5's recurrent layers
+        cache.reorder_cache(
+            rows
+        )  # batch_select_indices, made for this, lacks Qwen3.5's recurrent layers
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Recompute each block's activations in the backward pass, or keep them; takes effect in train mode."""
         with warnings.catch_warnings():  # transformers 5.23 renamed both, 5.17 has no other names
-            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message="`gradient_checkpointing", category=FutureWarning
+            )
             if on:  # non-reentrant: the reentrant form would lose the gradients of all but the last block
                 self.plain.gradient_checkpointing_enable({"use_reentrant": False})
             else:
@@ -166,7 +192,9 @@ class Backbone(nn.Module):
         InputError for a quantised base, whose 4- or 8-bit weights cannot hold the adapter.
         """
         if getattr(self.config, "quantization_config", None) is not None:
-            raise InputError("an adapter cannot be merged into a quantised base: load it with quantization=None")
+            raise InputError(
+                "an adapter cannot be merged into a quantised base: load it with quantization=None"
+            )
         if self.adapted:
             self.model = self.model.merge_and_unload(safe_merge=True)
         return self
@@ -202,7 +230,9 @@ class Backbone(nn.Module):
         from .adapter import load_adapter
 
         if self.adapted:
-            raise InputError(f"{folder}: this model already has an adapter; merge it first, or load the base again")
+            raise InputError(
+                f"{folder}: this model already has an adapter; merge it first, or load the base again"
+            )
         self.model = load_adapter(self.model, folder, self.ret_id, trainable)
         return self
 
@@ -230,15 +260,21 @@ def load_backbone(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if frozen and (lora is not None or not freeze_vision):
-        raise InputError("a frozen base has neither an adapter nor a vision tower to train: leave one of them out")
+        raise InputError(
+            "a frozen base has neither an adapter nor a vision tower to train: leave one of them out"
+        )
     if lora is not None and not freeze_vision:
-        raise InputError("freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower")
+        raise InputError(
+            "freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower"
+        )
     if isinstance(base, (str, Path)):
         linear_layers(read_model_type(str(base)))
         model = load_model(str(base), **model_options(DTYPES[dtype], attn, quantization))
         processor = load_processor(str(base))
     elif quantization is not None:
-        raise InputError(f"quantization={quantization!r} needs a saved checkpoint, not a model in memory")
+        raise InputError(
+            f"quantization={quantization!r} needs a saved checkpoint, not a model in memory"
+        )
     else:
         model, processor = base
         linear_layers(model.config.model_type)
@@ -247,7 +283,9 @@ def load_backbone(
     if lora is not None:
         from .adapter import add_lora
 
-        model = add_lora(model, lora, linear_layers(model.config.model_type), ret_id if train_token else None)
+        model = add_lora(
+            model, lora, linear_layers(model.config.model_type), ret_id if train_token else None
+        )
     elif frozen or quantization is not None:
         model.requires_grad_(False)
     else:
@@ -273,7 +311,9 @@ def cache_argument(forward: Callable) -> str:
 
 
 @torch.no_grad()
-def add_token(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerFast) -> int:
+def add_token(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerFast
+) -> int:
     """Add the retrieval token as a special token on the next spare row -> its id; one already there is kept.
 
     The row starts as the mean of the tokenizer's rows, so that it is neither likely nor special before training.

@@ -17,7 +17,9 @@ from cir_cot.prompts import QUERY, TARGET, query_prompt
 from .loading import loading
 
 IGNORE = -100
-_STAND_IN = "\u2063TEXT\u2063"  # invisible separators: in no template, and dropped before tokenising
+_STAND_IN = (
+    "\u2063TEXT\u2063"  # invisible separators: in no template, and dropped before tokenising
+)
 
 
 class ChatEncoder:
@@ -33,13 +35,21 @@ class ChatEncoder:
         self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
         with loading("the checkpoint's chat template cannot be used"):
-            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            text = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
         if text.count(_STAND_IN) != 1:
-            raise InputError("the checkpoint's chat template does not show the user's text exactly once; use another")
+            raise InputError(
+                "the checkpoint's chat template does not show the user's text exactly once; use another"
+            )
         with loading("the checkpoint's tokenizer cannot be used"):
-            self.opening, self.closing = (self._template_ids(part) for part in text.split(_STAND_IN))
+            self.opening, self.closing = (
+                self._template_ids(part) for part in text.split(_STAND_IN)
+            )
         if self.opening.count(self.image_token) != 1 or self.image_token in self.closing:
-            raise InputError("the checkpoint's chat template does not place one image token before the user's text")
+            raise InputError(
+                "the checkpoint's chat template does not place one image token before the user's text"
+            )
         if slots and self.tokenizer.pad_token_id in (*self.opening, *self.closing):
             raise InputError(
                 "the checkpoint's chat template writes the padding token, which marks reserved places here"
@@ -50,7 +60,9 @@ class ChatEncoder:
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts as plain text: whatever looks like a special token in them is split into ordinary ones."""
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise answers as plain text and close each with the retrieval token."""
@@ -64,7 +76,10 @@ class ChatEncoder:
         merge = self.processor.image_processor.merge_size**2
         visual = (pixels["image_grid_thw"].prod(dim=1) // merge).tolist()
         inputs, labels = self.tokenise(visual, prompts, answers)
-        return inputs | {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}, labels
+        return inputs | {
+            "pixel_values": pixels["pixel_values"],
+            "image_grid_thw": pixels["image_grid_thw"],
+        }, labels
 
     def tokenise(
         self, visual: Sequence[int], prompts: Sequence[str], answers: Sequence[list[int]]
@@ -91,7 +106,9 @@ class ChatEncoder:
         longest = max(len(row) for row in rows)
         fill = [[value] * (longest - len(row)) for row in rows]
         pairs = zip(rows, fill, strict=True)
-        return torch.tensor([row + pad if self.side == "right" else pad + row for row, pad in pairs])
+        return torch.tensor(
+            [row + pad if self.side == "right" else pad + row for row, pad in pairs]
+        )
 
     def query(
         self, images, texts: Sequence[str], answers: Sequence[list[int]], prompt: str = QUERY

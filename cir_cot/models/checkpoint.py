@@ -29,7 +29,9 @@ def read_model_type(path: str) -> str:
     for part in ("text_config", "vision_config"):
         if part in config and not (isinstance(config[part], dict) and config[part]):
             # transformers would build a model of its default sizes, 7B and more, before it found out
-            raise InputError(f"{path}: {part} of config.json is {config[part]!r:.100}; restore the file")
+            raise InputError(
+                f"{path}: {part} of config.json is {config[part]!r:.100}; restore the file"
+            )
     return kind
 
 
@@ -38,9 +40,13 @@ def load_model(
 ) -> transformers.PreTrainedModel:
     """The model of a checkpoint; `options` go to from_pretrained. InputError when a weight is missing or unreadable."""
     with loading(f"{path}: the checkpoint cannot be loaded"):
-        model, info = kind.from_pretrained(_located(path), use_safetensors=True, output_loading_info=True, **options)
+        model, info = kind.from_pretrained(
+            _located(path), use_safetensors=True, output_loading_info=True, **options
+        )
     if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
-        raise InputError(f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+        raise InputError(
+            f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them"
+        )
     return model
 
 
@@ -61,21 +67,35 @@ def model_options(dtype: torch.dtype, attn: str, quantization: str | None) -> di
     if attn == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available():
         raise InputError("attn flash_attention_2 needs the package flash-attn and a GPU; use sdpa")
     options = {"dtype": dtype, "attn_implementation": attn}
-    return options if quantization is None else options | {"quantization_config": _quantization(quantization, dtype)}
+    return (
+        options
+        if quantization is None
+        else options | {"quantization_config": _quantization(quantization, dtype)}
+    )
 
 
-def bound_pixels(images: transformers.image_processing_utils.BaseImageProcessor, low: int | None, high: int | None):
+def bound_pixels(
+    images: transformers.image_processing_utils.BaseImageProcessor,
+    low: int | None,
+    high: int | None,
+):
     """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
     bounds = {"shortest_edge": low, "longest_edge": high}  # areas, whatever Qwen calls them
     size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
     if not all(isinstance(size.get(key), int) for key in bounds):
-        raise InputError(f"the image processor's size is {size}: no pair of areas; restore the processor's files")
+        raise InputError(
+            f"the image processor's size is {size}: no pair of areas; restore the processor's files"
+        )
     if size["shortest_edge"] > size["longest_edge"]:
-        raise InputError(f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}")
+        raise InputError(
+            f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}"
+        )
     with loading("the image processor's patch_size and merge_size cannot be used"):
         area = token_side(images) ** 2
     if size["longest_edge"] < area:
-        raise InputError(f"max_pixels {size['longest_edge']} is less than one visual token: give at least {area}")
+        raise InputError(
+            f"max_pixels {size['longest_edge']} is less than one visual token: give at least {area}"
+        )
     images.size = size
 
 
@@ -84,7 +104,9 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
     if kind not in ("nf4", "int8"):
         raise InputError(f"quantization {kind!r} is not one of nf4, int8")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'")
+        raise InputError(
+            f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'"
+        )
     whole = ["model.visual", "lm_head"]
     if kind == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)

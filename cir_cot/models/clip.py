@@ -47,15 +47,28 @@ class ClipInputs:
     `pad_ratio` is that of `target_pad`, 0 = the checkpoint's own preprocessing; `length` the most tokens of a text.
     """
 
-    def __init__(self, processor: transformers.ProcessorMixin, padding: str, length: int, pad_ratio: float):
+    def __init__(
+        self, processor: transformers.ProcessorMixin, padding: str, length: int, pad_ratio: float
+    ):
         if pad_ratio and pad_ratio < 1:
-            raise InputError(f"pad_ratio {pad_ratio}: a side ratio is at least 1 (CLIP4Cir: 1.25), or 0 for no padding")
-        self.processor, self.padding, self.length, self.pad_ratio = processor, padding, length, pad_ratio
+            raise InputError(
+                f"pad_ratio {pad_ratio}: a side ratio is at least 1 (CLIP4Cir: 1.25), or 0 for no padding"
+            )
+        self.processor, self.padding, self.length, self.pad_ratio = (
+            processor,
+            padding,
+            length,
+            pad_ratio,
+        )
 
     def pictures(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Preprocess B pictures -> pixel_values (B, 3, S, S)."""
         padded = [target_pad(picture.convert("RGB"), self.pad_ratio) for picture in pictures]
-        return {"pixel_values": self.processor.image_processor(images=padded, return_tensors="pt")["pixel_values"]}
+        return {
+            "pixel_values": self.processor.image_processor(images=padded, return_tensors="pt")[
+                "pixel_values"
+            ]
+        }
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise B texts, cut at `length` tokens -> input_ids (B, T), and attention_mask (B, T) where it matters."""
@@ -72,8 +85,17 @@ class ClipInputs:
 
     def settings(self) -> dict:
         """Return all that decides what a tower is given, for the identity of cached features."""
-        images = {k: v for k, v in self.processor.image_processor.to_dict().items() if not k.startswith("_")}
-        return {"images": images, "padding": self.padding, "length": self.length, "pad_ratio": self.pad_ratio}
+        images = {
+            k: v
+            for k, v in self.processor.image_processor.to_dict().items()
+            if not k.startswith("_")
+        }
+        return {
+            "images": images,
+            "padding": self.padding,
+            "length": self.length,
+            "pad_ratio": self.pad_ratio,
+        }
 
 
 class ClipEncoder(nn.Module):
@@ -88,10 +110,17 @@ class ClipEncoder(nn.Module):
     def __init__(self, model: transformers.PreTrainedModel, inputs: ClipInputs, frozen: bool):
         super().__init__()
         self.model, self.inputs, self.frozen = model, inputs, frozen
-        for name, parameter in model.named_parameters():  # the scale of CLIP's own loss takes no part here
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # the scale of CLIP's own loss takes no part here
             parameter.requires_grad_(not frozen and not name.startswith("logit_"))
         config = model.config
-        self.dim = config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
+        self.dim = (
+            config.projection_dim
+            if config.model_type == "clip"
+            else config.vision_config.hidden_size
+        )
         self.train()
 
     def train(self, mode: bool = True) -> "ClipEncoder":
@@ -133,7 +162,9 @@ class ClipEncoder(nn.Module):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         digest.update(json.dumps(self.inputs.settings(), sort_keys=True, default=str).encode())
-        digest.update(json.dumps(sorted(self.inputs.processor.tokenizer.get_vocab().items())).encode())
+        digest.update(
+            json.dumps(sorted(self.inputs.processor.tokenizer.get_vocab().items())).encode()
+        )
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -150,7 +181,11 @@ class ClipEncoder(nn.Module):
 
 
 def load_clip(
-    path: str, pad_ratio: float | None = None, dtype: str = "float32", frozen: bool = True, fallback: float = 0.0
+    path: str,
+    pad_ratio: float | None = None,
+    dtype: str = "float32",
+    frozen: bool = True,
+    fallback: float = 0.0,
 ) -> ClipEncoder:
     """Load a CLIP or SigLIP checkpoint: a folder, a hub name, or the run folder of `cir-cot clip` -> ClipEncoder.
 
@@ -160,10 +195,14 @@ def load_clip(
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     kind = read_model_type(path)
     if kind not in PADDING:
-        raise InputError(f"{path}: model_type {kind!r} is no text-image encoder that this knows: {', '.join(PADDING)}")
+        raise InputError(
+            f"{path}: model_type {kind!r} is no text-image encoder that this knows: {', '.join(PADDING)}"
+        )
     if pad_ratio is None:
         ours = (Path(path) / SETTINGS_FILE).is_file()
         pad_ratio = read_settings(path)["settings"].get("pad_ratio", fallback) if ours else fallback
     model = load_model(path, transformers.AutoModel, **model_options(DTYPES[dtype], "sdpa", None))
     length = model.config.text_config.max_position_embeddings
-    return ClipEncoder(model, ClipInputs(load_processor(path), PADDING[kind], length, pad_ratio), frozen)
+    return ClipEncoder(
+        model, ClipInputs(load_processor(path), PADDING[kind], length, pad_ratio), frozen
+    )

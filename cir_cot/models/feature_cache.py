@@ -46,7 +46,9 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder}: no cache can be made here ({error.strerror})") from error
+            raise InputError(
+                f"{self.folder}: no cache can be made here ({error.strerror})"
+            ) from error
         self.shards: list[Tensor] = []
         self.places: dict[str, tuple[int, int]] = {}  # key -> (shard, row)
         self.files: set[str] = set()  # those that have been read
@@ -60,9 +62,13 @@ class FeatureCache:
 
     def get(self, keys: Sequence[str]) -> Tensor:
         """Return the vectors (N, D) of keys that are all there."""
-        return torch.stack([self.shards[shard][row] for shard, row in (self.places[key] for key in keys)])
+        return torch.stack(
+            [self.shards[shard][row] for shard, row in (self.places[key] for key in keys)]
+        )
 
-    def fill(self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64) -> None:
+    def fill(
+        self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64
+    ) -> None:
         """Compute what is missing: `compute` maps indices of `keys`, a batch at a time, to their vectors (B, D).
 
         InputError where something is missing and another process fills the cache.
@@ -73,8 +79,14 @@ class FeatureCache:
             self._read_new()
             self._compute(keys, compute, batch_size)
 
-    def _compute(self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int) -> None:
-        wanted = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in self]
+    def _compute(
+        self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int
+    ) -> None:
+        wanted = [
+            index
+            for key, index in {key: i for i, key in enumerate(keys)}.items()
+            if key not in self
+        ]
         for start in range(0, len(wanted), SHARD):
             rows = wanted[start : start + SHARD]
             parts = [compute(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
@@ -84,8 +96,12 @@ class FeatureCache:
 
     def _write(self, keys: Sequence[str], vectors: Tensor) -> None:
         if not vectors.isfinite().all():
-            raise InputError(f"{self.folder}: the encoder gave a number that is not finite; nothing of it is kept")
-        digests = torch.frombuffer(bytearray(bytes.fromhex("".join(keys))), dtype=torch.uint8).view(-1, KEY_BYTES)
+            raise InputError(
+                f"{self.folder}: the encoder gave a number that is not finite; nothing of it is kept"
+            )
+        digests = torch.frombuffer(bytearray(bytes.fromhex("".join(keys))), dtype=torch.uint8).view(
+            -1, KEY_BYTES
+        )
         name = f"{content_key(''.join(keys).encode())}.safetensors"
         content = save({"keys": digests, "vectors": vectors}, {"digest": _digest(digests, vectors)})
         write_bytes_atomic(self.folder / name, content)
@@ -144,7 +160,9 @@ def picture_vectors(
     return Vectors(zip(names, cache.get(keys), strict=True))
 
 
-def text_vectors(cache: FeatureCache, encode: Callable[[Sequence[str]], Tensor], texts: Iterable[str]) -> Vectors:
+def text_vectors(
+    cache: FeatureCache, encode: Callable[[Sequence[str]], Tensor], texts: Iterable[str]
+) -> Vectors:
     """Vectors of texts, from the cache or `encode`."""
     texts = list(dict.fromkeys(texts))
     keys = [content_key(b"text " + text.encode()) for text in texts]

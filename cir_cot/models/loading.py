@@ -29,12 +29,19 @@ class loading:  # noqa: N801  # a context manager, used like a function
         return None
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None or issubclass(kind, InputError):
             return
         # tokenizers raises Exception itself, peft the error of a bad regular expression, which has no better base.
-        if issubclass(kind, RAISED) or kind is Exception or kind.__module__ in ("re", "re._constants"):
+        if (
+            issubclass(kind, RAISED)
+            or kind is Exception
+            or kind.__module__ in ("re", "re._constants")
+        ):
             lines = str(error).strip().splitlines() or [kind.__name__]
             raise InputError(f"{self.what} ({lines[0][:300]})") from error
 
@@ -45,7 +52,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     for name, value in tensors.items():
         if not value.is_floating_point():
-            raise InputError(f"{path}: {name} is of type {value.dtype}; trained weights are floating-point numbers")
+            raise InputError(
+                f"{path}: {name} is of type {value.dtype}; trained weights are floating-point numbers"
+            )
         if not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinity; the checkpoint has diverged or is damaged")
+            raise InputError(
+                f"{path}: {name} holds NaN or infinity; the checkpoint has diverged or is damaged"
+            )
     return tensors

@@ -27,7 +27,11 @@ def picture_bounds(images: object) -> dict[str, int]:
 
 
 def smart_size(
-    height: int, width: int, side: int = TOKEN, min_pixels: int | None = None, max_pixels: int | None = None
+    height: int,
+    width: int,
+    side: int = TOKEN,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[int, int]:
     """Choose (height, width): multiples of `side`, an area within the bounds, nearly the same shape.
 
@@ -46,4 +50,6 @@ def smart_size(
 
 def is_shrunk(height: int, width: int, side: int, max_pixels: int) -> bool:
     """Tell whether the bound `max_pixels` makes a picture smaller than it would be without."""
-    return smart_size(height, width, side, 1, max_pixels) != smart_size(height, width, side, 1, 2**62)
+    return smart_size(height, width, side, 1, max_pixels) != smart_size(
+        height, width, side, 1, 2**62
+    )

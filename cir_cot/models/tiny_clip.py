@@ -36,7 +36,9 @@ def write_tiny_clip(
     `dim` is the width of the shared space of CLIP; SigLIP's is `hidden`. `init` scales the random weights. A picture of
     `pixels` x `pixels` is not resampled. Deterministic in its arguments.
     """
-    tokenizer = transformers.CLIPTokenizer().train_new_from_iterator([*corpus, *ENDINGS], vocab_size)
+    tokenizer = transformers.CLIPTokenizer().train_new_from_iterator(
+        [*corpus, *ENDINGS], vocab_size
+    )
     tower = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     tower |= {"num_attention_heads": 4}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -46,15 +48,24 @@ def write_tiny_clip(
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     if model_type == "clip":
         config = transformers.CLIPConfig(
-            text_config=tower | text, vision_config=tower | vision, projection_dim=dim, initializer_factor=init
+            text_config=tower | text,
+            vision_config=tower | vision,
+            projection_dim=dim,
+            initializer_factor=init,
         )
-        sizes = {"size": {"shortest_edge": pixels}, "crop_size": {"height": pixels, "width": pixels}}
+        sizes = {
+            "size": {"shortest_edge": pixels},
+            "crop_size": {"height": pixels, "width": pixels},
+        }
         kind, images = transformers.CLIPModel, transformers.CLIPImageProcessor(**sizes)
         processor = transformers.CLIPProcessor(images, tokenizer)
     elif model_type == "siglip":
         config = transformers.SiglipConfig(text_config=tower | text, vision_config=tower | vision)
         size = {"height": pixels, "width": pixels}
-        kind, images = transformers.SiglipModel, transformers.SiglipImageProcessor(size=size, **half)
+        kind, images = (
+            transformers.SiglipModel,
+            transformers.SiglipImageProcessor(size=size, **half),
+        )
         processor = transformers.SiglipProcessor(images, tokenizer)
     else:
         raise InputError(f"model_type {model_type!r} has no tiny model here: use clip or siglip")

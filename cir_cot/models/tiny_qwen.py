@@ -28,7 +28,9 @@ SPECIALS = (
     "<|video_pad|>",
 )
 # A tag ('</caption>'), a word with its leading space and its hyphens (' top-left'), punctuation, white space.
-PIECES = r"</?[A-Za-z][\w-]*>| ?[\p{L}\p{N}]+(?:-[\p{L}\p{N}]+)*| ?[^\s\p{L}\p{N}<]+|<|\s+(?!\S)|\s+"
+PIECES = (
+    r"</?[A-Za-z][\w-]*>| ?[\p{L}\p{N}]+(?:-[\p{L}\p{N}]+)*| ?[^\s\p{L}\p{N}<]+|<|\s+(?!\S)|\s+"
+)
 CORPUS = (
     "<caption>a red shirt</caption><reasoning>keep the shirt, change its colour</reasoning>"
     "<conclusion>a blue shirt</conclusion>",
@@ -62,13 +64,17 @@ class Sizes:
     vision_depth: int = 2
     vision_heads: int = 4
     vision_intermediate: int = 128
-    window: int = 56  # Qwen2.5-VL, pixels: two visual tokens, so that a 3 x 3 picture has several windows
+    window: int = (
+        56  # Qwen2.5-VL, pixels: two visual tokens, so that a 3 x 3 picture has several windows
+    )
     patch: int = 14
     merge: int = 2
     init_std: float = 0.02
 
 
-def tiny_tokenizer(corpus: Iterable[str] = CORPUS, vocab_size: int = 2048) -> transformers.PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    corpus: Iterable[str] = CORPUS, vocab_size: int = 2048
+) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE learned from `corpus`, with Qwen's special tokens at its end -> tokenizer; any text encodes.
 
     Words (with their leading space, hyphens inside) and tags are single tokens as far as `vocab_size` allows,
@@ -179,14 +185,18 @@ def write_tiny(
     tokenizer = tiny_tokenizer(corpus, vocab_size)
     chosen = Sizes(**sizes)
     model = tiny_model(model_type, tokenizer, seed, **sizes)
-    processor = tiny_processor(model_type, tokenizer, chosen.patch, chosen.merge, max_pixels=max_pixels)
+    processor = tiny_processor(
+        model_type, tokenizer, chosen.patch, chosen.merge, max_pixels=max_pixels
+    )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
 
 
 def _unknown(model_type: str) -> InputError:
-    return InputError(f"model_type {model_type!r} has no tiny model: use qwen2_vl, qwen2_5_vl or qwen3_vl")
+    return InputError(
+        f"model_type {model_type!r} has no tiny model: use qwen2_vl, qwen2_5_vl or qwen3_vl"
+    )
 
 
 def _text(model_type: str, sizes: Sizes, tokenizer: transformers.PreTrainedTokenizerFast) -> dict:
@@ -232,7 +242,11 @@ def _vision(sizes: Sizes) -> dict:
 def _vision2(sizes: Sizes) -> dict:
     """Qwen2-VL names the tower's width embed_dim and the language model's hidden_size."""
     ratio = -(-sizes.vision_intermediate // sizes.vision_hidden)
-    return _vision(sizes) | {"embed_dim": sizes.vision_hidden, "hidden_size": sizes.hidden, "mlp_ratio": ratio}
+    return _vision(sizes) | {
+        "embed_dim": sizes.vision_hidden,
+        "hidden_size": sizes.hidden,
+        "mlp_ratio": ratio,
+    }
 
 
 def _vision25(sizes: Sizes) -> dict:

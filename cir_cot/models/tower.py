@@ -18,7 +18,9 @@ from .backbone import Backbone
 
 GRID = (1, 6, 6)  # patches of a picture of 84 x 84 pixels
 VISUAL_TOKENS = 9
-EQUAL_WINDOWS = "equal_windows_flash"  # transformers passes window boundaries to attention named "...flash..."
+EQUAL_WINDOWS = (
+    "equal_windows_flash"  # transformers passes window boundaries to attention named "...flash..."
+)
 
 
 def attend_to_equal_windows(
@@ -34,7 +36,9 @@ def attend_to_equal_windows(
 ) -> tuple[Tensor, None]:
     """Attend within windows of `max_length_q` patches each: query, key, value (1, heads, P, D) -> (1, P, heads, D)."""
     length = int(max_length_q)
-    windows = [x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)]  # (W, heads, length, D)
+    windows = [
+        x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)
+    ]  # (W, heads, length, D)
     found = functional.scaled_dot_product_attention(*windows, dropout_p=dropout, scale=scaling)
     return found.transpose(1, 2).flatten(0, 1)[None], None
 
@@ -48,10 +52,14 @@ def picture_grid(count: int) -> Tensor:
 
 
 @cache
-def tower_inputs(count: int, window: int, merge: int, patch: int, device: torch.device) -> dict[str, Tensor]:
+def tower_inputs(
+    count: int, window: int, merge: int, patch: int, device: torch.device
+) -> dict[str, Tensor]:
     """Compute what the tower needs to know of `count` pictures, once."""
     grid = picture_grid(count)
-    index, boundaries = get_vision_window_index(grid, spatial_merge_size=merge, window_size=window, patch_size=patch)
+    index, boundaries = get_vision_window_index(
+        grid, spatial_merge_size=merge, window_size=window, patch_size=patch
+    )
     patches = GRID[1] * GRID[2]
     places = {
         "grid_thw": grid,
@@ -72,9 +80,16 @@ def picture_features(base: Backbone, pictures: Tensor) -> Tensor:
         images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt", device=pictures.device
     )
     known = tower_inputs(
-        len(pictures), config.window_size, config.spatial_merge_size, config.patch_size, pictures.device
+        len(pictures),
+        config.window_size,
+        config.spatial_merge_size,
+        config.patch_size,
+        pictures.device,
     )
     patches = GRID[1] * GRID[2]
     return tower(
-        processed["pixel_values"].to(tower.dtype), max_seqlen=patches, max_window_seqlen=patches, **known
+        processed["pixel_values"].to(tower.dtype),
+        max_seqlen=patches,
+        max_window_seqlen=patches,
+        **known,
     ).pooler_output

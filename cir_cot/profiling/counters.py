@@ -31,7 +31,11 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Run the operation, then count storages that are new."""
-        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        old = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         out = function(*args, **kwargs or {})
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in old | self.known:
@@ -64,7 +68,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return meter.peak
 
 
-def seconds(sides: Mapping[str, Callable[[], object]], pairs: int, before: Callable[[], object] = int) -> dict:
+def seconds(
+    sides: Mapping[str, Callable[[], object]], pairs: int, before: Callable[[], object] = int
+) -> dict:
     """Median seconds of each side, run in turn `pairs` times after one warm-up; `before` is run ahead, untimed."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(pairs + 1):
@@ -77,12 +83,25 @@ def seconds(sides: Mapping[str, Callable[[], object]], pairs: int, before: Calla
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def write_ratios(path: str | Path | None, name: str, ours: Mapping, peer: Mapping, ratio: Mapping, **more) -> str:
+def write_ratios(
+    path: str | Path | None, name: str, ours: Mapping, peer: Mapping, ratio: Mapping, **more
+) -> str:
     """Write what a benchmark found as JSON, if `path` says where -> the table to print."""
-    found = {"name": name, "ours": ours, "peer": peer, "ratio": ratio, **more, "versions": package_versions()}
+    found = {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ratio,
+        **more,
+        "versions": package_versions(),
+    }
     if path is not None:
         write_text_atomic(path, json.dumps(found, indent=1) + "\n")
-    rows = [(side, key, value) for side in ("ours", "peer", "ratio") for key, value in found[side].items()]
+    rows = [
+        (side, key, value)
+        for side in ("ours", "peer", "ratio")
+        for key, value in found[side].items()
+    ]
     width = max(len(key) for _, key, _ in rows)
     lines = [f"{side:5}  {key:<{width}}  {_number(value):>16}" for side, key, value in rows]
     return "\n".join([name, *lines])

@@ -50,7 +50,9 @@ def measure_card(device: torch.device) -> Card:
     side = 8192 if device.type == "cuda" else 512
     a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
     product = min(timed(lambda: a @ b, device) for _ in range(10))
-    source = torch.ones(2**30 if device.type == "cuda" else 2**22, dtype=torch.float32, device=device)
+    source = torch.ones(
+        2**30 if device.type == "cuda" else 2**22, dtype=torch.float32, device=device
+    )
     goal = torch.empty_like(source)
     copy = min(timed(lambda: goal.copy_(source), device) for _ in range(10))
     return Card(2 * side**3 / product, 2 * source.nbytes / copy)
@@ -89,7 +91,9 @@ def trace(device: torch.device) -> Iterator[dict]:
     `busy` is the share of the time in which a kernel ran; recording itself makes the host slower.
     """
     found: dict = {}
-    with profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as recorder:
+    with profile(
+        activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    ) as recorder:
         wait(device)
         started = time.perf_counter()
         yield found
@@ -104,7 +108,11 @@ def trace(device: torch.device) -> Iterator[dict]:
 
 def summarise(events: list[dict], seconds: float) -> dict:
     """Return the number and seconds of the kernels among a trace's events, by kind and, for the longest, by name."""
-    kernels = [event for event in events if event.get("cat") in ("kernel", "cpu_op", "gpu_memcpy", "gpu_memset")]
+    kernels = [
+        event
+        for event in events
+        if event.get("cat") in ("kernel", "cpu_op", "gpu_memcpy", "gpu_memset")
+    ]
     times: Counter = Counter()
     counts: Counter = Counter()
     kinds: dict[str, list[float]] = {}
@@ -120,9 +128,12 @@ def summarise(events: list[dict], seconds: float) -> dict:
         "kernel_seconds": sum(times.values()),
         "seconds": seconds,
         "busy": sum(times.values()) / seconds,
-        "kinds": {name: {"count": int(count), "seconds": took} for name, (count, took) in kinds.items()},
+        "kinds": {
+            name: {"count": int(count), "seconds": took} for name, (count, took) in kinds.items()
+        },
         "longest": [
-            {"name": name[:120], "count": counts[name], "seconds": took} for name, took in times.most_common(SHOWN)
+            {"name": name[:120], "count": counts[name], "seconds": took}
+            for name, took in times.most_common(SHOWN)
         ],
     }
 

@@ -23,9 +23,16 @@ def put_lora(backbone: Backbone, lora: Mapping[str, float], recompute: bool) -> 
         return
     linear = "|".join(linear_layers(backbone.config.model_type))
     target = rf"model\.language_model\.layers\.\d+\.\w+\.({linear})"
-    options = {"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"], "target_modules": target}
+    options = {
+        "r": lora["r"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "target_modules": target,
+    }
     with warnings.catch_warnings():  # peft 0.21 asks transformers by a name that is on its way out
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
         backbone.model = peft.get_peft_model(backbone.model, peft.LoraConfig(**options))
     if recompute:
         backbone.checkpoint_activations()
@@ -35,7 +42,9 @@ def training_step(backbone: Backbone, batch: Mapping, temperature: float) -> Cal
     """Return one optimizer step on all rows of a batch at once: the chain's cross-entropy and InfoNCE."""
     device = backbone.device
     model = backbone.model.train()
-    optimizer = torch.optim.AdamW((value for value in model.parameters() if value.requires_grad), lr=2e-4)
+    optimizer = torch.optim.AdamW(
+        (value for value in model.parameters() if value.requires_grad), lr=2e-4
+    )
     ids = batch["ids"].to(device)
     positives = torch.arange(len(ids), device=device)
 
@@ -44,8 +53,12 @@ def training_step(backbone: Backbone, batch: Mapping, temperature: float) -> Cal
         with torch.autocast(device.type, torch.bfloat16):
             read = model(**query, labels=batch["labels"].to(device), output_hidden_states=True)
             seen = model(**target, output_hidden_states=True)
-            vectors = [_vector(out, side, backbone.ret_id) for out, side in ((read, query), (seen, target))]
-            contrast = info_nce(*vectors, positives, torch.tensor(temperature, device=device), ids, ids)
+            vectors = [
+                _vector(out, side, backbone.ret_id) for out, side in ((read, query), (seen, target))
+            ]
+            contrast = info_nce(
+                *vectors, positives, torch.tensor(temperature, device=device), ids, ids
+            )
         (read.loss + contrast).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -57,8 +70,15 @@ def write(backbone: Backbone, inputs: Mapping[str, Tensor], count: int) -> Tenso
     """Generate `count` tokens a row, all hidden states kept -> vectors (B, H) at the last token."""
     model = backbone.plain
     model.generation_config.eos_token_id = None  # no row ends sooner
-    options = {"do_sample": False, "output_hidden_states": True, "return_dict_in_generate": True, "pad_token_id": 0}
-    out = model.generate(**_moved(inputs, backbone.device), max_new_tokens=count, min_new_tokens=count, **options)
+    options = {
+        "do_sample": False,
+        "output_hidden_states": True,
+        "return_dict_in_generate": True,
+        "pad_token_id": 0,
+    }
+    out = model.generate(
+        **_moved(inputs, backbone.device), max_new_tokens=count, min_new_tokens=count, **options
+    )
     return functional.normalize(out.hidden_states[-1][-1][:, -1].float(), dim=-1).cpu()
 
 
@@ -66,7 +86,9 @@ def write(backbone: Backbone, inputs: Mapping[str, Tensor], count: int) -> Tenso
 def encode(backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
     """Encode one batch -> vectors (B, H) at the retrieval token."""
     inputs = _moved(inputs, backbone.device)
-    return _vector(backbone.plain(**inputs, output_hidden_states=True), inputs, backbone.ret_id).cpu()
+    return _vector(
+        backbone.plain(**inputs, output_hidden_states=True), inputs, backbone.ret_id
+    ).cpu()
 
 
 def _moved(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

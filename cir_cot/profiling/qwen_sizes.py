@@ -111,6 +111,8 @@ def published_entries(chat_template: str | None = None) -> transformers.PreTrain
     split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=split)
     names = {12: "<|image_pad|>", 13: "<|video_pad|>"}
-    tokenizer.add_tokens([names.get(number, f"<|{number}|>") for number in range(22)], special_tokens=True)
+    tokenizer.add_tokens(
+        [names.get(number, f"<|{number}|>") for number in range(22)], special_tokens=True
+    )
     tokenizer.chat_template = chat_template
     return tokenizer

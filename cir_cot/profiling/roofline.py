@@ -43,7 +43,11 @@ class Costs:
         Logits are made again in the backward pass. Of the bytes only the weights, read once a pass, are counted.
         """
         passes = 2 + recompute + (chunks > 1)
-        flops = 2 * self.blocks * tokens * passes + 6 * self.words * supervised + 2 * self.tower * patches
+        flops = (
+            2 * self.blocks * tokens * passes
+            + 6 * self.words * supervised
+            + 2 * self.tower * patches
+        )
         return flops, self.width * self.blocks * chunks * passes
 
     def encoding(self, tokens: float, patches: float) -> tuple[float, float]:
@@ -62,7 +66,11 @@ def costs(model: nn.Module) -> Costs:
     text, tower = model.config.get_text_config(), model.model.visual
     size = {
         name: sum(value.numel() for key, value in part.named_parameters() if "lora_" not in key)
-        for name, part in (("blocks", model.model.language_model.layers), ("tower", tower), ("merger", tower.merger))
+        for name, part in (
+            ("blocks", model.model.language_model.layers),
+            ("tower", tower),
+            ("merger", tower.merger),
+        )
     }
     merged = tower.spatial_merge_size**2  # patches that the merger reads as one token
     width = next(tower.parameters()).element_size()

@@ -8,9 +8,31 @@ from PIL import Image
 from cir_cot.heads.base import Row
 from cir_cot.records import Cot, Record
 
-WORDS = ("red", "blue", "long", "short", "shirt", "dress", "with", "without", "a", "the", "sleeves", "stripes")
+WORDS = (
+    "red",
+    "blue",
+    "long",
+    "short",
+    "shirt",
+    "dress",
+    "with",
+    "without",
+    "a",
+    "the",
+    "sleeves",
+    "stripes",
+)
 # Width and height of photographs as benchmarks hold them: upright ones of garments, wide ones from the web.
-PHOTOGRAPHS = ((192, 256), (206, 305), (260, 330), (300, 400), (342, 445), (500, 375), (640, 480), (1024, 683))
+PHOTOGRAPHS = (
+    (192, 256),
+    (206, 305),
+    (260, 330),
+    (300, 400),
+    (342, 445),
+    (500, 375),
+    (640, 480),
+    (1024, 683),
+)
 
 
 class NoisePairs:
@@ -21,11 +43,16 @@ class NoisePairs:
     """
 
     def __init__(self, count: int, pixels: int | Sequence[tuple[int, int]], words: int = 60):
-        self.sizes, self.words = [(pixels, pixels)] if isinstance(pixels, int) else list(pixels), words
+        self.sizes, self.words = (
+            [(pixels, pixels)] if isinstance(pixels, int) else list(pixels),
+            words,
+        )
         self.records = [self._record(index) for index in range(count)]
 
     def _record(self, index: int) -> Record:
-        chosen = np.random.default_rng(index).choice(WORDS, self.words if index % 3 else self.words // 2)
+        chosen = np.random.default_rng(index).choice(
+            WORDS, self.words if index % 3 else self.words // 2
+        )
         third = len(chosen) // 3
         parts = (" ".join(chosen[at : at + third]) for at in (0, third, 2 * third))
         return Record(str(index), f"r{index}", " ".join(chosen[:6]), (f"t{index}",), Cot(*parts))
@@ -40,5 +67,7 @@ class NoisePairs:
     def __getitem__(self, item: tuple[int, int]) -> Row:
         index, draw = item
         width, height = self.sizes[index % len(self.sizes)]
-        noise = np.random.default_rng(index).integers(256, size=(2, height, width, 3), dtype=np.uint8)
+        noise = np.random.default_rng(index).integers(
+            256, size=(2, height, width, 3), dtype=np.uint8
+        )
         return Row(self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw)

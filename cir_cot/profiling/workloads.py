@@ -47,7 +47,11 @@ class Conditions:
 def facts(rows: int, tokens: float, seconds: float, floor: float, device: torch.device) -> dict:
     """Return what every case is described by."""
     found = {"rows": rows, "tokens": tokens, "seconds": seconds, "rows_per_second": rows / seconds}
-    found |= {"tokens_per_second": tokens / seconds, "roofline_seconds": floor, "share": floor / seconds}
+    found |= {
+        "tokens_per_second": tokens / seconds,
+        "roofline_seconds": floor,
+        "share": floor / seconds,
+    }
     return found | {"peak_gib": peak_memory_mb(device) / 2**10}
 
 
@@ -66,11 +70,16 @@ def patches_of(inputs: dict) -> int:
     return int(inputs["image_grid_thw"].prod(dim=1).sum())
 
 
-def train(head: CotRetriever, rows: int, chunk: int, given: Conditions, record: bool = False) -> dict:
+def train(
+    head: CotRetriever, rows: int, chunk: int, given: Conditions, record: bool = False
+) -> dict:
     """Train with CirTrainer on `rows` a step, in chunks of at most `chunk` tokens."""
     recorded = 1 + given.steps if record else None
     steps = 1 + given.steps + record
-    pairs, watch = NoisePairs(rows * steps, PHOTOGRAPHS, given.words), StepWatch(head.backbone.device, 1, recorded)
+    pairs, watch = (
+        NoisePairs(rows * steps, PHOTOGRAPHS, given.words),
+        StepWatch(head.backbone.device, 1, recorded),
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = CirArguments(output_dir=folder, per_device_train_batch_size=rows, chunk_tokens=chunk, bf16=True,
                                  max_steps=steps, warmup_steps=0, save_strategy="no", logging_strategy="no",
@@ -78,11 +87,15 @@ def train(head: CotRetriever, rows: int, chunk: int, given: Conditions, record: 
         trainer = CirTrainer(head, arguments, pairs, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    tokens, supervised = (trainer.meter.sums[name][0].item() / steps for name in ("tokens", "supervised_tokens"))
+    tokens, supervised = (
+        trainer.meter.sums[name][0].item() / steps for name in ("tokens", "supervised_tokens")
+    )
     sample = head.encoder().target(asked(NoisePairs(len(PHOTOGRAPHS), PHOTOGRAPHS))[0])
     patches = 2 * rows * patches_of(sample) / len(PHOTOGRAPHS)
     price = costs(head.backbone.plain)
-    floor = given.card.seconds(*price.training(tokens, supervised, patches, -int(-tokens // chunk), given.recompute))
+    floor = given.card.seconds(
+        *price.training(tokens, supervised, patches, -int(-tokens // chunk), given.recompute)
+    )
     found = facts(rows, tokens, sum(watch.seconds) / given.steps, floor, head.backbone.device)
     more = {"supervised": supervised, "patches": patches}
     return found | more | waiting(watch.waits, 1) | traced(watch.kernels)
@@ -99,7 +112,9 @@ def train_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     seconds = timed(lambda: [step() for _ in range(given.steps)], backbone.device) / given.steps
     tokens = sum(sum(row_tokens(batch[side])) for side in ("query", "target"))
     patches = sum(patches_of(batch[side]) for side in ("query", "target"))
-    price = costs(backbone.plain).training(tokens, supervised_tokens(batch), patches, 1, given.recompute)
+    price = costs(backbone.plain).training(
+        tokens, supervised_tokens(batch), patches, 1, given.recompute
+    )
     return facts(rows, tokens, seconds, given.card.seconds(*price), backbone.device)
 
 
@@ -124,7 +139,9 @@ def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     with inference(head):
         inputs = encoder.query(*queries, [[]] * rows)[0]
         host = timed(lambda: encoder.query(*queries, [[]] * rows), device)
-        few = head.write(*queries)  # a few steps outside the timing: to warm up, to count and to record
+        few = head.write(
+            *queries
+        )  # a few steps outside the timing: to warm up, to count and to record
         next(few)
         with count_waits(device) as waits:
             for _ in range(TRACED):
@@ -133,13 +150,22 @@ def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
             for _ in range(TRACED):
                 next(few)
         few.close()
-        cold = _write_all(head, queries)[1]  # shapes that the device has not met yet can cost it more
+        cold = _write_all(head, queries)[
+            1
+        ]  # shapes that the device has not met yet can cost it more
         forget_peak(device)
         first, whole, last = _write_all(head, queries)
-    lengths = [len(row.ids) + 1 for row in last.rows]  # with the retrieval token; a few tokens were given
+    lengths = [
+        len(row.ids) + 1 for row in last.rows
+    ]  # with the retrieval token; a few tokens were given
     floor, each = writing_floor(head, inputs, max(lengths), given.card)
     found = facts(rows, sum(lengths), whole, floor, device)
-    found |= {"steps": max(lengths), "cold_seconds": cold, "host_seconds": host, "first_seconds": first}
+    found |= {
+        "steps": max(lengths),
+        "cold_seconds": cold,
+        "host_seconds": host,
+        "first_seconds": first,
+    }
     found |= {"step_seconds": (whole - first) / max(lengths), "step_roofline_seconds": each}
     kernels["kernels"] /= TRACED
     return found | waiting(waits, TRACED) | traced(kernels)
@@ -159,7 +185,11 @@ def _write_all(head: CotRetriever, queries: tuple[list, list[str]]) -> tuple[flo
 
 def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Write as many tokens with transformers' generate, from pictures and words."""
-    backbone, queries, encoder = head.backbone, asked(NoisePairs(rows, PHOTOGRAPHS)), head.encoder("left")
+    backbone, queries, encoder = (
+        head.backbone,
+        asked(NoisePairs(rows, PHOTOGRAPHS)),
+        head.encoder("left"),
+    )
 
     def write(count: int) -> None:
         plain_peers.write(backbone, encoder.query(*queries, [[]] * rows)[0], count)
@@ -168,7 +198,9 @@ def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
         cold = timed(partial(write, given.new_tokens), backbone.device)
         forget_peak(backbone.device)
         seconds = timed(partial(write, given.new_tokens), backbone.device)
-    floor, each = writing_floor(head, encoder.query(*queries, [[]] * rows)[0], given.new_tokens, given.card)
+    floor, each = writing_floor(
+        head, encoder.query(*queries, [[]] * rows)[0], given.new_tokens, given.card
+    )
     found = facts(rows, rows * given.new_tokens, seconds, floor, backbone.device)
     return found | {"steps": given.new_tokens, "cold_seconds": cold, "step_roofline_seconds": each}
 
@@ -196,17 +228,29 @@ def encode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     tokens = sum(row_tokens(inputs))
     floor = given.card.seconds(*costs(head.backbone.plain).encoding(tokens, patches_of(inputs)))
     found = facts(rows, tokens, seconds, floor, device) | {"peak_gib": peak, "host_seconds": host}
-    found |= {"tower_seconds": tower, "language_seconds": both - tower, "patches": patches_of(inputs)}
+    found |= {
+        "tower_seconds": tower,
+        "language_seconds": both - tower,
+        "patches": patches_of(inputs),
+    }
     return found | waiting(waits, 1) | traced(kernels)
 
 
 def encode_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Encode the same pictures with transformers' own forward pass."""
-    backbone, pictures, encoder = head.backbone, asked(NoisePairs(rows, PHOTOGRAPHS))[0], head.encoder()
+    backbone, pictures, encoder = (
+        head.backbone,
+        asked(NoisePairs(rows, PHOTOGRAPHS))[0],
+        head.encoder(),
+    )
     with inference(head):
         plain_peers.encode(backbone, encoder.target(pictures))
         forget_peak(backbone.device)
-        seconds = timed(lambda: plain_peers.encode(backbone, encoder.target(pictures)), backbone.device)
+        seconds = timed(
+            lambda: plain_peers.encode(backbone, encoder.target(pictures)), backbone.device
+        )
     inputs = encoder.target(pictures)
-    floor = given.card.seconds(*costs(backbone.plain).encoding(sum(row_tokens(inputs)), patches_of(inputs)))
+    floor = given.card.seconds(
+        *costs(backbone.plain).encoding(sum(row_tokens(inputs)), patches_of(inputs))
+    )
     return facts(rows, sum(row_tokens(inputs)), seconds, floor, backbone.device)

@@ -81,7 +81,9 @@ def build(
         # Encode what is new.
         names, unnamed = split_names(names)
         known = set() if old is None else set(old.hashes)
-        count = encode_share(retriever, images, names, folder / PARTS, known, batch_size, rank, world, progress)
+        count = encode_share(
+            retriever, images, names, folder / PARTS, known, batch_size, rank, world, progress
+        )
         wait()
         # Write the index, then remove the parts.
         if rank == 0:
@@ -112,7 +114,9 @@ def _open_old(folder: Path, retriever: Retriever, facts: dict) -> Index | Qdrant
     old.check(retriever, str(folder))
     if changed := [key for key in facts if facts[key] != old.facts[key]]:
         was = old.facts[changed[0]]
-        raise InputError(f"{folder}: its {changed[0]} is {was!r}; encode into a new folder to change that")
+        raise InputError(
+            f"{folder}: its {changed[0]} is {was!r}; encode into a new folder to change that"
+        )
     return old
 
 
@@ -132,7 +136,9 @@ def _finish(
     unreadable |= unnamed
     rows = [(name, seen[name]) for name in names if name in seen]
     if not rows:
-        raise InputError(f"{images.root}: no picture can be read; {next(iter(unreadable.values()), 'none is there')}")
+        raise InputError(
+            f"{images.root}: no picture can be read; {next(iter(unreadable.values()), 'none is there')}"
+        )
     facts |= {"probe": read_probe(parts / "probe.json")}
     facts |= {"images": escaped(str(images.root)), "unreadable": unreadable}
     _write(folder, rows, old, Vectors(parts, facts["dim"]), facts, payloads)
@@ -181,7 +187,9 @@ def _write(
     index.close()
 
 
-def gather(rows: Sequence[tuple[str, str]], old: Index | None, fresh: Vectors, facts: dict) -> faiss.Index:
+def gather(
+    rows: Sequence[tuple[str, str]], old: Index | None, fresh: Vectors, facts: dict
+) -> faiss.Index:
     """Return the store of (id, hash) rows, in order: fresh vectors, and those of the old index."""
     at = {digest: row for row, digest in enumerate([] if old is None else old.hashes)}
 
@@ -198,7 +206,9 @@ def gather(rows: Sequence[tuple[str, str]], old: Index | None, fresh: Vectors, f
     if old is not None:
         store = emptied(old.store)
     else:
-        store = faiss.index_factory(facts["width"], STORES[facts["dtype"]], faiss.METRIC_INNER_PRODUCT)
+        store = faiss.index_factory(
+            facts["width"], STORES[facts["dtype"]], faiss.METRIC_INNER_PRODUCT
+        )
         if not store.is_trained:
             store.train(vectors([hashes[row] for row in sample(len(rows))]))
     for start in range(0, len(rows), BLOCK):

@@ -18,7 +18,11 @@ from cir_cot.records import Cot, check_text
 
 from .search import Answer, Search
 
-MAX_BYTES, MAX_PIXELS, MAX_WORDS = 10 * 2**20, 2**25, 1000  # of an uploaded picture, and letters of a text
+MAX_BYTES, MAX_PIXELS, MAX_WORDS = (
+    10 * 2**20,
+    2**25,
+    1000,
+)  # of an uploaded picture, and letters of a text
 STARTERS, FOUND, TURNS = 8, 12, 20  # pictures offered, pictures found, turns remembered
 SIDE = 144  # of a remembered picture, pixels
 OWN_WAY = "as trained"
@@ -32,7 +36,9 @@ class Dialogue:
         self.ids = [name for name in next(iter(ways.values()))[0].index.ids if name in images]
         self.known = set(self.ids)
         if not self.ids:
-            raise InputError(f"{images.root}: holds no picture of the index; name its folder with --images")
+            raise InputError(
+                f"{images.root}: holds no picture of the index; name its folder with --images"
+            )
 
     def chains(self, way: str) -> bool:
         """Tell whether a way of searching reads chains."""
@@ -54,21 +60,27 @@ class Dialogue:
         if not data:
             return empty_state()
         if len(data) > MAX_BYTES:
-            raise InputError(f"the picture has more than {MAX_BYTES // 2**20} MB; use a smaller one")
+            raise InputError(
+                f"the picture has more than {MAX_BYTES // 2**20} MB; use a smaller one"
+            )
         return empty_state() | {"picture": decode(data, "the uploaded file", MAX_PIXELS)}
 
     def ask(self, state: dict, text: str, way: str) -> Iterator[str | Answer]:
         """Yield the chain while it is written, then the answer."""
         search, reading = self.ways[way]
         without = [state["id"]] if state["id"] else []
-        yield from search.stream(checked_picture(state), checked_text(text), FOUND, reading, without)
+        yield from search.stream(
+            checked_picture(state), checked_text(text), FOUND, reading, without
+        )
 
     def ask_again(self, state: dict, text: str, way: str, parts: Sequence[str]) -> Answer:
         """Answer with a chain that a person has written."""
         words = [checked_text(part, name) for part, name in zip(parts, PARTS, strict=True)]
         without = [state["id"]] if state["id"] else []
         picture = checked_picture(state)
-        return self.ways[way][0].one(picture, checked_text(text), FOUND, chain=Cot(*words), without=without)
+        return self.ways[way][0].one(
+            picture, checked_text(text), FOUND, chain=Cot(*words), without=without
+        )
 
     def pictures(self, answer: Answer) -> list[tuple[Image.Image, str]]:
         """Return the pictures found with their place, score and id."""
@@ -106,7 +118,9 @@ def told(answer: Answer, way: str, size: int) -> str:
     if answer.flag:
         words += f" Note: {answer.flag}."
     if answer.choices:
-        words += " Chosen: " + ", ".join(f"{name} {share:.0%}" for name, share in answer.choices.items() if share)
+        words += " Chosen: " + ", ".join(
+            f"{name} {share:.0%}" for name, share in answer.choices.items() if share
+        )
     elif answer.explanation and not written_parts(answer.explanation):
         words += f" {answer.explanation}"
     return words
@@ -124,4 +138,7 @@ def kept(state: dict, text: str, answer: Answer) -> dict:
 def ways_of(search: Search, name: str = "") -> dict[str, tuple[Search, str | None]]:
     """Return {label: (search, reading)} of a checkpoint."""
     readings = OWN_READINGS if isinstance(search.retriever, ChainReader) else (None,)
-    return {" ".join(filter(None, (name, reading or OWN_WAY))): (search, reading) for reading in readings}
+    return {
+        " ".join(filter(None, (name, reading or OWN_WAY))): (search, reading)
+        for reading in readings
+    }

@@ -27,7 +27,9 @@ from .vector_store import shorten
 CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
 DEEPER = 32  # candidates beyond k: what FAISS's float32 sums may order otherwise
 BLOCK = 65536  # vectors moved at a time
-TRAINING = 262144  # vectors that int8's ranges and approximate kinds are trained on, a seeded sample
+TRAINING = (
+    262144  # vectors that int8's ranges and approximate kinds are trained on, a seeded sample
+)
 BOUNDS = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 
 
@@ -60,20 +62,36 @@ class Index:
         check_queries(queries, k, self.facts)
         queries = shorten(queries, self.facts["width"])
         if where is not None:
-            rows = np.array([row for row, name in enumerate(self.ids) if fits(self.payloads.get(name, {}), where)])
+            rows = np.array(
+                [
+                    row
+                    for row, name in enumerate(self.ids)
+                    if fits(self.payloads.get(name, {}), where)
+                ]
+            )
             found = self._exact(queries, min(k, len(rows)), rows)
         else:
-            found = self._exact(queries, min(k, len(self))) if self.near is None else self._near(queries, k)
+            found = (
+                self._exact(queries, min(k, len(self)))
+                if self.near is None
+                else self._near(queries, k)
+            )
         answers = []
         for query, rows in zip(queries, found, strict=True):
-            scores = (self.vectors(rows).astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+            scores = (self.vectors(rows).astype(np.float64) @ query.astype(np.float64)).astype(
+                np.float32
+            )
             order = np.lexsort((rows, -scores))[:k]
             answers.append([(self.ids[rows[n]], float(scores[n])) for n in order])
         return answers
 
-    def _exact(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> list[np.ndarray]:
+    def _exact(
+        self, queries: np.ndarray, k: int, among: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """Return for each query rows that certainly hold its k best: all whose float32 score may reach the k-th."""
-        slack = queries.shape[1] * 2.0**-23  # twice the bound of a float32 sum's error, for unit vectors
+        slack = (
+            queries.shape[1] * 2.0**-23
+        )  # twice the bound of a float32 sum's error, for unit vectors
         params = None if among is None else faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
         count, asked, depth = len(self) if among is None else len(among), np.arange(len(queries)), k
         found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(queries)
@@ -98,11 +116,15 @@ class Index:
     def tune(self, settings: str) -> None:
         """Set how hard an approximate kind searches, in FAISS's words: "nprobe=16", "efSearch=128"."""
         if self.near is None:
-            raise InputError(f"{settings!r} has nothing to set: an exact index looks at every picture")
+            raise InputError(
+                f"{settings!r} has nothing to set: an exact index looks at every picture"
+            )
         try:
             faiss.ParameterSpace().set_index_parameters(self.near, settings)
         except RuntimeError as error:
-            raise InputError(f"{settings!r} is no setting of {self.facts['kind']!r} ({words_of(error)})") from None
+            raise InputError(
+                f"{settings!r} is no setting of {self.facts['kind']!r} ({words_of(error)})"
+            ) from None
         self.facts["tuned"] = settings
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
@@ -115,20 +137,25 @@ class Index:
         """Return the index without the pictures `ids`, to be saved; InputError names one that it does not hold."""
         gone = set(ids)
         if missing := sorted(gone - set(self.ids)):
-            raise InputError(f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others")
+            raise InputError(
+                f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others"
+            )
         rows = [row for row, name in enumerate(self.ids) if name not in gone]
         store = emptied(self.store)
         for at in range(0, len(rows), BLOCK):
             store.add(self.vectors(np.array(rows[at : at + BLOCK])))
         payloads = {name: value for name, value in self.payloads.items() if name not in gone}
-        return assemble([(self.ids[row], self.hashes[row]) for row in rows], store, self.facts, payloads)
+        return assemble(
+            [(self.ids[row], self.hashes[row]) for row in rows], store, self.facts, payloads
+        )
 
     # ---- files
 
     def save(self, folder: str | Path) -> None:
         """Write the index; readers see the old one or the whole new one, and the old one's files go."""
         rows = (
-            {"id": name, "hash": digest} | ({"payload": self.payloads[name]} if name in self.payloads else {})
+            {"id": name, "hash": digest}
+            | ({"payload": self.payloads[name]} if name in self.payloads else {})
             for name, digest in zip(self.ids, self.hashes, strict=True)
         )
         stores = {"vectors": self.store} | ({} if self.near is None else {"near": self.near})
@@ -163,12 +190,18 @@ class Index:
             index.near = read_store(paths["near"], digests.get("near"), width, count)
         # Check that the files belong together.
         if len(rows) != count or len(set(index.ids)) != count:
-            raise InputError(f"{paths['rows']}: {len(set(index.ids))} pictures, not {count}, so it is damaged; {CURE}")
+            raise InputError(
+                f"{paths['rows']}: {len(set(index.ids))} pictures, not {count}, so it is damaged; {CURE}"
+            )
         if getattr(index.store, "code_size", None) != width * CODE_BYTES[facts["dtype"]]:
-            raise InputError(f"{paths['vectors']}: not stored as {facts['dtype']}, so it is damaged; {CURE}")
+            raise InputError(
+                f"{paths['vectors']}: not stored as {facts['dtype']}, so it is damaged; {CURE}"
+            )
         for at in range(0, count, BLOCK):
             if not np.isfinite(index.vectors(np.arange(at, min(at + BLOCK, count)))).all():
-                raise InputError(f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}")
+                raise InputError(
+                    f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
+                )
         if facts.get("tuned"):
             index.tune(facts["tuned"])
         return index
@@ -179,7 +212,9 @@ def check_queries(queries: torch.Tensor | np.ndarray, k: int, facts: dict) -> No
     if k < 1:
         raise InputError(f"k is {k}; ask for at least one picture")
     if queries.shape[1] != facts["dim"]:
-        raise InputError(f"queries of {queries.shape[1]} numbers, the index holds {facts['dim']}; use its retriever")
+        raise InputError(
+            f"queries of {queries.shape[1]} numbers, the index holds {facts['dim']}; use its retriever"
+        )
 
 
 def fits(payload: Mapping, where: Mapping) -> bool:
@@ -187,7 +222,9 @@ def fits(payload: Mapping, where: Mapping) -> bool:
     for key, wanted in where.items():
         value = payload.get(key)
         if isinstance(wanted, Mapping):
-            if not isinstance(value, (int, float)) or not all(BOUNDS[name](value, it) for name, it in wanted.items()):
+            if not isinstance(value, (int, float)) or not all(
+                BOUNDS[name](value, it) for name, it in wanted.items()
+            ):
                 return False
         elif value not in (wanted if isinstance(wanted, list) else [wanted]):
             return False
@@ -197,7 +234,9 @@ def fits(payload: Mapping, where: Mapping) -> bool:
 def check_where(where: object) -> dict:
     """Return a payload filter; InputError if it is none."""
     if not isinstance(where, dict):
-        raise InputError(f'a filter is an object like {{"category": "dress", "price": {{"lt": 50}}}}, not {where!r}')
+        raise InputError(
+            f'a filter is an object like {{"category": "dress", "price": {{"lt": 50}}}}, not {where!r}'
+        )
     for key, wanted in where.items():
         for name, bound in wanted.items() if isinstance(wanted, dict) else ():
             if name not in BOUNDS or not isinstance(bound, (int, float)):
@@ -214,15 +253,26 @@ def emptied(store: faiss.Index) -> faiss.Index:
     return store
 
 
-def assemble(rows: Sequence[tuple[str, str]], store: faiss.Index, facts: dict, payloads: Mapping[str, dict]) -> Index:
+def assemble(
+    rows: Sequence[tuple[str, str]], store: faiss.Index, facts: dict, payloads: Mapping[str, dict]
+) -> Index:
     """Return an index of (id, hash) rows and their stored vectors; an approximate kind is trained and filled here."""
-    index = Index([name for name, _ in rows], [digest for _, digest in rows], store, dict(facts), None, dict(payloads))
+    index = Index(
+        [name for name, _ in rows],
+        [digest for _, digest in rows],
+        store,
+        dict(facts),
+        None,
+        dict(payloads),
+    )
     if facts["kind"] != "exact":
         try:
             near = faiss.index_factory(facts["width"], facts["kind"], faiss.METRIC_INNER_PRODUCT)
             near.train(index.vectors(sample(len(rows))))
         except RuntimeError as error:
-            raise InputError(f"{facts['kind']!r} cannot be made of {len(rows)} pictures ({words_of(error)})") from None
+            raise InputError(
+                f"{facts['kind']!r} cannot be made of {len(rows)} pictures ({words_of(error)})"
+            ) from None
         for at in range(0, len(rows), BLOCK):
             near.add(index.vectors(np.arange(at, min(at + BLOCK, len(rows)))))
         index.near = near

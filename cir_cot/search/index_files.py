@@ -30,7 +30,11 @@ CURE = "restore the file, or encode the gallery into a new folder"
 
 def file_names(number: int) -> dict[str, str]:
     """Return the names of the files of one state, by what they hold."""
-    return {"rows": f"rows.{number}.jsonl", "vectors": f"vectors.{number}.faiss", "near": f"near.{number}.faiss"}
+    return {
+        "rows": f"rows.{number}.jsonl",
+        "vectors": f"vectors.{number}.faiss",
+        "near": f"near.{number}.faiss",
+    }
 
 
 def words_of(error: BaseException) -> str:
@@ -41,7 +45,9 @@ def words_of(error: BaseException) -> str:
 # ---- writing
 
 
-def save_files(folder: Path, facts: Mapping, rows: Iterable[Mapping], stores: Mapping[str, faiss.Index]) -> dict:
+def save_files(
+    folder: Path, facts: Mapping, rows: Iterable[Mapping], stores: Mapping[str, faiss.Index]
+) -> dict:
     """Make rows and stores ("vectors", "near") the state of the index in `folder` -> facts with its number and digests.
 
     Readers see the old state or the whole new one. InputError when the disk refuses it; the old state then stays.
@@ -85,7 +91,10 @@ def settle(folder: Path) -> int:
 
 
 def _taken(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"(?:rows|vectors|near)\.(\d{1,9})\.(?:jsonl|faiss)", path.name) for path in folder.iterdir())
+    found = (
+        re.fullmatch(r"(?:rows|vectors|near)\.(\d{1,9})\.(?:jsonl|faiss)", path.name)
+        for path in folder.iterdir()
+    )
     return [int(match[1]) for match in found if match]
 
 
@@ -120,7 +129,9 @@ def write_facts(folder: Path, facts: Mapping) -> None:
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"format": FORMAT, **facts, "git": git_state(), "versions": package_versions()}
-        write_text_atomic(folder / "index.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomic(
+            folder / "index.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 # ---- reading
@@ -130,15 +141,23 @@ def read_facts(folder: Path) -> dict:
     """Return index.json of a folder; InputError when it is no index, a damaged one or one of another version."""
     path = folder / "index.json"
     if not path.is_file():
-        raise InputError(f"{folder}: no index.json here; make an index with cir-cot index --out {folder}")
+        raise InputError(
+            f"{folder}: no index.json here; make an index with cir-cot index --out {folder}"
+        )
     facts = read_json(path)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise InputError(f"{path}: not an index of format {FORMAT}; encode the gallery into a new folder")
+        raise InputError(
+            f"{path}: not an index of format {FORMAT}; encode the gallery into a new folder"
+        )
     for key, right in FACTS.items():
         if not right(facts.get(key)):
-            raise InputError(f"{path}: {key!r} is {str(facts.get(key))[:60]!r}, so it is damaged; {CURE}")
+            raise InputError(
+                f"{path}: {key!r} is {str(facts.get(key))[:60]!r}, so it is damaged; {CURE}"
+            )
     if facts["width"] > facts["dim"]:
-        raise InputError(f"{path}: width {facts['width']} of {facts['dim']} numbers, so it is damaged; {CURE}")
+        raise InputError(
+            f"{path}: width {facts['width']} of {facts['dim']} numbers, so it is damaged; {CURE}"
+        )
     facts.setdefault("unreadable", {})
     return facts
 
@@ -152,7 +171,9 @@ def _text(value: object) -> bool:
 
 
 def _texts(value: object) -> bool:
-    return value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    )
 
 
 FACTS = {
@@ -175,7 +196,11 @@ def read_rows(path: Path, digest: str | None) -> Iterator[dict]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             row = parse_json(line, f"{path}:{number}")
-            good = isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("hash"), str)
+            good = (
+                isinstance(row, dict)
+                and isinstance(row.get("id"), str)
+                and isinstance(row.get("hash"), str)
+            )
             if not good or not isinstance(row.get("payload", {}), dict):
                 raise InputError(f"{path}:{number}: no row of an index, so it is damaged; {CURE}")
             yield row
@@ -200,7 +225,9 @@ def check_digest(path: Path, digest: str | None) -> None:
     """Refuse a file that is missing or not what was written; an earlier version wrote down no digest."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).hexdigest()
+            found = hashlib.file_digest(
+                file, lambda: hashlib.blake2b(digest_size=DIGEST)
+            ).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {CURE}") from None
     if digest is not None and found != digest:

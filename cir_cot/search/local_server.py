@@ -36,7 +36,9 @@ def listen(port: int) -> socket.socket:
         return socket.create_server((LOCAL, port))
     except OSError as error:
         words = os.strerror(error.errno)
-        raise InputError(f"port {port} of {LOCAL}: {words}; choose another with --port, 0 for a free one") from None
+        raise InputError(
+            f"port {port} of {LOCAL}: {words}; choose another with --port, 0 for a free one"
+        ) from None
 
 
 def address_of(listening: socket.socket) -> str:

@@ -25,7 +25,9 @@ def private_folder(prefix: str) -> Iterator[Path]:
     """
     remove_stale(Path(tempfile.gettempdir()), prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a thread that the block left may write once more
+    atexit.register(
+        shutil.rmtree, folder, ignore_errors=True
+    )  # a thread that the block left may write once more
     try:
         # The lock gets its name when it is held: until then no other process takes the folder for a stale one.
         with (folder / f"{LOCK}.new").open("w") as lock:

@@ -21,7 +21,9 @@ from .index_files import write_facts
 from .vector_store import Vectors, shorten
 
 PREFIX = "qdrant:"
-SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # of the names that points get from image ids
+SPACE = uuid.UUID(
+    "6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11"
+)  # of the names that points get from image ids
 ROW = {"id", "hash", "payload"}  # what a point of an index holds
 BLOCK = 512  # points sent or fetched at a time
 
@@ -52,7 +54,9 @@ class QdrantIndex:
         try:
             import qdrant_client
         except ImportError:
-            raise InputError("a Qdrant collection needs the package: pip install 'cir-cot[qdrant]'") from None
+            raise InputError(
+                "a Qdrant collection needs the package: pip install 'cir-cot[qdrant]'"
+            ) from None
         from qdrant_client.http.exceptions import ApiException
 
         self.facts, self.models = facts, qdrant_client.models
@@ -94,7 +98,11 @@ class QdrantIndex:
         answers = []
         for query in shorten(queries, self.facts["width"]):
             found = self.client.query_points(
-                self.collection, query=query.tolist(), limit=k, query_filter=condition, with_payload=["id"]
+                self.collection,
+                query=query.tolist(),
+                limit=k,
+                query_filter=condition,
+                with_payload=["id"],
             )
             answers.append([(point.payload["id"], point.score) for point in found.points])
         return answers
@@ -108,14 +116,18 @@ class QdrantIndex:
             elif isinstance(wanted, list):
                 parts.append(models.FieldCondition(key=field, match=models.MatchAny(any=wanted)))
             else:
-                parts.append(models.FieldCondition(key=field, match=models.MatchValue(value=wanted)))
+                parts.append(
+                    models.FieldCondition(key=field, match=models.MatchValue(value=wanted))
+                )
         return models.Filter(must=parts)
 
     def _rows(self) -> dict[str, dict]:
         """Return {image id: {"id", "hash", "payload"}} of every point."""
         rows, offset = {}, None
         while self._there():
-            points, offset = self.client.scroll(self.collection, limit=BLOCK, offset=offset, with_payload=True)
+            points, offset = self.client.scroll(
+                self.collection, limit=BLOCK, offset=offset, with_payload=True
+            )
             for point in points:
                 if not isinstance(point.payload, dict) or not point.payload.keys() >= ROW:
                     raise InputError(
@@ -144,12 +156,20 @@ class QdrantIndex:
     def remove(self, ids: Collection[str]) -> "QdrantIndex":
         """Remove the pictures `ids` from the collection; InputError names one that it does not hold."""
         if missing := sorted(set(ids) - set(self._rows())):
-            raise InputError(f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others")
-        self.client.delete(self.collection, self.models.PointIdsList(points=[point_name(name) for name in ids]))
+            raise InputError(
+                f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others"
+            )
+        self.client.delete(
+            self.collection, self.models.PointIdsList(points=[point_name(name) for name in ids])
+        )
         return self
 
     def fill(
-        self, rows: Sequence[tuple[str, str]], fresh: Vectors, payloads: Mapping[str, dict], new: bool = False
+        self,
+        rows: Sequence[tuple[str, str]],
+        fresh: Vectors,
+        payloads: Mapping[str, dict],
+        new: bool = False,
     ) -> None:
         """Make the (id, hash) rows the content of the collection; unchanged points stay as they are.
 
@@ -158,22 +178,36 @@ class QdrantIndex:
         if not self._there():
             self._create()
         held, hashes = self._rows(), dict(rows)
-        foreign = [name for name, row in held.items() if hashes.get(name) != row["hash"]] if new else []
+        foreign = (
+            [name for name, row in held.items() if hashes.get(name) != row["hash"]] if new else []
+        )
         if foreign:
             raise InputError(
                 f"collection {self.collection!r}: holds {len(foreign)} pictures of another index, the first "
                 f"{foreign[0]!r}; name another collection"
             )
-        wanted = {name: {"id": name, "hash": digest, "payload": payloads.get(name, {})} for name, digest in rows}
+        wanted = {
+            name: {"id": name, "hash": digest, "payload": payloads.get(name, {})}
+            for name, digest in rows
+        }
         changed = [row for name, row in wanted.items() if row != held.get(name)]
         at = {row["hash"]: name for name, row in held.items()}
         for start in range(0, len(changed), BLOCK):
             block = changed[start : start + BLOCK]
             kept = self._vectors([at[row["hash"]] for row in block if row["hash"] not in fresh])
-            new = iter(shorten(fresh[[row["hash"] for row in block if row["hash"] in fresh]], self.facts["width"]))
-            vectors = [next(new) if row["hash"] in fresh else kept[at[row["hash"]]] for row in block]
+            new = iter(
+                shorten(
+                    fresh[[row["hash"] for row in block if row["hash"] in fresh]],
+                    self.facts["width"],
+                )
+            )
+            vectors = [
+                next(new) if row["hash"] in fresh else kept[at[row["hash"]]] for row in block
+            ]
             points = [
-                self.models.PointStruct(id=point_name(row["id"]), vector=list(map(float, vector)), payload=row)
+                self.models.PointStruct(
+                    id=point_name(row["id"]), vector=list(map(float, vector)), payload=row
+                )
                 for row, vector in zip(block, vectors, strict=True)
             ]
             self.client.upsert(self.collection, points)
@@ -187,14 +221,22 @@ class QdrantIndex:
             distance=models.Distance.DOT,
             datatype=models.Datatype.FLOAT16 if dtype == "float16" else models.Datatype.FLOAT32,
         )
-        int8 = models.ScalarQuantization(scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8))
+        int8 = models.ScalarQuantization(
+            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+        )
         self.client.create_collection(
-            self.collection, vectors_config=params, quantization_config=int8 if dtype == "int8" else None
+            self.collection,
+            vectors_config=params,
+            quantization_config=int8 if dtype == "int8" else None,
         )
 
     def _vectors(self, names: Sequence[str]) -> dict[str, list[float]]:
         points = [point_name(name) for name in names]
-        found = self.client.retrieve(self.collection, points, with_payload=["id"], with_vectors=True) if names else []
+        found = (
+            self.client.retrieve(self.collection, points, with_payload=["id"], with_vectors=True)
+            if names
+            else []
+        )
         return {point.payload["id"]: point.vector for point in found}
 
     def save(self, folder: str | Path) -> None:

@@ -51,7 +51,11 @@ def refusal(method: str, path: str, headers: Mapping[str, str], data: str) -> st
     if origin is not None:
         return ""
     if referer is not None:
-        return "" if referer.lower().startswith(tuple(f"{name}/" for name in own)) else "the referer is not this page"
+        return (
+            ""
+            if referer.lower().startswith(tuple(f"{name}/" for name in own))
+            else "the referer is not this page"
+        )
     return "" if reading and not path.startswith(data) else "it does not say that this page asks"
 
 
@@ -76,12 +80,18 @@ class SameOrigin:
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
         reason = refusal(scope["method"], scope["path"], headers, self.data)
         if not reason:
             await self.app(scope, receive, send_with_headers)
             return
         body = f"refused: {reason}\n".encode()
-        start = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        start = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(body)).encode()),
+        ]
         await send_with_headers({"type": "http.response.start", "status": 403, "headers": start})
         await send({"type": "http.response.body", "body": body})

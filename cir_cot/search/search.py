@@ -40,7 +40,12 @@ class Answer:
         """Return the answer as JSON has it."""
         hits = [{"id": name, "score": round(score, 6)} for name, score in self.hits]
         seconds = {"encode": round(self.encode_seconds, 4), "search": round(self.search_seconds, 4)}
-        answer = {"hits": hits, "explanation": self.explanation, "flag": self.flag, "seconds": seconds}
+        answer = {
+            "hits": hits,
+            "explanation": self.explanation,
+            "flag": self.flag,
+            "seconds": seconds,
+        }
         return answer | ({"choices": self.choices} if self.choices else {})
 
 
@@ -57,8 +62,14 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         path = Path(path).resolve()
         found = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a circle of links, a NUL
-        raise InputError(f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})") from error
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long a name, a circle of links, a NUL
+        raise InputError(
+            f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})"
+        ) from error
     if not found:
         raise InputError(f"{path}: no such file")
     return ImageStore(path.parent, {path.name: path.name}).load(path.name)
@@ -115,7 +126,12 @@ class Search:
         return self.retriever.embed_with(images, texts, chains)
 
     def stream(
-        self, image: Image.Image, text: str, k: int = 10, reading: str | None = None, without: Sequence[str] = ()
+        self,
+        image: Image.Image,
+        text: str,
+        k: int = 10,
+        reading: str | None = None,
+        without: Sequence[str] = (),
     ) -> Iterator[str | Answer]:
         """Yield the chain as far as it is written, as often as it grows, and at last the answer."""
         check_text(text, "the text of the query")
@@ -126,7 +142,12 @@ class Search:
         yield self.find(output, k, None, without, time.perf_counter() - started)[0]
 
     def find(
-        self, output: QueryOutput, k: int, where: Mapping | None, without: Sequence[str], seconds: float
+        self,
+        output: QueryOutput,
+        k: int,
+        where: Mapping | None,
+        without: Sequence[str],
+        seconds: float,
     ) -> list[Answer]:
         """Search with encoded queries, which took `seconds`."""
         started, left_out = time.perf_counter(), set(without)
@@ -142,7 +163,12 @@ class Search:
         )
         return [
             Answer(
-                [hit for hit in hits if hit[0] not in left_out][:k], words, flag, choice, seconds / count, spent / count
+                [hit for hit in hits if hit[0] not in left_out][:k],
+                words,
+                flag,
+                choice,
+                seconds / count,
+                spent / count,
             )
             for hits, words, flag, choice in rows
         ]

@@ -44,7 +44,8 @@ def is_probe(value: object) -> bool:
         return False
     numbers = [number for row in value for number in row]
     return (
-        all(type(number) in (int, float) and -2 < number < 2 for number in numbers) and len(set(map(len, value))) <= 1
+        all(type(number) in (int, float) and -2 < number < 2 for number in numbers)
+        and len(set(map(len, value))) <= 1
     )
 
 
@@ -53,13 +54,17 @@ class Part:
 
     def __init__(self, folder: Path, rank: int, dim: int):
         self.path = folder / f"{rank}{ENCODED}"
-        self.layout = np.dtype([("hash", f"V{HASH // 2}"), ("vector", "<f4", (dim,)), ("checksum", f"V{CHECKSUM}")])
+        self.layout = np.dtype(
+            [("hash", f"V{HASH // 2}"), ("vector", "<f4", (dim,)), ("checksum", f"V{CHECKSUM}")]
+        )
         self.count = self.path.stat().st_size // self.layout.itemsize if self.path.exists() else 0
         self.table = np.zeros(0, dtype=self.layout)
         if self.count:
             self.table = np.memmap(self.path, dtype=self.layout, mode="r", shape=(self.count,))
         whole = [_checksum(row) == row["checksum"].tobytes() for row in self.table]
-        self.rows = {self.table[n]["hash"].tobytes().hex(): n for n, good in enumerate(whole) if good}
+        self.rows = {
+            self.table[n]["hash"].tobytes().hex(): n for n, good in enumerate(whole) if good
+        }
         if not all(whole):
             logger.warning(
                 "%s: %d of %d rows are damaged; their pictures are encoded again",
@@ -96,7 +101,9 @@ def _checksum(row: np.void) -> bytes:
 def open_parts(folder: Path, dim: int) -> list[Part]:
     """Return the parts that are there, whichever processes wrote them."""
     names = [path.name.removesuffix(ENCODED) for path in folder.glob(f"*{ENCODED}")]
-    return [Part(folder, rank, dim) for rank in sorted(int(name) for name in names if name.isdecimal())]
+    return [
+        Part(folder, rank, dim) for rank in sorted(int(name) for name in names if name.isdecimal())
+    ]
 
 
 def claim_parts(parts: Path, retriever: Retriever) -> None:
@@ -105,13 +112,18 @@ def claim_parts(parts: Path, retriever: Retriever) -> None:
     if path.exists():
         check_probe(read_probe(path), retriever, str(parts))
     elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):
-        raise InputError(f"{parts}: holds files that no index wrote; move them away, or give another --out")
+        raise InputError(
+            f"{parts}: holds files that no index wrote; move them away, or give another --out"
+        )
     else:
         with written(parts):
             parts.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path, json.dumps({"probe": probe(retriever).tolist()}))
     if old := sorted(parts.glob("*.rows")):
-        logger.warning("%s: stored without checksums by an earlier version; its pictures are encoded again", old[0])
+        logger.warning(
+            "%s: stored without checksums by an earlier version; its pictures are encoded again",
+            old[0],
+        )
 
 
 def read_probe(path: Path) -> list[list[float]]:
@@ -170,7 +182,10 @@ def encode_share(
         return len(batch)
 
     mine = names[rank::world]
-    with inference(retriever), tqdm(total=len(mine), desc="gallery", unit=" images", disable=not progress) as bar:
+    with (
+        inference(retriever),
+        tqdm(total=len(mine), desc="gallery", unit=" images", disable=not progress) as bar,
+    ):
         for name, digest, picture, problem in _look(images, mine, done, batch_size):
             bar.update()
             seen.append((name, digest, problem))
@@ -195,7 +210,9 @@ def _look(
                 return name, digest, None, ""
             picture = images.load(name)
             if _hash(images, name) != digest:
-                raise InputError(f"{images.path(name)}: changes while it is read; run again when it is settled")
+                raise InputError(
+                    f"{images.path(name)}: changes while it is read; run again when it is settled"
+                )
             return name, digest, picture, ""
         except InputError as error:
             return name, "", None, str(error)
@@ -214,7 +231,9 @@ def _hash(images: ImageStore, name: str) -> str:
     path = images.path(name)
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH // 2)).hexdigest()
+            return hashlib.file_digest(
+                file, lambda: hashlib.blake2b(digest_size=HASH // 2)
+            ).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -222,7 +241,9 @@ def _hash(images: ImageStore, name: str) -> str:
 def read_seen(folder: Path, world: int) -> tuple[dict[str, str], dict[str, str]]:
     """Return what all processes saw: {image id: hash}, and {image id: problem} of those that cannot be read."""
     seen = [row for rank in range(world) for row in read_json(folder / f"{rank}.seen")]
-    return {name: digest for name, digest, _ in seen if digest}, {name: why for name, _, why in seen if why}
+    return {name: digest for name, digest, _ in seen if digest}, {
+        name: why for name, _, why in seen if why
+    }
 
 
 class Vectors:
@@ -231,7 +252,9 @@ class Vectors:
     def __init__(self, folder: Path, dim: int):
         parts = open_parts(folder, dim)
         self.tables, self.dim = [part.table for part in parts], dim
-        self.at = {value: (p, row) for p, part in enumerate(parts) for value, row in part.rows.items()}
+        self.at = {
+            value: (p, row) for p, part in enumerate(parts) for value, row in part.rows.items()
+        }
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.at

@@ -33,7 +33,11 @@ def publish(run: Path, name: str, facts: Mapping | None) -> None:
     Without facts it gets none: nothing can be resumed from it, as when weights alone are saved.
     """
     written, place = run / SAVING / name, run / name
-    files = {str(path.relative_to(written)): path.stat().st_size for path in written.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(written)): path.stat().st_size
+        for path in written.rglob("*")
+        if path.is_file()
+    }
     for path in (*written.rglob("*"), written):
         sync(path)
     if facts is not None:
@@ -48,7 +52,11 @@ def publish(run: Path, name: str, facts: Mapping | None) -> None:
 
 def checkpoints(run: Path) -> dict[int, Path]:
     """Return the checkpoint folders of a run by step, ascending; folders of any other name are not looked at."""
-    found = {int(match[1]): path for path in run.glob(f"{PREFIX}-*") if (match := NAME.fullmatch(path.name))}
+    found = {
+        int(match[1]): path
+        for path in run.glob(f"{PREFIX}-*")
+        if (match := NAME.fullmatch(path.name))
+    }
     return {step: found[step] for step in sorted(found) if found[step].is_dir()}
 
 
@@ -80,7 +88,10 @@ def whole(head: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[Non
     kept = []
     for name, module in head.named_modules() if weights else ():
         for key, value in module._parameters.items():
-            if value is not None and (full := weights.get(f"{name}.{key}" if name else key)) is not None:
+            if (
+                value is not None
+                and (full := weights.get(f"{name}.{key}" if name else key)) is not None
+            ):
                 kept.append((module, key, value))
                 module._parameters[key] = nn.Parameter(full, requires_grad=False)
     try:
@@ -127,7 +138,9 @@ def _facts(folder: Path) -> dict:
 def check_resumable(folder: Path, facts: Mapping) -> None:
     """InputError when `folder` is no complete checkpoint, or a run with `facts` would go another way from it."""
     if problem := damage(folder):
-        raise InputError(f"{folder}: no complete checkpoint: {problem}; resume from another, or 'last'")
+        raise InputError(
+            f"{folder}: no complete checkpoint: {problem}; resume from another, or 'last'"
+        )
     was = _facts(folder)
     for name, value in facts.items():
         if was.get(name) != value:

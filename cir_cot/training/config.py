@@ -35,7 +35,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key in keys:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -70,13 +72,20 @@ def load_yaml(path: str | Path) -> object:
     except OSError as error:
         raise InputError(f"{path}: cannot be read as YAML ({error.strerror})") from error
     if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: more than {MAX_BYTES} bytes, which no config has; give a file of `key: value` lines")
+        raise InputError(
+            f"{path}: more than {MAX_BYTES} bytes, which no config has; give a file of `key: value` lines"
+        )
     try:
         return yaml.load(raw.decode("utf-8-sig"), _Loader)
     except RecursionError as error:
         raise InputError(f"{path}: cannot be read as YAML (nested too deeply)") from error
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, a number of too many digits
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:500]})") from error
+    except (
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: bad UTF-8, a number of too many digits
+        raise InputError(
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:500]})"
+        ) from error
 
 
 def names(cls: type) -> list[str]:
@@ -98,7 +107,11 @@ def short(value: object) -> str:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """The value as its field's type; YAML reads 2e-4 as a string and no, off and yes as booleans."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kinds = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where}: a number beyond 2^63; give a smaller one")
     if float in kinds and type(value) in (int, str):
@@ -109,7 +122,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if any(_is(value, kind) for kind in kinds):
         return value
     expected = " or ".join(_named(kind) for kind in kinds)
-    quote = "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes" if isinstance(value, bool) else ""
+    quote = (
+        "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes"
+        if isinstance(value, bool)
+        else ""
+    )
     raise InputError(f"{where}: expected {expected}, got {short(value)}{quote}")
 
 
@@ -125,5 +142,7 @@ def _is(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return value in typing.get_args(kind)
     if origin is list:
-        return isinstance(value, list) and all(_is(item, typing.get_args(kind)[0]) for item in value)
+        return isinstance(value, list) and all(
+            _is(item, typing.get_args(kind)[0]) for item in value
+        )
     return type(value) is origin

@@ -90,7 +90,11 @@ class Curriculum:
 
     def status(self) -> dict[str, str]:
         """Return what a progress bar shows."""
-        values = self.losses | {"aligned": self.in_batch_r1} | dict(zip(ATTRIBUTES, self.known, strict=True))
+        values = (
+            self.losses
+            | {"aligned": self.in_batch_r1}
+            | dict(zip(ATTRIBUTES, self.known, strict=True))
+        )
         lesson = {"words": str(self.words[0])} if self.words else {}
         return lesson | {name: f"{value:.3f}" for name, value in values.items()}
 
@@ -115,7 +119,9 @@ def train(
     `workers` processes draw batches ahead (0: none). `report` gets the step and the curriculum's status.
     """
     device = base.device
-    optimizer = torch.optim.AdamW(base.parameters(), betas=BETAS, weight_decay=0.01, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        base.parameters(), betas=BETAS, weight_decay=0.01, fused=device.type == "cuda"
+    )
     bf16 = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     base.train()
     started = time.monotonic()
@@ -166,7 +172,9 @@ def draw_ahead(curriculum: Curriculum, steps: int, workers: int) -> Iterator[tup
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """Copy a batch's arrays to the device."""
-    return {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in batch.items()}
+    return {
+        name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in batch.items()
+    }
 
 
 def lesson_loss(base: Backbone, lesson: Lesson, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -177,7 +185,9 @@ def lesson_loss(base: Backbone, lesson: Lesson, batch: dict[str, Tensor]) -> tup
     pictures = embed(base, batch, "")  # (B, D)
     texts = embed(base, batch, "text_")
     rows = torch.arange(len(texts), device=texts.device)
-    loss = info_nce(texts, pictures, rows, TEMPERATURE) + info_nce(pictures, texts, rows, TEMPERATURE)
+    loss = info_nce(texts, pictures, rows, TEMPERATURE) + info_nce(
+        pictures, texts, rows, TEMPERATURE
+    )
     return loss / 2, batch_statistics(texts, pictures, rows)["in_batch_r1"]
 
 
@@ -215,7 +225,11 @@ def predict(base: Backbone, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, T
 
 @torch.no_grad()
 def exact_rows(
-    base: Backbone, drawn: list[Example], rng: random.Random, verdicts: bool = False, pictures: bool = True
+    base: Backbone,
+    drawn: list[Example],
+    rng: random.Random,
+    verdicts: bool = False,
+    pictures: bool = True,
 ) -> float:
     """Return the share of examples whose every supervised token is predicted."""
     encoder = ChatEncoder(base.processor, base.ret_id)
@@ -237,7 +251,12 @@ def exact_answers(base: Backbone, rows: int = 500) -> dict[str, float]:
 
 
 def exact_alone(
-    base: Backbone, rng: random.Random, rows: int, most: int = 9, pictures: bool = True, test: bool = False
+    base: Backbone,
+    rng: random.Random,
+    rows: int,
+    most: int = 9,
+    pictures: bool = True,
+    test: bool = False,
 ) -> list[float]:
     """Return for selectors of a slot, size, colour or shape alone the share of scenes with all verdicts right."""
     rates = []

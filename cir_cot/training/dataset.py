@@ -42,13 +42,21 @@ class CirDataset(torch.utils.data.Dataset):
         index, draw = item
         record = self.records[index]
         if not record.targets:
-            raise InputError(f"record {record.id!r} has no target; training needs one, so leave test splits out")
+            raise InputError(
+                f"record {record.id!r} has no target; training needs one, so leave test splits out"
+            )
         if self.captions and self.captions[index]:
-            record = replace(record, text=training_caption(self.captions[index], random.Random(draw).random()))
-        return Row(record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw)
+            record = replace(
+                record, text=training_caption(self.captions[index], random.Random(draw).random())
+            )
+        return Row(
+            record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw
+        )
 
 
-def load_rows(args: DataArguments, chains: Sequence[str] = (), vary_captions: bool = False) -> tuple[CirDataset, str]:
+def load_rows(
+    args: DataArguments, chains: Sequence[str] = (), vary_captions: bool = False
+) -> tuple[CirDataset, str]:
     """Read records, chains and pictures -> (dataset, what was left out in words, or "").
 
     InputError for whatever would only surface in the middle of training. `vary_captions` draws a FashionIQ query's
@@ -58,10 +66,16 @@ def load_rows(args: DataArguments, chains: Sequence[str] = (), vary_captions: bo
     records = [record for part in parts for record in part.records]
     captions = [(part.captions or {}).get(record.id) for part in parts for record in part.records]
     stores = [part.images() for part in parts]
-    where = {image: store for part, store in zip(parts, stores, strict=True) for image in used(part.records)}
+    where = {
+        image: store
+        for part, store in zip(parts, stores, strict=True)
+        for image in used(part.records)
+    }
     for record in records:
         if not record.targets:
-            raise InputError(f"{args.root}: query {record.id!r} of {args.split} has no target; train on another split")
+            raise InputError(
+                f"{args.root}: query {record.id!r} of {args.split} has no target; train on another split"
+            )
     for path in chains:
         records = attach_chains(records, path)
     missing = {image for image, store in where.items() if image not in store}
@@ -69,7 +83,11 @@ def load_rows(args: DataArguments, chains: Sequence[str] = (), vary_captions: bo
         where[min(missing)].path(min(missing))  # says what it looked for
     kept = [index for index, record in enumerate(records) if missing.isdisjoint(used([record]))]
     lost = len(records) - len(kept)
-    left_out = f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing" if lost else ""
+    left_out = (
+        f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
+        if lost
+        else ""
+    )
     texts = [captions[index] for index in kept] if vary_captions else None
     return CirDataset([records[index] for index in kept], Pictures(where), texts), left_out
 

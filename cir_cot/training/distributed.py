@@ -23,7 +23,10 @@ def shards_parameters(args: TrainingArguments) -> bool:
 
 
 def refuse_impossible(
-    args: TrainingArguments, quantization: str | None = None, trains_vision: bool = False, vision_cache: bool = False
+    args: TrainingArguments,
+    quantization: str | None = None,
+    trains_vision: bool = False,
+    vision_cache: bool = False,
 ) -> None:
     """InputError, with the reason and the cure, for settings that cannot work together."""
     stage = zero_stage(args)
@@ -39,11 +42,16 @@ def refuse_impossible(
     if quantization and uses_fsdp(args):
         raise InputError(f"quantization {quantization} with FSDP: packed 4- and 8-bit weights cannot be sharded; use "
                          "DDP (train/configs/accelerate/gpus8.yaml) or ZeRO-2")  # fmt: skip
-    if uses_fsdp(args) and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+    if uses_fsdp(args) and args.distributed_state.distributed_type in (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+    ):
         raise InputError("FSDP needs several accelerators: accelerate leaves it out on CPUs and in a single process, "
                          "and every process would hold the whole model; start without it")  # fmt: skip
     if quantization and args.fp16:
-        raise InputError(f"quantization {quantization} with fp16: the dequantised products overflow; use --bf16")
+        raise InputError(
+            f"quantization {quantization} with fp16: the dequantised products overflow; use --bf16"
+        )
 
 
 def prepare_deepspeed(args: TrainingArguments) -> None:

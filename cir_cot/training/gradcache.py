@@ -60,7 +60,9 @@ class PartCollator:
 
     def __call__(self, items: Sequence) -> dict:
         groups = [items[at : at + self.size] for at in range(0, len(items), self.size)]
-        return {"parts": [self.collator([self.dataset[item] for item in group]) for group in groups]}
+        return {
+            "parts": [self.collator([self.dataset[item] for item in group]) for group in groups]
+        }
 
 
 def part_size(budget: int) -> int:
@@ -99,11 +101,15 @@ def cut(batch: dict, budget: int) -> list[Chunk]:
     A single row beyond the budget is a chunk of its own.
     """
     query, target = (row_tokens(batch[side]) for side in SIDES)
-    order = sorted(range(len(query)), key=lambda row: (query[row] + target[row], -row), reverse=True)
+    order = sorted(
+        range(len(query)), key=lambda row: (query[row] + target[row], -row), reverse=True
+    )
     groups: list[list[int]] = []
     for row in order:
         together = [*groups[-1], row] if groups else []
-        width = max((query[i] for i in together), default=0) + max((target[i] for i in together), default=0)
+        width = max((query[i] for i in together), default=0) + max(
+            (target[i] for i in together), default=0
+        )
         if together and len(together) * width <= budget:
             groups[-1].append(row)
         else:
@@ -179,7 +185,9 @@ def cached_step(
     leaves, total = {}, torch.zeros((), device=device)
     if contrast is not None:
         states, leaves = _embed(chunks, encode, device)
-        total = contrast(leaves, torch.cat([chunk.ids for chunk in chunks if chunk.weighs]).to(device))
+        total = contrast(
+            leaves, torch.cat([chunk.ids for chunk in chunks if chunk.weighs]).to(device)
+        )
         total.backward()
         total = total.detach().clone()
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
@@ -197,7 +205,9 @@ def cached_step(
                     # a chunk without weight takes part with no rows: its zero gradients keep processes in step
                     part = part + (value[:count] * gradient).sum()
                 if name in SIDES:
-                    moved = (value.detach()[:count] - mine.detach()[start : start + count]).abs().sum()
+                    moved = (
+                        (value.detach()[:count] - mine.detach()[start : start + count]).abs().sum()
+                    )
                     drift = torch.maximum(drift, moved / max(count, 1))
             if leaves and torch.is_tensor(out["temperature"]) and out["temperature"].requires_grad:
                 # with every chunk: to a weight without gradient in the first one, ZeRO-3 adds that of the step before
@@ -218,7 +228,10 @@ def _embed(chunks: Sequence[Chunk], encode: Callable, device: torch.device) -> t
     kept = [out for out, chunk in zip(outputs, chunks, strict=True) if chunk.weighs]
     leaves = {name: torch.cat([per_row(out)[name] for out in kept]) for name in per_row(kept[0])}
     leaves["temperature"] = torch.as_tensor(kept[0]["temperature"], device=device)
-    leaves = {name: value.detach().clone().requires_grad_(value.is_floating_point()) for name, value in leaves.items()}
+    leaves = {
+        name: value.detach().clone().requires_grad_(value.is_floating_point())
+        for name, value in leaves.items()
+    }
     return states, leaves | {"rows": {name: leaves[name] for name in kept[0].get("rows", {})}}
 
 

@@ -25,7 +25,15 @@ from .lessons import EVEN, TASKS, Example
 
 # 2.8 million parameters; one attention window a picture. Weights start at 0.05 instead of transformers' 0.02: pictures
 # are read after 500 steps instead of 1,500 (docs/log.md).
-SIZES = {"hidden": 192, "layers": 6, "heads": 6, "kv_heads": 3, "intermediate": 512, "window": 84, "init_std": 0.05}
+SIZES = {
+    "hidden": 192,
+    "layers": 6,
+    "heads": 6,
+    "kv_heads": 3,
+    "intermediate": 512,
+    "window": 84,
+    "init_std": 0.05,
+}
 ALIGN = "align"
 BY, END, YES, NO = " by", ";", " yes", " no"
 
@@ -68,7 +76,10 @@ def draw_batch(lesson: Lesson) -> Batch:
     if lesson.name == ALIGN:
         return alignment_batch(base, encoder, rng, lessons.draw_distinct_scenes(rng, lesson.rows))
     if lesson.most_objects is not None:
-        drawn = [lessons.select(rng, False, lesson.alone, most=lesson.most_objects) for _ in range(lesson.rows)]
+        drawn = [
+            lessons.select(rng, False, lesson.alone, most=lesson.most_objects)
+            for _ in range(lesson.rows)
+        ]
         return language_batch(base, encoder, rng, drawn, verdicts=True, pictures=False)
     drawn = [TASKS[lesson.name](rng, False, lesson.alone) for _ in range(lesson.rows)]
     return language_batch(base, encoder, rng, drawn, verdicts=lesson.name == "select")
@@ -93,9 +104,13 @@ def language_batch(
     return to_arrays(batch) | {"pictures": render([example.scene for example in drawn], rng)}
 
 
-def alignment_batch(base: Backbone, encoder: ChatEncoder, rng: random.Random, drawn: Sequence[scenes.Scene]) -> Batch:
+def alignment_batch(
+    base: Backbone, encoder: ChatEncoder, rng: random.Random, drawn: Sequence[scenes.Scene]
+) -> Batch:
     """Tokenise scenes twice: as pictures, and under `text_...` as descriptions alone."""
-    picture_side = tokenise(base, encoder, [prompts.TARGET] * len(drawn), [[encoder.ret_id]] * len(drawn))
+    picture_side = tokenise(
+        base, encoder, [prompts.TARGET] * len(drawn), [[encoder.ret_id]] * len(drawn)
+    )
     # half of the descriptions stand in the question, half in the answer
     questions = []
     answers = []

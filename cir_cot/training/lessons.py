@@ -56,7 +56,11 @@ def describe(rng: random.Random, test: bool = False, alone: Sequence[float] = EV
 
 
 def select(
-    rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN, subsets: float = 0.4, most: int = 9
+    rng: random.Random,
+    test: bool = False,
+    alone: Sequence[float] = EVEN,
+    subsets: float = 0.4,
+    most: int = 9,
 ) -> Example:
     """Draw a selector: for each object of a scene the answer says whether the selector means it.
 
@@ -73,7 +77,9 @@ def select(
     return Example(scene, prompts.DESCRIBE_SELECT.replace("{text}", selector), answer)
 
 
-def draw_edit(rng: random.Random, test: bool, alone: Sequence[float] = EVEN) -> tuple[scenes.Scene, scenes.Edit]:
+def draw_edit(
+    rng: random.Random, test: bool, alone: Sequence[float] = EVEN
+) -> tuple[scenes.Scene, scenes.Edit]:
     """Draw a scene and an edit of it, both scenes on one side of the train/test hash."""
     while True:
         scene = draw_scene(rng, test)
@@ -87,7 +93,9 @@ def draw_edit(rng: random.Random, test: bool, alone: Sequence[float] = EVEN) -> 
 def apply(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> Example:
     """Draw an edit: the answer describes the scene after it."""
     scene, edit = draw_edit(rng, test, alone)
-    return Example(scene, prompts.APPLY.replace("{text}", edit.text), scenes.scene_text(edit.result))
+    return Example(
+        scene, prompts.APPLY.replace("{text}", edit.text), scenes.scene_text(edit.result)
+    )
 
 
 def revise(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> Example:

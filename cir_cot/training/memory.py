@@ -23,7 +23,11 @@ ROUND = 256
 def token_counts(batch: Mapping) -> dict[str, list[int]]:
     """Tokens of each row: read on the query's and the target's side, and visual ones on both."""
     counts = {side: row_tokens(batch[side]) for side in SIDES}
-    kinds = [batch[side]["mm_token_type_ids"].sum(dim=1) for side in SIDES if "mm_token_type_ids" in batch[side]]
+    kinds = [
+        batch[side]["mm_token_type_ids"].sum(dim=1)
+        for side in SIDES
+        if "mm_token_type_ids" in batch[side]
+    ]
     return counts | {"visual": sum(kinds).tolist() if kinds else [0] * len(counts["query"])}
 
 
@@ -51,23 +55,37 @@ def standing_bytes(head: nn.Module) -> tuple[int, int]:
     return weights, sum(3 * value.nbytes for value in head.parameters() if value.requires_grad)
 
 
-def bytes_per_token(head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None) -> int:
+def bytes_per_token(
+    head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None
+) -> int:
     """What a forward pass in train mode keeps for the backward pass, for each token of the batch, padding included."""
-    inputs = {side: {name: value.to(device) for name, value in batch[side].items()} for side in SIDES}
+    inputs = {
+        side: {name: value.to(device) for name, value in batch[side].items()} for side in SIDES
+    }
     labels = batch["labels"].to(device) if "labels" in batch else None
     known = {value.untyped_storage().data_ptr() for value in (*head.parameters(), *head.buffers())}
-    known |= {value.untyped_storage().data_ptr() for side in SIDES for value in inputs[side].values()}
+    known |= {
+        value.untyped_storage().data_ptr() for side in SIDES for value in inputs[side].values()
+    }
     training = head.training
     head.train()
     with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-        kept = kept_bytes(lambda: head(query=inputs["query"], target=inputs["target"], labels=labels), known)
+        kept = kept_bytes(
+            lambda: head(query=inputs["query"], target=inputs["target"], labels=labels), known
+        )
     head.train(training)
     rows = len(batch["ids"])
     return kept // sum(rows * max(row_tokens(batch[side])) for side in SIDES)
 
 
 def estimate(
-    head: nn.Module, dataset, collator, args, side: int = TOKEN, max_pixels: int | None = None, free: int | None = None
+    head: nn.Module,
+    dataset,
+    collator,
+    args,
+    side: int = TOKEN,
+    max_pixels: int | None = None,
+    free: int | None = None,
 ) -> dict:
     """Tokens and memory of a run with `args` (CirArguments), from a sample of `dataset` -> facts, see `describe`.
 
@@ -81,8 +99,14 @@ def estimate(
     counts = token_counts(batch)
     both = [query + target for query, target in zip(counts["query"], counts["target"], strict=True)]
     sides = [side for row in rows for side in (row.reference, row.target)]
-    pictures = [side for side in sides if not torch.is_tensor(side)]  # the others are features already
-    large = sum(is_shrunk(one.height, one.width, side, max_pixels) for one in pictures) if max_pixels else 0
+    pictures = [
+        side for side in sides if not torch.is_tensor(side)
+    ]  # the others are features already
+    large = (
+        sum(is_shrunk(one.height, one.width, side, max_pixels) for one in pictures)
+        if max_pixels
+        else 0
+    )
     longest = sorted(range(len(both)), key=both.__getitem__)[-MEASURED:]
     precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     each = bytes_per_token(head, select(batch, torch.tensor(longest)), args.device, precision)
@@ -90,7 +114,9 @@ def estimate(
     step_tokens = args.per_device_train_batch_size * (max(counts["query"]) + max(counts["target"]))
     free = free_bytes(args.device) if free is None else free
     room = max(0, free - training)
-    proposed = max(int(SHARE * room / max(each, 1)) // ROUND * ROUND, -(-max(both) // ROUND) * ROUND)
+    proposed = max(
+        int(SHARE * room / max(each, 1)) // ROUND * ROUND, -(-max(both) // ROUND) * ROUND
+    )
     chunk = min(step_tokens, args.chunk_tokens or step_tokens)
     return {
         "rows": len(dataset),
@@ -120,13 +146,18 @@ def describe(facts: Mapping) -> str:
     lines = [
         f"{facts['rows']} rows, of which {facts['sampled']} sampled: tokens of query {_words(tokens['query'])}, of "
         f"target {_words(tokens['target'])}; visual ones of both {_words(tokens['visual'])}",
-        *(f"  up to {upper:>6} tokens  {'#' * -(-40 * rows // most)} {rows}" for upper, rows in facts["histogram"]),
+        *(
+            f"  up to {upper:>6} tokens  {'#' * -(-40 * rows // most)} {rows}"
+            for upper, rows in facts["histogram"]
+        ),
         f"pictures above max_pixels, made smaller: {facts['pictures_above_max_pixels']} of {facts['pictures']}",
         f"memory of a process: weights {size['weights']}, gradients and optimizer {size['gradients_and_optimizer']}, "
         f"activations of a step {size['step']} (all rows at once {size['step_without_chunks']}); free {size['free']}",
     ]
     if not facts["fits"]:
-        lines.append(f"this will not fit: set chunk_tokens to at most {facts['proposed_chunk_tokens']}")
+        lines.append(
+            f"this will not fit: set chunk_tokens to at most {facts['proposed_chunk_tokens']}"
+        )
     return "\n".join(lines)
 
 

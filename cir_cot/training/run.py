@@ -22,24 +22,35 @@ from .memory import describe, estimate
 from .trainer import CirTrainer
 
 
-def load_head(kind: type[QwenHead], args: QwenArguments, settings: Sequence[str], frozen: bool = False) -> QwenHead:
+def load_head(
+    kind: type[QwenHead], args: QwenArguments, settings: Sequence[str], frozen: bool = False
+) -> QwenHead:
     """Build a head on a base checkpoint, or go on from a saved one with its settings where none are given.
 
     `settings` name the arguments that are the head's own, beside those of its readout; `frozen` trains nothing else.
     The random numbers are those of `args.seed`.
     """
     torch.manual_seed(args.seed)  # adapters and heads start at random
-    given = {name: value for name in (*READOUT, *settings) if (value := getattr(args, name)) is not None}
-    options = {name: getattr(args, name) for name in ("dtype", "attn", "quantization", "min_pixels", "max_pixels")}
+    given = {
+        name: value for name in (*READOUT, *settings) if (value := getattr(args, name)) is not None
+    }
+    options = {
+        name: getattr(args, name)
+        for name in ("dtype", "attn", "quantization", "min_pixels", "max_pixels")
+    }
     options["freeze_vision"] = not args.train_vision
     if not (Path(args.model) / SETTINGS_FILE).is_file():
         lora = {"r": args.lora_r, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         adapter = lora if args.lora_r and not frozen else None
-        head = kind(load_backbone(args.model, lora=adapter, frozen=frozen, **options), args.model, **given)
+        head = kind(
+            load_backbone(args.model, lora=adapter, frozen=frozen, **options), args.model, **given
+        )
     else:
         facts = read_settings(args.model)
         if facts["kind"] != kind.kind:
-            raise InputError(f"{args.model}: a {facts['kind']!r} retriever; this recipe trains {kind.kind!r}")
+            raise InputError(
+                f"{args.model}: a {facts['kind']!r} retriever; this recipe trains {kind.kind!r}"
+            )
         head = kind.resume(args.model, facts, trainable=True, settings=given, **options)
         if "temperature" in given:
             nn.init.constant_(head.log_temperature, math.log(args.temperature))
@@ -63,7 +74,9 @@ def plan(trainer: CirTrainer) -> str:
     return describe(facts)
 
 
-def fit(trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], object] | None = None) -> str:
+def fit(
+    trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], object] | None = None
+) -> str:
     """Train as `trainer.args` say and complete the run folder -> what was done, in a line.
 
     `announce` is given the estimate of tokens and memory before the first step.
@@ -76,10 +89,14 @@ def fit(trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], obje
             announce(words)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
-    write_metrics_json(args.output_dir, result.metrics | {"history": trainer.state.log_history}, args)
+    write_metrics_json(
+        args.output_dir, result.metrics | {"history": trainer.state.log_history}, args
+    )
     trainer.accelerator.end_training()
     rows = len(trainer.train_dataset)
-    return f"trained {result.global_step} steps on {rows} rows; the retriever is in {args.output_dir}"
+    return (
+        f"trained {result.global_step} steps on {rows} rows; the retriever is in {args.output_dir}"
+    )
 
 
 def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:

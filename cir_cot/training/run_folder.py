@@ -82,7 +82,11 @@ def run_folder(args: DataArguments) -> Iterator[None]:
 
 def _own_checkpoints(folder: Path) -> list[Path]:
     """Return the folders of checkpoints that training wrote; one that somebody else named so is not among them."""
-    return [path for path in checkpoints(folder).values() if any((path / name).exists() for name in SAVED)]
+    return [
+        path
+        for path in checkpoints(folder).values()
+        if any((path / name).exists() for name in SAVED)
+    ]
 
 
 def _occupied(folder: Path, by_checkpoints: bool) -> str:

@@ -29,11 +29,21 @@ class RowSampler(Sampler):
     """
 
     def __init__(
-        self, records: Sequence[Record], seed: int, group_by: str = "none", group_size: int = 1, alike: int = 0
+        self,
+        records: Sequence[Record],
+        seed: int,
+        group_by: str = "none",
+        group_size: int = 1,
+        alike: int = 0,
     ):
         if group_by not in GROUP_BY:
             raise InputError(f"group_by must be one of {', '.join(GROUP_BY)}, got {group_by!r}")
-        self.records, self.seed, self.group_by, self.group_size = records, seed, group_by, group_size
+        self.records, self.seed, self.group_by, self.group_size = (
+            records,
+            seed,
+            group_by,
+            group_size,
+        )
         self.alike, self.epoch = alike, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,7 +74,9 @@ class RowSampler(Sampler):
         length = [max(_length(self.records[index]) for index in block) for block in blocks]
         places = []
         for start in range(0, len(blocks), WINDOW * batch):
-            places += sorted(range(start, min(start + WINDOW * batch, len(blocks))), key=length.__getitem__)
+            places += sorted(
+                range(start, min(start + WINDOW * batch, len(blocks))), key=length.__getitem__
+            )
         batches = [places[at : at + batch] for at in range(0, len(places), batch)]
         rest = batches.pop() if batches and len(batches[-1]) < batch else []
         mixed = [place for at in random.permutation(len(batches)) for place in batches[at]] + rest
@@ -76,8 +88,13 @@ class RowSampler(Sampler):
         full = []
         for index in order:
             record = self.records[index]
-            mine = open_blocks.setdefault(record.reference if self.group_by == "reference" else record.source, [])
-            at = next((i for i, (_, targets) in enumerate(mine) if targets.isdisjoint(record.targets)), None)
+            mine = open_blocks.setdefault(
+                record.reference if self.group_by == "reference" else record.source, []
+            )
+            at = next(
+                (i for i, (_, targets) in enumerate(mine) if targets.isdisjoint(record.targets)),
+                None,
+            )
             if at is None:
                 at = len(mine)
                 mine.append(([], set()))
@@ -92,7 +109,9 @@ class RowSampler(Sampler):
 def _length(record: Record) -> int:
     """How long a row is beside others, in characters of its text and chain."""
     cot = record.cot
-    return len(record.text) + (len(cot.caption) + len(cot.reasoning) + len(cot.conclusion) if cot else 0)
+    return len(record.text) + (
+        len(cot.caption) + len(cot.reasoning) + len(cot.conclusion) if cot else 0
+    )
 
 
 class ShardedBatches(BatchSampler):
@@ -105,19 +124,28 @@ class ShardedBatches(BatchSampler):
 
     def __init__(self, sampler: RowSampler, batch_size: int, rank: int = 0, processes: int = 1):
         if len(sampler) < processes:
-            raise InputError(f"{len(sampler)} training rows are too few for {processes} processes; use fewer processes")
+            raise InputError(
+                f"{len(sampler)} training rows are too few for {processes} processes; use fewer processes"
+            )
         if sampler.group_by != "none" and batch_size * processes % sampler.group_size:
             raise InputError(
                 f"group_size {sampler.group_size} does not divide the {batch_size * processes} rows of a micro-batch "
                 f"({processes} processes x {batch_size}); choose a divisor"
             )
-        self.sampler, self.batch_size, self.rank, self.processes = sampler, batch_size, rank, processes
+        self.sampler, self.batch_size, self.rank, self.processes = (
+            sampler,
+            batch_size,
+            rank,
+            processes,
+        )
         self.drop_last = False
 
     def __len__(self) -> int:
         """Micro-batches of an epoch, the same number for every process."""
         if self.batch_size == 1:
-            return len(self.sampler) // self.processes  # one row has nothing to lend: the rest joins the last batch
+            return (
+                len(self.sampler) // self.processes
+            )  # one row has nothing to lend: the rest joins the last batch
         return -(-len(self.sampler) // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -125,5 +153,7 @@ class ShardedBatches(BatchSampler):
         whole = self.batch_size * self.processes
         starts = [min(i * whole, len(order) - self.processes) for i in range(len(self))]
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            cut = [start + (end - start) * part // self.processes for part in range(self.processes + 1)]
+            cut = [
+                start + (end - start) * part // self.processes for part in range(self.processes + 1)
+            ]
             yield order[cut[self.rank] : cut[self.rank + 1]]

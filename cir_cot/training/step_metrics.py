@@ -34,7 +34,9 @@ class Meter:
         """Means over all processes since the last time, and start anew; a collective call."""
         names = sorted(self.sums)
         sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), "sum").tolist()
-        means = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        means = {
+            name: total / count for name, (total, count) in zip(names, sums, strict=True) if count
+        }
         del means["tokens"]
         now = time.perf_counter()
         means["tokens_per_second"] = sums[names.index("tokens")][0] / (now - self.since)
@@ -46,4 +48,6 @@ class Meter:
 
 def supervised_tokens(batch: dict) -> int:
     """Tokens of a batch that the language-model loss sees; the first position has nothing to be predicted from."""
-    return sum(int(part["labels"][:, 1:].ne(-100).sum()) for part in parts_of(batch) if "labels" in part)
+    return sum(
+        int(part["labels"][:, 1:].ne(-100).sum()) for part in parts_of(batch) if "labels" in part
+    )

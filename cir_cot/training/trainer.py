@@ -71,7 +71,13 @@ class CirTrainer(Trainer):
     args: CirArguments
 
     def __init__(self, model: nn.Module, args: CirArguments, train_dataset, **options):
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=model.collator(), **options)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=model.collator(),
+            **options,
+        )
         self.model_accepts_loss_kwargs = True
         self.meter = Meter(args.device)
         self.vision = self._vision_cache()
@@ -79,20 +85,30 @@ class CirTrainer(Trainer):
     def _vision_cache(self) -> VisionCache | None:
         """Features of the frozen vision tower: on the disk if asked for, else shared by the passes of a step."""
         args = self.args
-        backbone = next((child for child in self.model.children() if isinstance(child, Backbone)), None)
+        backbone = next(
+            (child for child in self.model.children() if isinstance(child, Backbone)), None
+        )
         if backbone is None:
             if args.vision_cache:
-                raise InputError("vision_cache: this retriever has no Qwen-VL vision tower; leave vision_cache out")
+                raise InputError(
+                    "vision_cache: this retriever has no Qwen-VL vision tower; leave vision_cache out"
+                )
             return None
         tower, records = backbone.plain.model.visual, self.train_dataset.records
         if args.vision_cache:
-            pictures = {image for record in records for image in (record.reference, *record.targets[:1])}
+            pictures = {
+                image for record in records for image in (record.reference, *record.targets[:1])
+            }
             precision = f"{tower.dtype}, {self.accelerator.mixed_precision}"
             cache = VisionCache(tower, args.vision_cache, len(pictures), str(args.process_index))
             return cache.open(tower_identity(tower, backbone.processor.image_processor, precision))
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         # Where parameters are sharded every process must run the tower at the same moments.
-        return VisionCache(tower) if frozen and args.chunk_tokens and not args.shards_parameters else None
+        return (
+            VisionCache(tower)
+            if frozen and args.chunk_tokens and not args.shards_parameters
+            else None
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process; already sharded, so accelerate only forwards the epoch to the sampler."""
@@ -103,10 +119,15 @@ class CirTrainer(Trainer):
         sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size, alike)
         dataset, collate = self.train_dataset, self.data_collator
         if args.chunk_tokens:
-            dataset, collate = Items(dataset), PartCollator(dataset, collate, part_size(args.chunk_tokens))
+            dataset, collate = (
+                Items(dataset),
+                PartCollator(dataset, collate, part_size(args.chunk_tokens)),
+            )
         loader = DataLoader(
             dataset,
-            batch_sampler=ShardedBatches(sampler, self._train_batch_size, args.process_index, args.world_size),
+            batch_sampler=ShardedBatches(
+                sampler, self._train_batch_size, args.process_index, args.world_size
+            ),
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -115,11 +136,15 @@ class CirTrainer(Trainer):
         )
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> tuple[int, int]:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict], device: torch.device
+    ) -> tuple[int, int]:
         """Rows and supervised tokens of an optimizer step, over its micro-batches and all processes."""
         rows = sum(len(part["ids"]) for batch in batch_samples for part in parts_of(batch))
         tokens = sum(supervised_tokens(batch) for batch in batch_samples)
-        rows, tokens = self.accelerator.reduce(torch.tensor([rows, tokens], device=device), "sum").tolist()
+        rows, tokens = self.accelerator.reduce(
+            torch.tensor([rows, tokens], device=device), "sum"
+        ).tolist()
         self.meter.add("supervised_tokens", tokens, 1)
         return rows, tokens
 
@@ -130,13 +155,17 @@ class CirTrainer(Trainer):
         with nullcontext() if self.vision is None else self.vision.attached():
             if not self.args.chunk_tokens:
                 return super().training_step(model, inputs, num_items_in_batch)
-            chunks = [chunk for part in parts_of(inputs) for chunk in cut(part, self.args.chunk_tokens)]
+            chunks = [
+                chunk for part in parts_of(inputs) for chunk in cut(part, self.args.chunk_tokens)
+            ]
             count = max(gather_counts(len(chunks), self.args.device))
             if count == 1:
                 return super().training_step(model, chunks[0].batch, num_items_in_batch)
             return self._cached_step(model, stretch(chunks, count), num_items_in_batch)
 
-    def _cached_step(self, model: nn.Module, chunks: list[Chunk], totals: tuple[int, int]) -> Tensor:
+    def _cached_step(
+        self, model: nn.Module, chunks: list[Chunk], totals: tuple[int, int]
+    ) -> Tensor:
         """The loss of all chunks, gradients accumulated in two passes, or in one without a contrastive loss."""
         model.train()
         kind = self.accelerator.distributed_type
@@ -147,10 +176,14 @@ class CirTrainer(Trainer):
             loss = cached_step(
                 chunks,
                 encode=partial(self._encode, model),
-                contrast=partial(self._share, totals=totals) if self.args.contrastive_weight else None,
+                contrast=partial(self._share, totals=totals)
+                if self.args.contrastive_weight
+                else None,
                 add=partial(self._add, totals=totals),
                 backward=partial(self._backward, model, coalesce),
-                no_sync=partial(self.accelerator.no_sync, model) if kind != DistributedType.FSDP else nullcontext,
+                no_sync=partial(self.accelerator.no_sync, model)
+                if kind != DistributedType.FSDP
+                else nullcontext,
                 device=self.args.device,
             )
         if coalesce:
@@ -192,7 +225,9 @@ class CirTrainer(Trainer):
         outputs = self._encode(model, chunk, True)
         loss = self._add(outputs, chunk, num_items_in_batch)
         if self.args.contrastive_weight:
-            loss = loss + self._share(outputs, inputs["ids"].to(self.args.device), num_items_in_batch)
+            loss = loss + self._share(
+                outputs, inputs["ids"].to(self.args.device), num_items_in_batch
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _add(self, outputs: dict, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
@@ -200,7 +235,9 @@ class CirTrainer(Trainer):
         batch, world = chunk.batch, self.accelerator.num_processes
         rows, tokens = len(chunk), supervised_tokens(batch)
         if outputs.get("rows") and not self.args.contrastive_weight:
-            raise ValueError("the head has losses of the whole batch: they need a contrastive_weight above 0")
+            raise ValueError(
+                "the head has losses of the whole batch: they need a contrastive_weight above 0"
+            )
         loss = 0.0
         for name, value in outputs["aux"].items():
             count, total = (tokens, totals[1]) if name == "lm" else (rows, totals[0])
@@ -210,13 +247,17 @@ class CirTrainer(Trainer):
         if chunk.weighs:
             for name, value in outputs.get("stats", {}).items():
                 self.meter.add(name, value, rows)
-            self.meter.count(batch["query"], batch["target"] if self.args.contrastive_weight else None)
+            self.meter.count(
+                batch["query"], batch["target"] if self.args.contrastive_weight else None
+            )
         return loss
 
     def _weight(self, name: str) -> float:
         weights = self.args.aux_weights()
         if name not in weights:
-            raise ValueError(f"the head returns a loss {name!r}, which {type(self.args).__name__}.aux_weights lacks")
+            raise ValueError(
+                f"the head returns a loss {name!r}, which {type(self.args).__name__}.aux_weights lacks"
+            )
         return weights[name]
 
     def _share(self, outputs: dict, ids: Tensor, totals: tuple[int, int]) -> Tensor:
@@ -230,7 +271,9 @@ class CirTrainer(Trainer):
         self.meter.add("temperature", outputs["temperature"], len(ids))
         loss = self.args.contrastive_weight * contrastive
         if outputs.get("rows"):
-            rows = {name: gather_with_grad(value, counts) for name, value in outputs["rows"].items()}
+            rows = {
+                name: gather_with_grad(value, counts) for name, value in outputs["rows"].items()
+            }
             for name, value in self.accelerator.unwrap_model(self.model).batch_losses(rows).items():
                 self.meter.add(f"{name}_loss", value, len(ids))
                 loss = loss + self._weight(name) * value
@@ -238,9 +281,16 @@ class CirTrainer(Trainer):
 
     def _contrastive(self, outputs: dict, ids: Tensor, counts: list[int]) -> Tensor:
         """InfoNCE of this process's queries against every process's targets of this micro-batch -> scalar."""
-        target, all_ids = gather_with_grad(outputs["target"], counts), gather_with_grad(ids, counts)  # (N, D), (N,)
-        positives = sum(counts[: self.args.process_index]) + torch.arange(len(ids), device=ids.device)
-        for name, value in batch_statistics(outputs["query"], target, positives, ids, all_ids).items():
+        target, all_ids = (
+            gather_with_grad(outputs["target"], counts),
+            gather_with_grad(ids, counts),
+        )  # (N, D), (N,)
+        positives = sum(counts[: self.args.process_index]) + torch.arange(
+            len(ids), device=ids.device
+        )
+        for name, value in batch_statistics(
+            outputs["query"], target, positives, ids, all_ids
+        ).items():
             self.meter.add(name, value, len(ids))
         return info_nce(outputs["query"], target, positives, outputs["temperature"], ids, all_ids)
 
@@ -262,7 +312,9 @@ class CirTrainer(Trainer):
             if self.is_fsdp_enabled:
                 self.model.load_weights(resume_from_checkpoint)
         if self.args.should_save:
-            shutil.rmtree(Path(self.args.output_dir) / SAVING, ignore_errors=True)  # of a run that died while saving
+            shutil.rmtree(
+                Path(self.args.output_dir) / SAVING, ignore_errors=True
+            )  # of a run that died while saving
         self.meter = Meter(self.args.device)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
@@ -278,7 +330,9 @@ class CirTrainer(Trainer):
             with whole(head, state_dict if self.args.shards_parameters else None):
                 head.save(output_dir or self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         if not self.is_fsdp_enabled:  # there `train` has loaded them, before they are shared out
             self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 

@@ -39,7 +39,13 @@ class VisionCache:
     how many different pictures a run may show: more are a sign of augmentation, which would fill the disk.
     """
 
-    def __init__(self, tower: nn.Module, folder: str | Path | None = None, limit: int | None = None, name: str = "0"):
+    def __init__(
+        self,
+        tower: nn.Module,
+        folder: str | Path | None = None,
+        limit: int | None = None,
+        name: str = "0",
+    ):
         if any(parameter.requires_grad for parameter in tower.parameters()):
             raise InputError("a cache of vision features needs a frozen vision tower: leave out vision_cache, or train "
                              "without train_vision")  # fmt: skip
@@ -48,7 +54,9 @@ class VisionCache:
         self.identity: dict[str, str] = {}
         self.memory: dict[str, Tensor] = {}  # not on the disk (yet)
         self.stored: dict[str, object] = {}  # key -> open shard
-        self.unchecked: dict[str, tuple[Path, str]] = {}  # key -> file and digest of features that have not been used
+        self.unchecked: dict[
+            str, tuple[Path, str]
+        ] = {}  # key -> file and digest of features that have not been used
         self.seen: set[str] = set()
         self.shards: set[str] = set()
 
@@ -62,7 +70,9 @@ class VisionCache:
         if not isinstance(was, dict):
             raise InputError(f"{path}: damaged; give --vision_cache a new folder")
         if odd := [key for key in identity if was.get(key) != identity[key]]:
-            raise InputError(f"{self.folder}: holds features of another {odd[0]}; give --vision_cache a new folder")
+            raise InputError(
+                f"{self.folder}: holds features of another {odd[0]}; give --vision_cache a new folder"
+            )
         self._read_shards()
         return self
 
@@ -76,7 +86,9 @@ class VisionCache:
         At its end, without a folder, all features are forgotten: those of a step would pile up over a run.
         """
         whole = self.tower.forward
-        self.tower.forward = lambda patches, grid_thw, **options: self._features(whole, patches, grid_thw, options)
+        self.tower.forward = lambda patches, grid_thw, **options: self._features(
+            whole, patches, grid_thw, options
+        )
         try:
             yield self
         finally:
@@ -85,18 +97,24 @@ class VisionCache:
                 self.forget()
 
     @torch.no_grad()
-    def _features(self, run, patches: Tensor, grid: Tensor, options: dict) -> BaseModelOutputWithPooling:
+    def _features(
+        self, run, patches: Tensor, grid: Tensor, options: dict
+    ) -> BaseModelOutputWithPooling:
         blocks = patches.split(grid.prod(dim=1).tolist())
         keys = content_keys(blocks, grid)
         missing = [row for row, key in enumerate(keys) if key not in self and key not in keys[:row]]
         if missing:
             self._add(run, keys, blocks, grid, missing, options)
-        layers = torch.cat([self._get(key) for key in keys], dim=1).to(patches.device, non_blocking=True)  # (L, t, H)
+        layers = torch.cat([self._get(key) for key in keys], dim=1).to(
+            patches.device, non_blocking=True
+        )  # (L, t, H)
         out = BaseModelOutputWithPooling(pooler_output=layers[0])
         out.deepstack_features = list(layers[1:])
         return out
 
-    def _add(self, run, keys: list[str], blocks, grid: Tensor, missing: list[int], options: dict) -> None:
+    def _add(
+        self, run, keys: list[str], blocks, grid: Tensor, missing: list[int], options: dict
+    ) -> None:
         self.seen.update(keys)
         if self.limit is not None and len(self.seen) > self.limit:
             raise InputError(
@@ -121,7 +139,9 @@ class VisionCache:
         value = self.stored[key].get_tensor(key)
         path, digest = self.unchecked.pop(key, (None, None))
         if digest is not None and digest != _digest(value):
-            raise InputError(f"{path}: altered since it was written; delete it, its pictures are read anew")
+            raise InputError(
+                f"{path}: altered since it was written; delete it, its pictures are read anew"
+            )
         return value
 
     def forget(self) -> None:
@@ -133,7 +153,9 @@ class VisionCache:
         if self.memory:
             with locked(self.folder, wait=True):
                 self._read_shards()
-                self._write({key: value for key, value in self.memory.items() if key not in self.stored})
+                self._write(
+                    {key: value for key, value in self.memory.items() if key not in self.stored}
+                )
             self.memory = {}
         self._read_shards()
 
@@ -162,7 +184,9 @@ class VisionCache:
 def _digest(value: Tensor) -> str:
     """Return a digest of features: of their numbers, type and shape."""
     content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(f"{value.dtype} {tuple(value.shape)} ".encode() + content, digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        f"{value.dtype} {tuple(value.shape)} ".encode() + content, digest_size=16
+    ).hexdigest()
 
 
 def tower_identity(tower: nn.Module, processor, precision: str) -> dict[str, str]:
@@ -174,7 +198,9 @@ def tower_identity(tower: nn.Module, processor, precision: str) -> dict[str, str
     settings = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}
     return {
         "vision tower": digest.hexdigest(),
-        "processor": hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:32],
+        "processor": hashlib.blake2b(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:32],
         "precision": precision,
     }
 
@@ -185,14 +211,19 @@ def content_keys(blocks: Sequence[Tensor], grid: Tensor) -> list[str]:
     Two sums of the values' bits times fixed random 64-bit numbers: different pictures collide with a probability of
     about 2^-100. A picture made to collide could only harm its own maker's training.
     """
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[blocks[0].element_size()]
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
+        blocks[0].element_size()
+    ]
     sums = []
     for block in blocks:
         bits = block.contiguous().view(whole).flatten().long()
-        sums.append((bits * _lanes(_at_least(len(bits)), str(block.device))[:, : len(bits)]).sum(dim=1))  # (2,)
+        sums.append(
+            (bits * _lanes(_at_least(len(bits)), str(block.device))[:, : len(bits)]).sum(dim=1)
+        )  # (2,)
     pairs = zip(torch.stack(sums).tolist(), grid.tolist(), strict=True)
     return [
-        f"{'x'.join(map(str, shape))}-{'-'.join(f'{lane % 2**64:016x}' for lane in lanes)}" for lanes, shape in pairs
+        f"{'x'.join(map(str, shape))}-{'-'.join(f'{lane % 2**64:016x}' for lane in lanes)}"
+        for lanes, shape in pairs
     ]
 
 

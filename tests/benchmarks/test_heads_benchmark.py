@@ -29,7 +29,9 @@ def result(row: str, seed: int, recall: float, **more) -> dict:
 
 def arguments_of(command: str) -> type[CirArguments]:
     module = importlib.import_module(COMMANDS[command])
-    (kind,) = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+    (kind,) = (
+        v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__
+    )
     return kind
 
 
@@ -37,7 +39,9 @@ def arguments_of(command: str) -> type[CirArguments]:
 def test_every_stage_is_a_recipe_with_arguments_it_knows(name):
     stage = heads.STAGES[name]
     words = stage.options.format(out="out", sum="sum").split()
-    parse_arguments(arguments_of(stage.command), [*words, "--model", "m", "--root", "r", "--output_dir", "o"])
+    parse_arguments(
+        arguments_of(stage.command), [*words, "--model", "m", "--root", "r", "--output_dir", "o"]
+    )
     parts, start = stage.part, stage.start
     while start in heads.STAGES:
         parts, start = parts + heads.STAGES[start].part, heads.STAGES[start].start
@@ -68,10 +72,22 @@ def test_what_is_done_is_not_done_again_and_the_table_grows(tmp_path, capsys):
     rows = list(heads.ROWS)[:2]
     for row in rows:
         for seed, recall in enumerate((10.0, 20.0)):
-            heads.write_json(tmp_path / "results" / f"{heads.slug(row)}.{seed}.json", result(row, seed, recall))
+            heads.write_json(
+                tmp_path / "results" / f"{heads.slug(row)}.{seed}.json", result(row, seed, recall)
+            )
     heads.write_json(tmp_path / "results" / "x.json", result(rows[0], 2, 30.0))
     everything = tmp_path / "all.json"
-    call = ["--out", str(tmp_path), "--seeds", "2", "--rows", *rows, "--json", str(everything), *TINY]
+    call = [
+        "--out",
+        str(tmp_path),
+        "--seeds",
+        "2",
+        "--rows",
+        *rows,
+        "--json",
+        str(everything),
+        *TINY,
+    ]
     assert heads.main(call) == 0  # nothing is trained
     assert "20.0 ± 10.0" in capsys.readouterr().out
     table = (tmp_path / "heads.md").read_text()
@@ -95,8 +111,12 @@ def test_no_time_is_refused(tmp_path):
 
 
 def test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost():
-    root = ET.fromstring(scatter([("a <b>", 0.01, 0), ("c", 1, 100), ("d", 0.1, 50)], "cost", "recall"))
-    x, y = zip(*((float(c.get("cx")), float(c.get("cy"))) for c in root.findall("{*}circle")), strict=True)
+    root = ET.fromstring(
+        scatter([("a <b>", 0.01, 0), ("c", 1, 100), ("d", 0.1, 50)], "cost", "recall")
+    )
+    x, y = zip(
+        *((float(c.get("cx")), float(c.get("cy"))) for c in root.findall("{*}circle")), strict=True
+    )
     assert x[2] == pytest.approx((x[0] + x[1]) / 2)
     assert y[2] == pytest.approx((y[0] + y[1]) / 2)
     assert y[0] > y[2] > y[1]

@@ -49,7 +49,9 @@ def test_an_epoch_holds_every_query_once_and_keeps_the_edits_of_a_reference_toge
 def test_training_lowers_the_loss_and_words_matter(scenes):
     torch.manual_seed(0)
     (benchmark,) = load_benchmark("folder", scenes, "train")
-    model = tirg.Tirg(sorted({word for record in benchmark.records for word in record.text.split()}))
+    model = tirg.Tirg(
+        sorted({word for record in benchmark.records for word in record.text.split()})
+    )
     images = benchmark.images()
     pixels = tirg.stack([images.load(name) for name in benchmark.gallery])
     row_of = {name: row for row, name in enumerate(benchmark.gallery)}
@@ -59,7 +61,9 @@ def test_training_lowers_the_loss_and_words_matter(scenes):
     assert tirg.step_loss(model, benchmark.records, pixels, row_of).item() < before - 1
     model.eval()
     picture = images.load(benchmark.records[0].reference)
-    out = model.encode_query([picture] * 3, ["remove cyan object", "remove red object", "remove mauve object"])
+    out = model.encode_query(
+        [picture] * 3, ["remove cyan object", "remove red object", "remove mauve object"]
+    )
     assert out.embeddings.shape == (3, model.dim)
     torch.testing.assert_close(out.embeddings.norm(dim=1), torch.ones(3))
     assert out.embeddings[0] @ out.embeddings[1] < 0.999

@@ -40,7 +40,16 @@ from cir_cot.records import Cot, Record, read_records, record_from_dict, write_r
 from cir_cot.scripts.data_gen import annotate, check
 from cir_cot.scripts.train import sft
 
-COUNTS = ["total", "accepted", "repaired", "quarantined", "calls", "prompt_tokens", "completion_tokens", "seconds"]
+COUNTS = [
+    "total",
+    "accepted",
+    "repaired",
+    "quarantined",
+    "calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "seconds",
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,9 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stages", ["separate", "joint"])
-def test_a_job_writes_records_that_training_takes_and_a_second_run_asks_nothing(data, tmp_path, capsys, stages):
+def test_a_job_writes_records_that_training_takes_and_a_second_run_asks_nothing(
+    data, tmp_path, capsys, stages
+):
     out = tmp_path / "chains.jsonl"
     with Server(good) as server:
         argv = command(data, out, server.url, "--stages", stages, "--json")
@@ -69,7 +80,11 @@ def test_a_job_writes_records_that_training_takes_and_a_second_run_asks_nothing(
     made = {record.id: record for record in read_records(out)}
     for record in read_records(data / "records.train.jsonl"):
         chained = made.pop(record.id)
-        assert (chained.reference, chained.text, chained.targets) == (record.reference, record.text, record.targets)
+        assert (chained.reference, chained.text, chained.targets) == (
+            record.reference,
+            record.text,
+            record.targets,
+        )
         assert record.text in chained.cot.conclusion
         assert list(chained.teacher) == ["model", "prompts", "seen_target", "key"]
     assert made == {}
@@ -126,9 +141,18 @@ def test_with_a_hostile_server_every_row_ends_with_the_right_reason(data, tmp_pa
     poison = {line["id"]: line for line in lines(beside(out, QUARANTINE))}
     assert all(list(line) == ["id", "reason", "attempts", "raw"] for line in poison.values())
     expected = {f"q{row}": reason for row, (_, reason) in POISON.items()}
-    assert {name: line["reason"].partition(":")[0][: len(expected[name])] for name, line in poison.items()} == expected
-    assert {record.id for record in read_records(out)} == {f"q{row}" for row in range(20)} - set(poison)
-    assert {name: poison[name]["attempts"] for name in ("q1", "q14", "q7")} == {"q1": 2, "q14": 1, "q7": 3}
+    assert {
+        name: line["reason"].partition(":")[0][: len(expected[name])]
+        for name, line in poison.items()
+    } == expected
+    assert {record.id for record in read_records(out)} == {f"q{row}" for row in range(20)} - set(
+        poison
+    )
+    assert {name: poison[name]["attempts"] for name in ("q1", "q14", "q7")} == {
+        "q1": 2,
+        "q14": 1,
+        "q7": 3,
+    }
     assert max(len(line["raw"]) for line in poison.values()) <= 2000
     counts = summary(out)
     assert [counts[key] for key in COUNTS[:4]] == [20, 6, 1, 14]
@@ -142,7 +166,12 @@ def test_a_server_that_hangs_is_left_after_the_timeout(data, tmp_path):
         assert annotate.main(argv) == 0
         assert server.requests == 2
     (line,) = lines(beside(out, QUARANTINE))
-    assert line == {"id": "q0", "reason": "timeout: no answer within 0.5 s", "attempts": 2, "raw": ""}
+    assert line == {
+        "id": "q0",
+        "reason": "timeout: no answer within 0.5 s",
+        "attempts": 2,
+        "raw": "",
+    }
 
 
 def test_a_picture_that_cannot_be_read_is_a_row_in_quarantine(tmp_path):
@@ -159,7 +188,9 @@ def test_a_picture_that_cannot_be_read_is_a_row_in_quarantine(tmp_path):
 def test_a_budget_stops_the_job_and_a_larger_one_goes_on(data, tmp_path, capsys):
     out = tmp_path / "chains.jsonl"
     with Server(good) as server:
-        argv = command(data, out, server.url, "--concurrency", "2", "--price", "1", "10", "--max-cost")
+        argv = command(
+            data, out, server.url, "--concurrency", "2", "--price", "1", "10", "--max-cost"
+        )
         assert annotate.main([*argv, "0.009"]) == PROBLEMS
         said, first = capsys.readouterr(), summary(out)
         assert "the budget is spent" in said.err
@@ -178,7 +209,9 @@ def test_an_estimate_asks_nobody(data, tmp_path, capsys):
     assert annotate.main([*argv, "--verify"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rows"], facts["calls"]) == (20, 80)
-    assert facts["cost"] == pytest.approx((facts["prompt_tokens"] + 2 * facts["completion_tokens"]) / 1e6, abs=0.01)
+    assert facts["cost"] == pytest.approx(
+        (facts["prompt_tokens"] + 2 * facts["completion_tokens"]) / 1e6, abs=0.01
+    )
     assert annotate.main([*argv, "--stages", "joint", "--limit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["calls"] == 5
     assert not (tmp_path / "chains.jsonl").exists()
@@ -187,7 +220,9 @@ def test_an_estimate_asks_nobody(data, tmp_path, capsys):
 def test_verification_and_the_target_are_part_of_the_record(data, tmp_path):
     out = tmp_path / "chains.jsonl"
     with Server(good, keep=True) as server:
-        argv = command(data, out, server.url, "--limit", "3", "--see-target", "--verify", "--verifier", "judge")
+        argv = command(
+            data, out, server.url, "--limit", "3", "--see-target", "--verify", "--verifier", "judge"
+        )
         assert annotate.main(argv) == 0
     assert [record.teacher["confidence"] for record in read_records(out)] == [0.9] * 3
     assert [record.teacher["seen_target"] for record in read_records(out)] == [True] * 3
@@ -239,11 +274,15 @@ class Sleeper:
 def test_no_worker_waits_for_another(tmp_path):
     """With 16 in flight the job takes the sum of all latencies over 16, and what the last rows take."""
     root, out = write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl"
-    args = annotate.parse_arguments(command(root, out, "http://localhost:1/v1", "--concurrency", "16"))
+    args = annotate.parse_arguments(
+        command(root, out, "http://localhost:1/v1", "--concurrency", "16")
+    )
     teacher, job = Sleeper(), Job(out, {}, Budget())
     with asyncio.Runner(loop_factory=SkippedTime) as runner:
         plan = annotate.plan_of(args, None)
-        work = annotate.annotate(job, annotate.load_tasks(args), teacher, plan, args.concurrency, lambda: None)
+        work = annotate.annotate(
+            job, annotate.load_tasks(args), teacher, plan, args.concurrency, lambda: None
+        )
         runner.run(work)
         ideal, makespan = teacher.slept / 16, runner.get_loop().time()
     job.close()
@@ -271,7 +310,9 @@ def kill_and_rerun(root: Path, out: Path, rows: int, kills: int, seed: int) -> N
     with Server(script) as server:
         argv = command(root, out, server.url, "--concurrency", str(concurrency))
         for kill in range(kills):
-            job = subprocess.Popen([sys.executable, "-m", "cir_cot.cli", "annotate", *argv], env=ENV)
+            job = subprocess.Popen(
+                [sys.executable, "-m", "cir_cot.cli", "annotate", *argv], env=ENV
+            )
             goal = rows * (kill + rng.random()) / kills
             while job.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < goal):
                 time.sleep(0.002)
@@ -289,19 +330,31 @@ def kill_and_rerun(root: Path, out: Path, rows: int, kills: int, seed: int) -> N
 
 
 def test_kill_9_loses_what_was_in_flight_and_doubles_nothing(tmp_path):
-    kill_and_rerun(write_dataset(tmp_path / "set", 40), tmp_path / "chains.jsonl", rows=40, kills=2, seed=1)
+    kill_and_rerun(
+        write_dataset(tmp_path / "set", 40), tmp_path / "chains.jsonl", rows=40, kills=2, seed=1
+    )
 
 
 @pytest.mark.slow
 def test_kill_9_at_ten_random_moments_of_500_rows(tmp_path):
-    kill_and_rerun(write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl", rows=500, kills=10, seed=2)
+    kill_and_rerun(
+        write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl", rows=500, kills=10, seed=2
+    )
 
 
 def test_ctrl_c_ends_in_one_line_and_keeps_what_is_done(data, tmp_path):
     out = tmp_path / "chains.jsonl"
     with Server(fake_server.slow(0.1, 0.1, 0)) as server:
-        argv = [sys.executable, "-m", "cir_cot.cli", "annotate", *command(data, out, server.url, "--concurrency", "2")]
-        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+        argv = [
+            sys.executable,
+            "-m",
+            "cir_cot.cli",
+            "annotate",
+            *command(data, out, server.url, "--concurrency", "2"),
+        ]
+        hear = partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs ignore it
         job = subprocess.Popen(argv, env=ENV, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
         while not out.exists() or not out.read_bytes():
             time.sleep(0.01)
@@ -311,7 +364,9 @@ def test_ctrl_c_ends_in_one_line_and_keeps_what_is_done(data, tmp_path):
     assert summary(out)["accepted"] == len(lines(out)) > 0
 
 
-@pytest.mark.parametrize(("tail", "kept"), [('{"id": "q1", "refer', 1), ("\udcff\udcfe", 1), ("", 1)])
+@pytest.mark.parametrize(
+    ("tail", "kept"), [('{"id": "q1", "refer', 1), ("\udcff\udcfe", 1), ("", 1)]
+)
 def test_a_torn_last_line_is_cut_off(data, tmp_path, tail, kept):
     out = tmp_path / "chains.jsonl"
     with Server(good) as server:
@@ -337,7 +392,9 @@ def test_a_whole_last_line_without_its_end_is_kept(data, tmp_path):
 def test_two_jobs_on_one_output_refuse_each_other(data, tmp_path, capsys):
     out = tmp_path / "chains.jsonl"
     job = Job(out, {}, Budget())
-    assert "another process is writing it" in refusal(capsys, command(data, out, "http://localhost:1/v1"))
+    assert "another process is writing it" in refusal(
+        capsys, command(data, out, "http://localhost:1/v1")
+    )
     job.close()
     Job(out, {}, Budget()).close()
 
@@ -348,9 +405,13 @@ def test_other_settings_on_one_output_are_refused_and_so_are_other_texts(tmp_pat
         assert annotate.main(command(root, out, server.url)) == 0
         error = refusal(capsys, [*command(root, out, server.url), "--temperature", "0.5"])
         assert '"temperature": 0.5' in error
-        records = [json.loads(line) for line in (root / "records.train.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (root / "records.train.jsonl").read_text().splitlines()
+        ]
         records[1]["text"] = "is another text"
-        write_records(root / "records.train.jsonl", [record_from_dict(record, "x") for record in records])
+        write_records(
+            root / "records.train.jsonl", [record_from_dict(record, "x") for record in records]
+        )
         error = refusal(capsys, command(root, out, server.url))
         assert "'q1' has a chain made from another text" in error
         assert server.requests == 6
@@ -371,7 +432,9 @@ for number in range(9):
 def test_a_full_disk_is_an_error_and_no_torn_line(tmp_path):
     """A limit on the size of files stands for the disk: the write that meets it is cut short."""
     path = tmp_path / "chains.jsonl"
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], env=ENV, capture_output=True, text=True
+    )
     assert "InputError" in done.stderr
     assert "make room and run again" in done.stderr
     assert [line["number"] for line in lines(path)] == [0, 1]
@@ -382,8 +445,17 @@ def test_a_full_disk_is_an_error_and_no_torn_line(tmp_path):
 def test_what_other_processes_wrote_is_merged_once(tmp_path):
     out, share = tmp_path / "chains.jsonl", tmp_path / "chains.jsonl.rank1"
     first, second = Job(out, {}, Budget()), Job(share, {}, Budget())
-    rows = [Record(f"q{n}", "r", "t", (), Cot("a", "b", "c"), teacher={"key": f"k{n}"}) for n in range(4)]
-    for job, record in ((first, rows[0]), (second, rows[0]), (second, rows[1]), (second, rows[1]), (second, rows[2])):
+    rows = [
+        Record(f"q{n}", "r", "t", (), Cot("a", "b", "c"), teacher={"key": f"k{n}"})
+        for n in range(4)
+    ]
+    for job, record in (
+        (first, rows[0]),
+        (second, rows[0]),
+        (second, rows[1]),
+        (second, rows[1]),
+        (second, rows[2]),
+    ):
         job.accept(record, True)
     first.quarantine("q8", "why", 1, "")
     for name in ("q8", "q9", "q9"):
@@ -425,7 +497,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("more", "said"), REFUSED.values(), ids=REFUSED)
 def test_unusable_arguments_end_in_one_line(data, tmp_path, capsys, more, said):
-    error = refusal(capsys, [*command(data, tmp_path / "chains.jsonl", "http://localhost:1/v1"), *more])
+    error = refusal(
+        capsys, [*command(data, tmp_path / "chains.jsonl", "http://localhost:1/v1"), *more]
+    )
     assert said in error
     assert "Traceback" not in error
 
@@ -440,7 +514,9 @@ def test_a_split_without_targets_cannot_be_verified(tmp_path, capsys):
     (root / "images").mkdir(parents=True)
     (root / "gallery.train.txt").write_text("p\n")
     write_records(root / "records.train.jsonl", [Record("q", "p", "t", ())])
-    assert "no target" in refusal(capsys, [*command(root, tmp_path / "c.jsonl", "http://localhost:1/v1"), "--verify"])
+    assert "no target" in refusal(
+        capsys, [*command(root, tmp_path / "c.jsonl", "http://localhost:1/v1"), "--verify"]
+    )
 
 
 # Real pictures, real models.
@@ -448,16 +524,30 @@ def test_a_split_without_targets_cannot_be_verified(tmp_path, capsys):
 
 def wardrobe(shared_data: Path, out: Path, *more: str) -> list[str]:
     root = str(shared_data / "wardrobe")
-    return ["--benchmark", "fashioniq", "--root", root, "--split", "train", "--out", str(out), *more]
+    return [
+        "--benchmark",
+        "fashioniq",
+        "--root",
+        root,
+        "--split",
+        "train",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def test_wardrobe_goes_through_http_to_a_real_tiny_model(shared_data, tmp_path):
     out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
     with Server(fake_server.TinyModel(str(tiny))) as server:
-        argv = wardrobe(shared_data, out, "--teacher", "openai", "--model", "tiny", "--base-url", server.url)
+        argv = wardrobe(
+            shared_data, out, "--teacher", "openai", "--model", "tiny", "--base-url", server.url
+        )
         assert annotate.main([*argv, "--limit", "2", "--repairs", "0", "--max-pixels", "7056"]) == 0
     counts = summary(out)
-    assert counts["total"] == counts["accepted"] + counts["quarantined"] == 2  # it babbles: the filters see to that
+    assert (
+        counts["total"] == counts["accepted"] + counts["quarantined"] == 2
+    )  # it babbles: the filters see to that
     assert counts["prompt_tokens"] > counts["calls"] > 0
     assert all(re.match(r"[a-z_]+: ", line["reason"]) for line in lines(beside(out, QUARANTINE)))
 
@@ -465,13 +555,34 @@ def test_wardrobe_goes_through_http_to_a_real_tiny_model(shared_data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_rows_and_merge_one_output(shared_data, tmp_path):
     out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
-    more = ["--teacher", "transformers", "--model", str(tiny), "--dtype", "float32", "--repairs", "0", "--limit", "6"]
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision", "no"]
+    more = [
+        "--teacher",
+        "transformers",
+        "--model",
+        str(tiny),
+        "--dtype",
+        "float32",
+        "--repairs",
+        "0",
+        "--limit",
+        "6",
+    ]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        "--mixed_precision",
+        "no",
+    ]
     script = Path(__file__).resolve().parents[2] / "data_gen" / "annotate.py"
     argv = [sys.executable, *launch, str(script), *wardrobe(shared_data, out, *more)]
     done = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    ended = [record.id for record in read_records(out)] + [line["id"] for line in lines(beside(out, QUARANTINE))]
+    ended = [record.id for record in read_records(out)] + [
+        line["id"] for line in lines(beside(out, QUARANTINE))
+    ]
     assert sorted(ended) == [str(number) for number in range(6)]
     assert summary(out)["total"] == summary(out)["accepted"] + summary(out)["quarantined"] == 6
     assert not list(tmp_path.glob("*.rank*"))
@@ -481,12 +592,32 @@ def test_two_processes_share_the_rows_and_merge_one_output(shared_data, tmp_path
 def test_training_runs_on_the_chains_of_a_good_teacher(shared_data, tmp_path):
     out, tiny = tmp_path / "chains.jsonl", write_tiny(tmp_path / "tiny")
     with Server(good) as server:
-        argv = wardrobe(shared_data, out, "--teacher", "openai", "--model", "m", "--base-url", server.url)
+        argv = wardrobe(
+            shared_data, out, "--teacher", "openai", "--model", "m", "--base-url", server.url
+        )
         assert annotate.main([*argv, "--see-target", "--verify"]) == 0
     assert summary(out)["accepted"] == 24
-    where = ["--benchmark", "fashioniq", "--root", str(shared_data / "wardrobe"), "--chains", str(out)]
-    quick = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--report_to", "none"]
-    assert sft.main(["--model", str(tiny), *where, *quick, "--output_dir", str(tmp_path / "run")]) == 0
+    where = [
+        "--benchmark",
+        "fashioniq",
+        "--root",
+        str(shared_data / "wardrobe"),
+        "--chains",
+        str(out),
+    ]
+    quick = [
+        "--max_steps",
+        "3",
+        "--per_device_train_batch_size",
+        "4",
+        "--logging_steps",
+        "1",
+        "--report_to",
+        "none",
+    ]
+    assert (
+        sft.main(["--model", str(tiny), *where, *quick, "--output_dir", str(tmp_path / "run")]) == 0
+    )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     losses = [row["loss"] for row in metrics["history"] if "loss" in row]
     assert len(losses) == 3
@@ -503,7 +634,9 @@ def test_the_key_is_in_no_file_of_a_job(data, tmp_path, capsys, monkeypatch):
         return fault(request, caption="A garment sk-secret-of-the-test of a plain kind.")
 
     with Server(script, keep=True) as server:
-        assert annotate.main(command(data, out, server.url, "--stages", "joint", "--limit", "4")) == 0
+        assert (
+            annotate.main(command(data, out, server.url, "--stages", "joint", "--limit", "4")) == 0
+        )
     assert "Bearer sk-secret-of-the-test" in server.headers[0]
     said = capsys.readouterr()
     files = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
@@ -521,6 +654,8 @@ def test_the_error_of_a_lost_server_names_it_and_keeps_the_rows(data, tmp_path):
     job = Job(out, {}, Budget())
     tasks = annotate.load_tasks(args)
     with pytest.raises(InputError, match=f"no server answers at {re.escape(url)}"):
-        annotate.asyncio.run(annotate.annotate(job, tasks, teacher, annotate.plan_of(args, None), 4, lambda: None))
+        annotate.asyncio.run(
+            annotate.annotate(job, tasks, teacher, annotate.plan_of(args, None), 4, lambda: None)
+        )
     job.close()
     assert lines(beside(out, QUARANTINE)) == []

@@ -25,7 +25,14 @@ REASONING = "The shape and the length are kept, the print is gone, the colour be
 def record(index, **values):
     cot = Cot("A blue dress.", REASONING, f"A red dress with belt {index}.")
     facts = {"model": "m", "prompts": "1", "seen_target": True, "key": "k"}
-    own = {"id": str(index), "reference": "r0", "text": "is red", "targets": ("t0", "t1"), "cot": cot, "teacher": facts}
+    own = {
+        "id": str(index),
+        "reference": "r0",
+        "text": "is red",
+        "targets": ("t0", "t1"),
+        "cot": cot,
+        "teacher": facts,
+    }
     return Record(**own | {"source": "own/train"} | values)
 
 
@@ -45,14 +52,30 @@ def export(root, form, capsys, *more, records=None, name="out"):
     if records is not None:
         write_records(root / "records.train.jsonl", records)
     out = root.parent / name
-    argv = ["--benchmark", "folder", "--root", str(root), "--split", "train", "--format", form, "--out", str(out)]
+    argv = [
+        "--benchmark",
+        "folder",
+        "--root",
+        str(root),
+        "--split",
+        "train",
+        "--format",
+        form,
+        "--out",
+        str(out),
+    ]
     assert export_chains.main([*argv, "--json", *map(str, more)]) == 0
     return json.loads(capsys.readouterr().out), out
 
 
 def test_llava(own, capsys):
     facts, out = export(own, "llava", capsys, records=[record(0), record(1, source="")])
-    assert facts == {"file": str(out / "train.json"), "format": "llava", "chains": 2, "left_out": {}}
+    assert facts == {
+        "file": str(out / "train.json"),
+        "format": "llava",
+        "chains": 2,
+        "left_out": {},
+    }
     first, second = json.loads((out / "train.json").read_text())
     asked = {"from": "human", "value": "<image>\n" + query_prompt("is red")}
     answer = (
@@ -74,7 +97,13 @@ def test_sharegpt(own, capsys):
     assert row["conversations"][0]["value"].count("<image>") == len(row["images"])
     columns = {"messages": "conversations", "images": "images"}
     index = json.loads((out / "dataset_info.json").read_text())
-    assert index == {"cir_cot_folder_train": {"file_name": "train.json", "formatting": "sharegpt", "columns": columns}}
+    assert index == {
+        "cir_cot_folder_train": {
+            "file_name": "train.json",
+            "formatting": "sharegpt",
+            "columns": columns,
+        }
+    }
 
 
 def load(folder, cache):
@@ -127,10 +156,16 @@ def test_the_card_states_teacher_filters_licences_and_counts(own, capsys, form):
     assert "## Licences" in text
 
 
-@pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K")])
+@pytest.mark.parametrize(
+    ("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K")]
+)
 def test_the_card_states_the_hubs_kind_of_size(count, size):
     text = card(
-        "llava", "train.json", "train", [record(0)] * count, {"benchmark": "folder", "split": "train", "left_out": {}}
+        "llava",
+        "train.json",
+        "train",
+        [record(0)] * count,
+        {"benchmark": "folder", "split": "train", "left_out": {}},
     )
     assert yaml.safe_load(text.split("---\n")[1])["size_categories"] == [size]
 
@@ -153,9 +188,14 @@ def test_what_is_left_out_is_named(own, capsys, why):
     assert [row["id"] for row in json.loads((out / "train.json").read_text())] == ["own/train/0"]
 
 
-@pytest.mark.parametrize("marker", ["<IMAGE>", "<video>", "<|im_end|>", "<|vision_start|>", "<ret>", "<img>"])
+@pytest.mark.parametrize(
+    "marker", ["<IMAGE>", "<video>", "<|im_end|>", "<|vision_start|>", "<ret>", "<img>"]
+)
 def test_no_text_brings_a_marker_into_a_conversation(own, capsys, marker):
-    texts = [record(1, text=f"is red {marker}"), record(2, cot=replace(record(2).cot, caption=f"A {marker} dress."))]
+    texts = [
+        record(1, text=f"is red {marker}"),
+        record(2, cot=replace(record(2).cot, caption=f"A {marker} dress.")),
+    ]
     facts, out = export(own, "sharegpt", capsys, records=[record(0), *texts])
     assert sum(facts["left_out"].values()) == 2
     assert marker not in (out / "train.json").read_text().replace("<image>\\nModify", "")
@@ -163,7 +203,9 @@ def test_no_text_brings_a_marker_into_a_conversation(own, capsys, marker):
 
 def test_the_same_id_in_two_categories_is_no_duplicate(own, capsys):
     twin = record(1, cot=record(0).cot)
-    facts, _ = export(own, "llava", capsys, records=[record(0), twin, record(2, source="own/other")])
+    facts, _ = export(
+        own, "llava", capsys, records=[record(0), twin, record(2, source="own/other")]
+    )
     assert facts["chains"] == 2
     assert facts["left_out"] == {"duplicate": 1}
 
@@ -179,8 +221,20 @@ def test_the_list_for_a_reader(own, capsys):
 
 def test_unusable_requests_are_refused(own, capsys):
     write_records(own / "records.train.jsonl", [record(0, cot=None)])
-    argv = ["--benchmark", "folder", "--root", str(own), "--split", "train", "--format", "llava", "--out"]
-    with pytest.raises(InputError, match="no chain is left to export; left out are {'no_chain': 1}"):
+    argv = [
+        "--benchmark",
+        "folder",
+        "--root",
+        str(own),
+        "--split",
+        "train",
+        "--format",
+        "llava",
+        "--out",
+    ]
+    with pytest.raises(
+        InputError, match="no chain is left to export; left out are {'no_chain': 1}"
+    ):
         export_chains.main([*argv, str(own / "out")])
     assert not (own / "out").exists()
     write_records(own / "records.train.jsonl", [record(0)])
@@ -206,7 +260,18 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(own, tmp_path, for
     """A limit on the size of files stands for the disk."""
     write_records(own / "records.train.jsonl", [record(0)])
     out = tmp_path / "out"
-    argv = ["--benchmark", "folder", "--root", str(own), "--split", "train", "--format", form, "--out", str(out)]
+    argv = [
+        "--benchmark",
+        "folder",
+        "--root",
+        str(own),
+        "--split",
+        "train",
+        "--format",
+        form,
+        "--out",
+        str(out),
+    ]
     done = subprocess.run([sys.executable, "-c", LIMITED, *argv], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -237,15 +302,34 @@ def test_pictures_behind_a_link_out_of_the_folder_are_left_out(own, tmp_path, ca
 def test_real_chains_go_there_and_back(shared_data, tmp_path, capsys):
     root = shared_data / "wardrobe"
     files = sorted((root / "chains").glob("chains.*.train.jsonl"))
-    argv = ["--benchmark", "fashioniq", "--root", str(root), "--split", "train", "--chains", *map(str, files)]
-    assert export_chains.main([*argv, "--format", "datasets", "--out", str(tmp_path / "out"), "--json"]) == 0
+    argv = [
+        "--benchmark",
+        "fashioniq",
+        "--root",
+        str(root),
+        "--split",
+        "train",
+        "--chains",
+        *map(str, files),
+    ]
+    assert (
+        export_chains.main(
+            [*argv, "--format", "datasets", "--out", str(tmp_path / "out"), "--json"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["chains"] == 24
     rows = load(tmp_path / "out", tmp_path / "cache")["train"]
-    assert all((root / path).is_file() for row in rows for path in (row["reference_image"], *row["target_images"]))
+    assert all(
+        (root / path).is_file()
+        for row in rows
+        for path in (row["reference_image"], *row["target_images"])
+    )
     back = [record_from_dict({key: row[key] for key in RECORD_KEYS}, "row") for row in rows]
     for category in ("dress", "shirt", "toptee"):
         some = [one for one in back if one.source == f"fashioniq/{category}/train"]
         original = attach_chains(
-            [replace(one, cot=None) for one in some], root / "chains" / f"chains.{category}.train.jsonl"
+            [replace(one, cot=None) for one in some],
+            root / "chains" / f"chains.{category}.train.jsonl",
         )
         assert [one.cot for one in some] == [one.cot for one in original]

@@ -14,16 +14,27 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Cot, Record
 
 REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."
-REPORT = {"benchmark": "folder", "split": "train", "parts": {"chains": {"chains": 12}}, "notes": ["no leaks checked"]}
+REPORT = {
+    "benchmark": "folder",
+    "split": "train",
+    "parts": {"chains": {"chains": 12}},
+    "notes": ["no leaks checked"],
+}
 
 
 def record(index, **values):
     cot = Cot("A blue dress.", REASONING, f"A red dress with belt {index}.")
-    return Record(**{"id": str(index), "reference": "a", "text": "is red", "targets": ("b",), "cot": cot} | values)
+    return Record(
+        **{"id": str(index), "reference": "a", "text": "is red", "targets": ("b",), "cot": cot}
+        | values
+    )
 
 
 def found(**counts):
-    rows = [{"check": f"chain_{name}", "count": n, "examples": [f"{name} example"] * n} for name, n in counts.items()]
+    rows = [
+        {"check": f"chain_{name}", "count": n, "examples": [f"{name} example"] * n}
+        for name, n in counts.items()
+    ]
     errors = [row for row in rows if row["count"]]
     return REPORT | {"errors": errors, "warnings": [], "filters": rows}
 
@@ -38,7 +49,9 @@ def stores(tmp_path):
 
 def test_the_page_says_what_was_found_and_shows_chains(stores):
     refused = replace(record(10), cot=Cot("A dress.", REASONING, "I'm sorry, a red one."))
-    text = page(found(blank=0, refusal=1), [*map(record, range(10)), refused, record(11, cot=None)], stores)
+    text = page(
+        found(blank=0, refusal=1), [*map(record, range(10)), refused, record(11, cot=None)], stores
+    )
     seen = Page(text)
     words = " ".join(seen.text)
     assert seen.well_formed
@@ -59,7 +72,13 @@ def test_pictures_that_cannot_be_shown_are_said_so(stores):
 
 
 def test_every_text_is_escaped_and_nothing_is_loaded(stores):
-    evil = record(EVIL, text=EVIL, source=EVIL, cot=Cot(EVIL, EVIL, EVIL), teacher={"model": EVIL, "prompts": EVIL})
+    evil = record(
+        EVIL,
+        text=EVIL,
+        source=EVIL,
+        cot=Cot(EVIL, EVIL, EVIL),
+        teacher={"model": EVIL, "prompts": EVIL},
+    )
     report = found(tags=1) | {"notes": [EVIL], "split": EVIL}
     report["errors"][0]["examples"] = [EVIL]
     seen = Page(page(report, [evil, record(1)], stores))
@@ -83,7 +102,10 @@ def test_lengths_are_shown_by_their_quantiles():
 
 def test_bars_are_shares_of_the_total():
     page = Page(share_bars([("a", 1), ("b", 3)], 4, "x"))
-    assert [bar["width"] for bar in page.all("rect") if bar["class"] == "bar"] == ["25.00%", "75.00%"]
+    assert [bar["width"] for bar in page.all("rect") if bar["class"] == "bar"] == [
+        "25.00%",
+        "75.00%",
+    ]
     assert page.text == ["a: 1 (25.0 %)", "b: 3 (75.0 %)"]
 
 
@@ -96,7 +118,9 @@ def test_three_chains_of_each_filter_and_eight_that_pass_are_shown():
     }
 
 
-@pytest.mark.parametrize("values", [[7], [3, 3, 3], [1, 2], list(range(100)), [0, 1000], [5, 14, 15]])
+@pytest.mark.parametrize(
+    "values", [[7], [3, 3, 3], [1, 2], list(range(100)), [0, 1000], [5, 14, 15]]
+)
 def test_a_histogram_holds_every_value_once(values):
     bars = histogram(values)
     assert sum(count for _, count in bars) == len(values)
@@ -130,7 +154,12 @@ def test_samples_are_the_same_with_the_same_seed():
 
 def test_teachers_are_counted():
     known = {"model": "m", "prompts": "1", "seen_target": True, "key": "x"}
-    some = [record(0), record(1, teacher=known), record(2, teacher=known | {"key": "y"}), record(3, cot=None)]
+    some = [
+        record(0),
+        record(1, teacher=known),
+        record(2, teacher=known | {"key": "y"}),
+        record(3, cot=None),
+    ]
     assert teachers(some) == [
         ({"model": "m", "prompts": "1", "seen_target": True}, 2),
         ({"model": None, "prompts": None, "seen_target": None}, 1),

@@ -23,7 +23,14 @@ REASONING = "The shape and the length are kept, the print is gone, the colour be
 
 
 def cot(**parts):
-    return Cot(**{"caption": "A blue dress.", "reasoning": REASONING, "conclusion": "A red dress with a belt."} | parts)
+    return Cot(
+        **{
+            "caption": "A blue dress.",
+            "reasoning": REASONING,
+            "conclusion": "A red dress with a belt.",
+        }
+        | parts
+    )
 
 
 def draw(folder, name, shade):
@@ -37,7 +44,8 @@ def own(tmp_path):
     for at, split in enumerate(("train", "val")):
         names = [f"{split}{number}" for number in range(4)]
         records = [
-            Record(str(n), names[0], f"is red {n}", (names[n + 1],), cot(), (), "own/" + split) for n in range(2)
+            Record(str(n), names[0], f"is red {n}", (names[n + 1],), cot(), (), "own/" + split)
+            for n in range(2)
         ]
         write_records(tmp_path / f"records.{split}.jsonl", records)
         (tmp_path / f"gallery.{split}.txt").write_text("\n".join(names) + "\n")
@@ -48,9 +56,13 @@ def own(tmp_path):
 
 def checked(capsys, root, *argv, split="val", benchmark="folder"):
     """(exit code, {check: count} of errors, of warnings, the whole report)."""
-    code = check.main(["--benchmark", benchmark, "--root", str(root), "--split", split, "--json", *map(str, argv)])
+    code = check.main(
+        ["--benchmark", benchmark, "--root", str(root), "--split", split, "--json", *map(str, argv)]
+    )
     report = json.loads(capsys.readouterr().out)
-    errors, warnings = ({row["check"]: row["count"] for row in report[kind]} for kind in ("errors", "warnings"))
+    errors, warnings = (
+        {row["check"]: row["count"] for row in report[kind]} for kind in ("errors", "warnings")
+    )
     return code, errors, warnings, report
 
 
@@ -76,22 +88,46 @@ def changed(**values):
 
 RECORDS = {
     "blank text": ([changed(text=" .")], {"blank_text": 1}, {}),
-    "no such target": ([changed(targets=("val1", "zz"))], {"target_not_in_gallery": 1, "missing_image": 1}, {}),
+    "no such target": (
+        [changed(targets=("val1", "zz"))],
+        {"target_not_in_gallery": 1, "missing_image": 1},
+        {},
+    ),
     "own target": ([changed(targets=("val0",))], {}, {"reference_is_target": 1}),
     "same query": ([QUERY, changed(id="1", targets=("val2",))], {}, {"duplicate_query": 1}),
-    "target beside the subset": ([changed(subset=("val0", "val2"))], {"target_not_in_subset": 1}, {}),
-    "query of train": ([changed(reference="train0", targets=("train2",))], {"query_in_train": 1}, {}),
+    "target beside the subset": (
+        [changed(subset=("val0", "val2"))],
+        {"target_not_in_subset": 1},
+        {},
+    ),
+    "query of train": (
+        [changed(reference="train0", targets=("train2",))],
+        {"query_in_train": 1},
+        {},
+    ),
     "target image": (
         [changed(cot=cot(reasoning=REASONING + " So is the target image."))],
         {"chain_target_image": 1},
         {},
     ),
-    "loop": ([changed(cot=cot(caption="A dress and a dress and a dress and a"))], {"chain_repetition": 1}, {}),
+    "loop": (
+        [changed(cot=cot(caption="A dress and a dress and a dress and a"))],
+        {"chain_repetition": 1},
+        {},
+    ),
     "short": ([changed(cot=cot(reasoning="Make it red."))], {"chain_length": 1}, {}),
     "blank chain": ([changed(cot=cot(caption=""))], {"chain_blank": 1}, {}),
-    "copied": ([changed(cot=cot(caption="A red dress with a belt"))], {"chain_copied_caption": 1}, {}),
+    "copied": (
+        [changed(cot=cot(caption="A red dress with a belt"))],
+        {"chain_copied_caption": 1},
+        {},
+    ),
     "nothing salient": ([changed(cot=cot(conclusion="A dress."))], {"chain_salient_word": 1}, {}),
-    "a doubtful verifier": ([changed(cot=cot(), teacher={"confidence": 0.2})], {"chain_verifier": 1}, {}),
+    "a doubtful verifier": (
+        [changed(cot=cot(), teacher={"confidence": 0.2})],
+        {"chain_verifier": 1},
+        {},
+    ),
     "a teacher that saw the target": (
         [changed(cot=cot(), teacher={"seen_target": True})],
         {"chain_seen_target": 1},
@@ -117,10 +153,16 @@ def test_faults_of_records_and_chains(own, capsys, records, errors, warnings):
 
 
 def test_every_filter_is_reported_with_its_count(own, capsys):
-    rewrite(own, changed(cot=cot(reasoning="Red.")), changed(id="1", targets=("val2",), text="a red dress", cot=cot()))
+    rewrite(
+        own,
+        changed(cot=cot(reasoning="Red.")),
+        changed(id="1", targets=("val2",), text="a red dress", cot=cot()),
+    )
     report = checked(capsys, own)[3]
     counts = {row["check"]: row["count"] for row in report["filters"]}
-    assert counts == {f"chain_{name}": int(name == "length") for name in (*NAMES, "seen_target", "duplicate")}
+    assert counts == {
+        f"chain_{name}": int(name == "length") for name in (*NAMES, "seen_target", "duplicate")
+    }
     assert [row["examples"] for row in report["filters"] if row["count"]] == [
         ["own/val 0: the reasoning has 2 words and marks, not 16 to 256"]
     ]
@@ -135,7 +177,10 @@ def test_a_teacher_may_see_the_target_of_a_training_query(own, capsys):
 
 
 def test_chains_may_lie_in_several_files(own, capsys, tmp_path):
-    first, second = changed(cot=cot()), changed(id="1", text="a red dress", targets=("val2",), cot=cot())
+    first, second = (
+        changed(cot=cot()),
+        changed(id="1", text="a red dress", targets=("val2",), cot=cot()),
+    )
     rewrite(own, QUERY, changed(id="1", text="a red dress", targets=("val2",)))
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for file, record in zip(files, (first, second), strict=True):
@@ -143,7 +188,10 @@ def test_chains_may_lie_in_several_files(own, capsys, tmp_path):
     report = checked(capsys, own, "--chains", *files)[3]
     assert report["parts"]["chains"] == {"chains": 2, "without": 0}
     files[1].write_text("")
-    assert checked(capsys, own, "--chains", files[1])[3]["parts"]["chains"] == {"chains": 0, "without": 2}
+    assert checked(capsys, own, "--chains", files[1])[3]["parts"]["chains"] == {
+        "chains": 0,
+        "without": 2,
+    }
 
 
 def test_the_web_page_is_written_beside_the_list(own, capsys, tmp_path):
@@ -153,7 +201,9 @@ def test_the_web_page_is_written_beside_the_list(own, capsys, tmp_path):
 
 def test_a_page_of_somebody_else_is_not_replaced(own, capsys, tmp_path):
     (tmp_path / "records.mine.jsonl").write_text("mine")
-    with pytest.raises(InputError, match="records.mine.jsonl: not written by cir-cot check, or edited since"):
+    with pytest.raises(
+        InputError, match="records.mine.jsonl: not written by cir-cot check, or edited since"
+    ):
         checked(capsys, own, "--report", tmp_path / "records.mine.jsonl")
     assert (tmp_path / "records.mine.jsonl").read_text() == "mine"
     for more in ([], [], ["--overwrite"]):
@@ -167,7 +217,11 @@ def test_faults_of_pictures_and_the_effective_gallery(own, capsys):
     (own / "images" / "val2.png").write_bytes(raw[: len(raw) // 2])
     (own / "images" / "val3.png").write_bytes((own / "images" / "val0.png").read_bytes())
     code, errors, warnings, report = checked(capsys, own)
-    assert (code, errors, warnings) == (1, {"missing_image": 1, "corrupt_image": 1}, {"duplicate_image": 1})
+    assert (code, errors, warnings) == (
+        1,
+        {"missing_image": 1, "corrupt_image": 1},
+        {"duplicate_image": 1},
+    )
     assert report["parts"]["folder val"]["effective_gallery"] == 2
     examples = {row["check"]: row["examples"][0] for row in report["errors"] + report["warnings"]}
     assert "'val1' is missing" in examples["missing_image"]
@@ -195,7 +249,9 @@ def test_pictures_that_may_not_be_read_are_faults(own, capsys, monkeypatch):
     monkeypatch.setattr(Path, "open", opened)
     code, errors, _, report = checked(capsys, own)
     assert (code, errors) == (1, {"corrupt_image": 1})
-    assert report["errors"][0]["examples"][0].endswith("val1.png: cannot be read (Permission denied)")
+    assert report["errors"][0]["examples"][0].endswith(
+        "val1.png: cannot be read (Permission denied)"
+    )
 
 
 def test_pictures_that_lead_out_of_the_folder_are_faults(own, capsys, tmp_path_factory):
@@ -216,7 +272,9 @@ def test_without_pictures_the_rest_is_checked(own, capsys):
     rewrite(own, changed(text=""))
     code, errors, _, report = checked(capsys, own)
     assert (code, errors) == (1, {"blank_text": 1})
-    assert report["notes"][0].startswith("pictures not checked: no pictures of the folder dataset in ")
+    assert report["notes"][0].startswith(
+        "pictures not checked: no pictures of the folder dataset in "
+    )
     assert "effective_gallery" not in report["parts"]["folder val"]
 
 
@@ -268,12 +326,15 @@ def test_chains_of_a_file_take_the_place_of_the_records_own(own, capsys, tmp_pat
 def test_an_annotation_file_is_a_chains_file(own, capsys, tmp_path):
     rewrite(own, QUERY)
     annotated = changed(
-        cot=cot(conclusion="The second image: a red dress."), teacher={"model": "m", "seen_target": False}
+        cot=cot(conclusion="The second image: a red dress."),
+        teacher={"model": "m", "seen_target": False},
     )
     write_records(tmp_path / "chains.jsonl", [annotated])
     code, errors, _, report = checked(capsys, own, "--chains", tmp_path / "chains.jsonl")
     assert (code, errors) == (1, {"chain_target_image": 1})
-    assert report["errors"][0]["examples"] == ["own/val 0: the conclusion mentions the 'second image'"]
+    assert report["errors"][0]["examples"] == [
+        "own/val 0: the conclusion mentions the 'second image'"
+    ]
     assert report["parts"]["chains"] == {"chains": 1, "without": 0}
 
 
@@ -317,9 +378,16 @@ def test_the_list_names_counts_and_examples(own, capsys):
 
 
 def test_fashioniq_has_only_its_known_oddities(shared_data, capsys):
-    code, errors, warnings, report = checked(capsys, shared_data / "fashioniq", benchmark="fashioniq")
+    code, errors, warnings, report = checked(
+        capsys, shared_data / "fashioniq", benchmark="fashioniq"
+    )
     assert (code, errors) == (0, {})
-    assert warnings == {"duplicate_query": 11, "blank_caption": 3, "image_in_train": 811, "few_queries_in_train": 3}
+    assert warnings == {
+        "duplicate_query": 11,
+        "blank_caption": 3,
+        "image_in_train": 811,
+        "few_queries_in_train": 3,
+    }
     assert len(report["notes"]) == 3
     assert all("no pictures of FashionIQ" in note for note in report["notes"])
 
@@ -337,7 +405,10 @@ def test_other_benchmarks_have_only_their_known_oddities(shared_data, capsys, na
 
 
 FAULTS = {  # one fault each, in several forms: what it makes of a record
-    "blank": [lambda r, part: change(r, "caption", ""), lambda r, part: change(r, "caption", " \n ")],
+    "blank": [
+        lambda r, part: change(r, "caption", ""),
+        lambda r, part: change(r, "caption", " \n "),
+    ],
     "tags": [
         lambda r, part: change(r, part, getattr(r.cot, part) + "</caption>"),
         lambda r, part: change(r, part, "<|im_start|>" + getattr(r.cot, part)),
@@ -348,19 +419,27 @@ FAULTS = {  # one fault each, in several forms: what it makes of a record
         lambda r, part: change(r, part, "As in the second photo: " + getattr(r.cot, part)),
     ],
     "refusal": [
-        lambda r, part: change(r, part, "I'm sorry, there is little to see. " + getattr(r.cot, part)),
+        lambda r, part: change(
+            r, part, "I'm sorry, there is little to see. " + getattr(r.cot, part)
+        ),
         lambda r, part: change(r, part, getattr(r.cot, part) + " As an AI model, that is all."),
     ],
     "length": [
         lambda r, part: change(r, "reasoning", "It is changed."),
         lambda r, part: change(r, "reasoning", " ".join(f"word{n}" for n in range(257))),
         lambda r, part: change(r, "conclusion", salient(r.text)[0]),
-        lambda r, part: change(r, "conclusion", f"{r.cot.conclusion} " + " ".join(f"w{n}" for n in range(64))),
+        lambda r, part: change(
+            r, "conclusion", f"{r.cot.conclusion} " + " ".join(f"w{n}" for n in range(64))
+        ),
     ],
     "repetition": [
-        lambda r, part: change(r, part, getattr(r.cot, part) + " again and again and again and again"),
         lambda r, part: change(
-            r, "reasoning", "; ".join(f"{n}, it is kept as it has been" for n in ("So", "But", "Now"))
+            r, part, getattr(r.cot, part) + " again and again and again and again"
+        ),
+        lambda r, part: change(
+            r,
+            "reasoning",
+            "; ".join(f"{n}, it is kept as it has been" for n in ("So", "But", "Now")),
         ),
     ],
     "copied_caption": [lambda r, part: change(r, "caption", r.cot.conclusion.upper())],
@@ -380,8 +459,13 @@ def wardrobe(shared_data):
     root = shared_data / "wardrobe"
     for split in ("train", "val"):
         for benchmark in load_benchmark("fashioniq", root, split):
-            chained = attach_chains(benchmark.records, root / "chains" / f"chains.{benchmark.category}.{split}.jsonl")
-            yield from (replace(r, id=f"{benchmark.category} {split} {r.id}", source="wardrobe") for r in chained)
+            chained = attach_chains(
+                benchmark.records, root / "chains" / f"chains.{benchmark.category}.{split}.jsonl"
+            )
+            yield from (
+                replace(r, id=f"{benchmark.category} {split} {r.id}", source="wardrobe")
+                for r in chained
+            )
 
 
 def test_each_of_200_faults_is_caught_and_named(shared_data, tmp_path, capsys):
@@ -398,10 +482,19 @@ def test_each_of_200_faults_is_caught_and_named(shared_data, tmp_path, capsys):
         forms, at = FAULTS[name], 29 * copy % len(records)
         faulty = forms[copy // len(FAULTS) % len(forms)](records[at], PARTS[copy % len(PARTS)])
         write_records(
-            file, [*records[:at], *([records[at]] if name == "duplicate" else []), faulty, *records[at + 1 :]]
+            file,
+            [
+                *records[:at],
+                *([records[at]] if name == "duplicate" else []),
+                faulty,
+                *records[at + 1 :],
+            ],
         )
         code, errors, warnings, report = checked(capsys, tmp_path)
-        assert (code, errors | warnings) == (int(name != "duplicate"), {f"chain_{name}": 1}), (copy, faulty)
+        assert (code, errors | warnings) == (int(name != "duplicate"), {f"chain_{name}": 1}), (
+            copy,
+            faulty,
+        )
         (found,) = (row for row in report["filters"] if row["count"])
         assert found["examples"][0].startswith(f"wardrobe {faulty.id}: ")
 
@@ -409,7 +502,17 @@ def test_each_of_200_faults_is_caught_and_named(shared_data, tmp_path, capsys):
 def test_real_photographs_and_their_chains_pass(shared_data, capsys):
     root = shared_data / "wardrobe"
     files = sorted((root / "chains").glob("chains.*.val.jsonl"))
-    code, errors, warnings, report = checked(capsys, root, "--chains", *files, benchmark="fashioniq")
-    assert (code, errors, warnings) == (0, {}, {"image_in_train": 660})  # both splits list all photographs
-    assert [part["effective_gallery"] for part in list(report["parts"].values())[:3]] == [220, 220, 220]
+    code, errors, warnings, report = checked(
+        capsys, root, "--chains", *files, benchmark="fashioniq"
+    )
+    assert (code, errors, warnings) == (
+        0,
+        {},
+        {"image_in_train": 660},
+    )  # both splits list all photographs
+    assert [part["effective_gallery"] for part in list(report["parts"].values())[:3]] == [
+        220,
+        220,
+        220,
+    ]
     assert report["parts"]["chains"] == {"chains": 24, "without": 0}

@@ -9,9 +9,7 @@ from cir_cot.data import load_benchmark
 from cir_cot.records import Cot, Record, attach_chains
 
 CAPTION = "A sleeveless knee-length dress in a black and white print."
-REASONING = (
-    "The fitted shape and the knee length are kept. The print is replaced with plain grey, and sleeves are added."
-)
+REASONING = "The fitted shape and the knee length are kept. The print is replaced with plain grey, and sleeves are added."
 CONCLUSION = "A solid grey knee-length dress with sleeves."
 NAMES = [name for name, _ in FILTERS]
 
@@ -65,14 +63,20 @@ CAUGHT = {
     "repetition": [
         {"reasoning": REASONING + " and so on, and so on, and so on"},
         {"conclusion": "A grey grey grey dress with sleeves."},
-        {"reasoning": " ".join(f"the print of the dress is grey at {place}," for place in ("neck", "hem", "arm"))},
+        {
+            "reasoning": " ".join(
+                f"the print of the dress is grey at {place}," for place in ("neck", "hem", "arm")
+            )
+        },
     ],
     "copied_caption": [{"caption": CONCLUSION.upper().rstrip(".")}],
     "salient_word": [{"conclusion": "A plain knee-length garment."}],
 }
 
 
-@pytest.mark.parametrize(("name", "parts"), [(name, parts) for name, some in CAUGHT.items() for parts in some])
+@pytest.mark.parametrize(
+    ("name", "parts"), [(name, parts) for name, some in CAUGHT.items() for parts in some]
+)
 def test_each_filter_catches_what_it_names(name, parts):
     assert list(failing(record(**parts))) == [name]
 
@@ -124,12 +128,20 @@ different other similar like look looks
 
 def test_common_words_and_short_ones_are_not_salient():
     assert salient(COMMON_WORDS + " is a up no it") == []
-    assert salient("The RED tie, unlike allover shorts") == ["red", "tie", "unlike", "allover", "shorts"]
+    assert salient("The RED tie, unlike allover shorts") == [
+        "red",
+        "tie",
+        "unlike",
+        "allover",
+        "shorts",
+    ]
 
 
 def test_salient_words_are_compared_by_their_stem():
     assert not failing(record("is sleeveless", conclusion="A grey dress with long sleeves."))
-    assert not failing(record("has more of it", conclusion="A blue dress."))  # no salient word to look for
+    assert not failing(
+        record("has more of it", conclusion="A blue dress.")
+    )  # no salient word to look for
     assert failing(record("is red", conclusion="A blue dress."))
 
 
@@ -149,12 +161,16 @@ def test_what_is_to_go_is_not_looked_for(text):
     assert not failing(record(text))
 
 
-@pytest.mark.parametrize("text", ["is blue without sleeves", "no sleeves and is blue", "remove the print, add a hood"])
+@pytest.mark.parametrize(
+    "text", ["is blue without sleeves", "no sleeves and is blue", "remove the print, add a hood"]
+)
 def test_what_is_to_come_is_looked_for_beside_what_is_to_go(text):
     assert list(failing(record(text))) == ["salient_word"]
 
 
-@pytest.mark.parametrize(("confidence", "passes"), [(0.71, True), (1, True), (0.7, False), (0, False), ("1", False)])
+@pytest.mark.parametrize(
+    ("confidence", "passes"), [(0.71, True), (1, True), (0.7, False), (0, False), ("1", False)]
+)
 def test_the_verifier_has_to_be_confident(confidence, passes):
     verified = replace(record(), teacher={"model": "m", "confidence": confidence})
     assert list(failing(verified)) == ([] if passes else ["verifier"])

@@ -30,7 +30,9 @@ from cir_cot.scripts.data_gen import annotate
 
 
 def record(number: int, **facts) -> Record:
-    return Record(f"q{number}", "r", "t", (), Cot("a", "b", "c"), teacher={"key": f"k{number}"} | facts)
+    return Record(
+        f"q{number}", "r", "t", (), Cot("a", "b", "c"), teacher={"key": f"k{number}"} | facts
+    )
 
 
 LINE = json.dumps(record_to_dict(record(1))) + "\n"
@@ -50,7 +52,8 @@ FOREIGN = {
     "another JSONL": b'{"text": "a"}\n{"text": "b',
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
     "records without chains": b'{"id": "1", "reference": "r", "text": "t", "targets": []}\n{"id": "2", "ref',
-    "chains by hand": json.dumps(record_to_dict(record(1)) | {"teacher": None}).encode() + b'\n{"id": "2',
+    "chains by hand": json.dumps(record_to_dict(record(1)) | {"teacher": None}).encode()
+    + b'\n{"id": "2',
     "one endless line": b'{"id": "' + b"x" * LONGEST,
     "an endless last line": LINE.encode() + b"x" * LONGEST,
     "zeros": bytes(100),
@@ -67,7 +70,9 @@ def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(data, tmp_path, 
     assert out.read_bytes() == content
 
 
-@pytest.mark.parametrize("tail", [b'{"id": "q2", "ref', b"{", b"\xff\xfe", bytes(512), b"[" * 100_000])
+@pytest.mark.parametrize(
+    "tail", [b'{"id": "q2", "ref', b"{", b"\xff\xfe", bytes(512), b"[" * 100_000]
+)
 @pytest.mark.parametrize("before", ["", LINE])
 def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path, before, tail):
     path = tmp_path / "chains.jsonl"
@@ -102,7 +107,11 @@ BROKEN = {  # file -> content, and what is said of it
     "teacher null": ("", LINE.replace('{"key": "k1"}', "null"), "'q1' has no key"),
     "teacher a string": ("", LINE.replace('{"key": "k1"}', '"k1"'), "'teacher' must be an object"),
     "half a surrogate": ("", LINE.replace('"a"', '"\\ud800"'), "half a surrogate"),
-    "a target that is half a surrogate": ("", LINE.replace("[]", '["\\ud800"]'), "half a surrogate"),
+    "a target that is half a surrogate": (
+        "",
+        LINE.replace("[]", '["\\ud800"]'),
+        "half a surrogate",
+    ),
     "NUL": ("", LINE.replace('"a"', '"\\u0000"'), "NUL"),
     "a raw NUL": ("", LINE.replace('"a"', '"\0"'), "not valid JSON"),
     "no object": ("", "5\n", "a record is a JSON object"),
@@ -119,7 +128,11 @@ BROKEN = {  # file -> content, and what is said of it
     "summary empty": (SUMMARY, "", "not valid JSON"),
     "summary a list": (SUMMARY, "[1]", "no summary of a job"),
     "summary of strings": (SUMMARY, '{"repaired": "1"}', "no summary of a job"),
-    "summary of booleans": (SUMMARY, json.dumps(dict.fromkeys(("repaired", "calls"), True)), "no summary of a job"),
+    "summary of booleans": (
+        SUMMARY,
+        json.dumps(dict.fromkeys(("repaired", "calls"), True)),
+        "no summary of a job",
+    ),
     "summary negative": (SUMMARY, "calls -1", "no summary of a job"),
     "summary huge": (SUMMARY, "calls 1e300", "no summary of a job"),
     "summary NaN": (SUMMARY, "calls NaN", "NaN is not JSON"),
@@ -132,16 +145,22 @@ def finished(data, tmp_path_factory) -> Path:
     """The folder of a job that has done the first of three rows."""
     folder = tmp_path_factory.mktemp("finished")
     with Server(good) as server:
-        assert annotate.main(command(data, folder / "chains.jsonl", server.url, "--limit", "1")) == 0
+        assert (
+            annotate.main(command(data, folder / "chains.jsonl", server.url, "--limit", "1")) == 0
+        )
     return folder
 
 
 @pytest.mark.parametrize(("part", "content", "said"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_of_a_job_is_refused_in_one_line(data, finished, tmp_path, capsys, part, content, said):
+def test_a_broken_file_of_a_job_is_refused_in_one_line(
+    data, finished, tmp_path, capsys, part, content, said
+):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "chains.jsonl"
     if content.startswith("calls "):
-        content = json.dumps(summary(out)).replace('"calls": 3', f'"calls": {content.partition(" ")[2]}')
+        content = json.dumps(summary(out)).replace(
+            '"calls": 3', f'"calls": {content.partition(" ")[2]}'
+        )
     path = beside(out, part) if part else out
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
@@ -249,7 +268,13 @@ def test_rows_reach_the_disk_before_the_summary_that_counts_them(tmp_path):
     job.quarantine("q2", "why", 1, "")
     with recorded_os(tmp_path) as events:
         job.sync()
-    assert events == ["fsync c", f"fsync c{QUARANTINE}", f"fsync c{SUMMARY}", f"rename c{SUMMARY}", "fsync ."]
+    assert events == [
+        "fsync c",
+        f"fsync c{QUARANTINE}",
+        f"fsync c{SUMMARY}",
+        f"rename c{SUMMARY}",
+        "fsync .",
+    ]
     job.close()
 
 
@@ -262,5 +287,14 @@ def test_merged_rows_are_on_the_disk_before_the_files_that_held_them_are_removed
     with recorded_os(tmp_path) as events:
         job.absorb()
     job.close()
-    saved = ["fsync c", f"fsync c{QUARANTINE}", f"fsync c{SUMMARY}", f"rename c{SUMMARY}", "fsync ."]
-    assert events == [*saved, *(f"unlink c.rank1{part}" for part in (SUMMARY, QUARANTINE, "", ".lock"))]
+    saved = [
+        "fsync c",
+        f"fsync c{QUARANTINE}",
+        f"fsync c{SUMMARY}",
+        f"rename c{SUMMARY}",
+        "fsync .",
+    ]
+    assert events == [
+        *saved,
+        *(f"unlink c.rank1{part}" for part in (SUMMARY, QUARANTINE, "", ".lock")),
+    ]

@@ -25,7 +25,9 @@ from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.prompts import PARTS
 from cir_cot.records import Cot, Record
 
-RECORD = Record("1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"})
+RECORD = Record(
+    "1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"}
+)
 KEY = "sk-secret-of-the-test"
 REFERENCE = prepare(Image.new("RGB", (40, 30), "red"), 10**6)
 TARGET = prepare(Image.new("RGB", (40, 30), "blue"), 10**6)
@@ -37,7 +39,9 @@ def teacher_of(*urls: str, **options) -> OpenAITeacher:
     return teacher
 
 
-def ask(*urls: str, record: Record = RECORD, plan: Plan | None = None, **options) -> tuple[Record, bool]:
+def ask(
+    *urls: str, record: Record = RECORD, plan: Plan | None = None, **options
+) -> tuple[Record, bool]:
     async def run():
         teacher = teacher_of(*urls, **options)
         try:
@@ -62,14 +66,19 @@ def test_a_picture_is_sent_small_and_without_any_metadata():
     exif[0x010F], exif[0x8298] = "camera of a user", "name of a user"
     file = io.BytesIO()
     photo = Image.effect_noise((600, 400), 60).convert("RGB")
-    photo.save(file, "JPEG", exif=exif, comment=b"comment of a user", icc_profile=b"profile of a user")
+    photo.save(
+        file, "JPEG", exif=exif, comment=b"comment of a user", icc_profile=b"profile of a user"
+    )
     assert file.getvalue().count(b" of a user") == 4
     sent = prepare(decode(file.getvalue(), "x"), 400 * 400)
     assert b"of a user" not in sent.jpeg
     assert b"Exif" not in sent.jpeg
     shape = Image.open(io.BytesIO(sent.jpeg)).size
     assert shape[0] * shape[1] == sent.pixels <= 400 * 400
-    assert (shape[0] % 28, shape[1] % 28) == (0, 0)  # whole visual tokens, which a server does not resize again
+    assert (shape[0] % 28, shape[1] % 28) == (
+        0,
+        0,
+    )  # whole visual tokens, which a server does not resize again
     assert shape[0] / shape[1] == pytest.approx(1.5, rel=0.05)
     assert prepare(photo, 10**6).pixels == 600 * 400
 
@@ -84,7 +93,9 @@ def test_three_stages_each_with_what_it_may_see():
     assert "is red" not in json.dumps(server.seen[0])  # the caption knows the picture alone
     assert record.cot.reasoning in texts(server.seen[2])
     assert "<|im_end|>" not in json.dumps(server.seen)
-    for earlier, later in zip(server.seen, server.seen[1:], strict=False):  # a prefix cache reads the picture once
+    for earlier, later in zip(
+        server.seen, server.seen[1:], strict=False
+    ):  # a prefix cache reads the picture once
         assert later["messages"][: len(earlier["messages"])] == earlier["messages"]
 
 
@@ -93,7 +104,11 @@ def test_the_target_is_shown_after_the_caption_and_only_where_asked():
         ask(server.url, plan=Plan(see_target=True))
         ask(server.url, plan=Plan(stages="joint", see_target=True))
     shown = [pictures(request) for request in server.seen]
-    assert shown == [[REFERENCE.jpeg], [REFERENCE.jpeg, TARGET.jpeg], [REFERENCE.jpeg, TARGET.jpeg]] + shown[1:2]
+    assert (
+        shown
+        == [[REFERENCE.jpeg], [REFERENCE.jpeg, TARGET.jpeg], [REFERENCE.jpeg, TARGET.jpeg]]
+        + shown[1:2]
+    )
     assert "never speak of a target" in json.dumps(server.seen[1])
 
 
@@ -126,7 +141,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else():
         record, _ = ask(server.url)
         error = refused(server.url, record=Record("2", "r", "refuse this", ()))
     assert f"authorization: bearer {KEY}" in server.headers[0].lower()
-    assert "stainless" not in server.headers[0].lower()  # the client would tell system, architecture, Python
+    assert (
+        "stainless" not in server.headers[0].lower()
+    )  # the client would tell system, architecture, Python
     assert "[key]" in record.cot.caption
     assert "[key]" in error.reason
     assert KEY not in str(record) + str(error) + error.reason + error.raw + json.dumps(server.seen)
@@ -150,18 +167,35 @@ def test_no_half_of_a_key_is_left_where_an_error_is_cut(before, status):
 def test_the_environment_adds_no_header_and_no_proxy(monkeypatch, tmp_path):
     """What a user set for OpenAI, or for the web, is not for the server that --base-url names."""
     with Server(good, keep=True) as server, Server(good, keep=True) as proxy:
-        for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "OPENAI_WEBHOOK_SECRET"):
+        for name in (
+            "OPENAI_ORG_ID",
+            "OPENAI_PROJECT_ID",
+            "OPENAI_ADMIN_KEY",
+            "OPENAI_WEBHOOK_SECRET",
+        ):
             monkeypatch.setenv(name, "private")
-        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: private\nAuthorization: Bearer private\nHost: private")
+        monkeypatch.setenv(
+            "OPENAI_CUSTOM_HEADERS", "X-Team: private\nAuthorization: Bearer private\nHost: private"
+        )
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login private password private\n")
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        for name in (
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+        ):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         ask(server.url)
     assert proxy.requests == 0
-    heads = [dict(line.split(": ", 1) for line in head.splitlines()[1:] if line) for head in server.headers]
+    heads = [
+        dict(line.split(": ", 1) for line in head.splitlines()[1:] if line)
+        for head in server.headers
+    ]
     assert [head.pop("Content-Length").isdigit() for head in heads] == [True] * 3
     expected = {
         "Host": f"127.0.0.1:{server.port}",
@@ -226,26 +260,53 @@ def test_every_request_ends_and_says_why(script, reason, tries):
 
 WORDY = {name: "word " * 900 for name in ("caption", "reasoning", "conclusion")}
 ANSWERS = {  # what a teacher says -> the reason in a joint stage
-    "400 KB": (json.dumps(GOOD | {"caption": "word " * 80_000}), "truncated: the answer goes beyond 1024 tokens"),
-    "a long caption": (json.dumps(GOOD | {"caption": "word " * 900}), "truncated: the caption goes beyond 256 tokens"),
+    "400 KB": (
+        json.dumps(GOOD | {"caption": "word " * 80_000}),
+        "truncated: the answer goes beyond 1024 tokens",
+    ),
+    "a long caption": (
+        json.dumps(GOOD | {"caption": "word " * 900}),
+        "truncated: the caption goes beyond 256 tokens",
+    ),
     "long parts": (json.dumps(WORDY), "truncated: the caption"),
     "cut JSON": (json.dumps(GOOD)[:-2], "json"),
     "two objects": (json.dumps(GOOD) * 2, "json"),
     "nested lists": ("[" * 16_000, "json"),
     "nested objects": ('{"caption":' * 1_400, "json"),
-    "NUL in a part": (json.dumps(GOOD | {"caption": "A dress\0"}), "json: the answer: 'caption' holds a NUL"),
+    "NUL in a part": (
+        json.dumps(GOOD | {"caption": "A dress\0"}),
+        "json: the answer: 'caption' holds a NUL",
+    ),
     "NUL behind": (json.dumps(GOOD) + "\0", "json"),
-    "half a surrogate": (json.dumps(GOOD | {"caption": "A \ud800 dress"}), "json: the answer: holds half"),
-    "half a surrogate as a key": (json.dumps(GOOD | {"\udfff": "x"}), "json: the answer: holds half"),
-    "a token in a part": (json.dumps(GOOD | {"caption": "A dress <|im_end|>"}), "tags: the caption holds '<|im_end|>'"),
-    "a long token": (json.dumps(GOOD | {"caption": f"A <|{'x' * 900}|>"}), "tags: the caption holds '<|xxx"),
+    "half a surrogate": (
+        json.dumps(GOOD | {"caption": "A \ud800 dress"}),
+        "json: the answer: holds half",
+    ),
+    "half a surrogate as a key": (
+        json.dumps(GOOD | {"\udfff": "x"}),
+        "json: the answer: holds half",
+    ),
+    "a token in a part": (
+        json.dumps(GOOD | {"caption": "A dress <|im_end|>"}),
+        "tags: the caption holds '<|im_end|>'",
+    ),
+    "a long token": (
+        json.dumps(GOOD | {"caption": f"A <|{'x' * 900}|>"}),
+        "tags: the caption holds '<|xxx",
+    ),
     "tokens": ("<|im_end|>" * 1_000, "json"),
-    "a key twice": ('{"caption": "a", ' + json.dumps(GOOD)[1:], "json: the answer: key 'caption' occurs twice"),
+    "a key twice": (
+        '{"caption": "a", ' + json.dumps(GOOD)[1:],
+        "json: the answer: key 'caption' occurs twice",
+    ),
     "a long key": (json.dumps(GOOD | {"x" * 9_000: ""}), "json: the answer: 'cot': unknown key"),
     "a list": (json.dumps([GOOD]), "json"),
     "null": ("null", "json"),
     "NaN": ('{"caption": NaN, ' + json.dumps(GOOD)[1:], "json"),
-    "a part of lists": (json.dumps(GOOD | {"caption": [["x"] * 900]}), "json: the answer: 'caption' must be a string"),
+    "a part of lists": (
+        json.dumps(GOOD | {"caption": [["x"] * 900]}),
+        "json: the answer: 'caption' must be a string",
+    ),
     "a part that is null": (json.dumps(GOOD | {"reasoning": None}), "json"),
     "digits": ("9" * 9_000, "json"),
     "points": ("0." * 8_000, "json"),
@@ -269,11 +330,15 @@ def test_a_hostile_answer_is_refused_by_name_in_every_mode(text, reason):
             asyncio.run(write_chain(Fixed(text), RECORD, plan, REFERENCE, TARGET))
         ended[mode] = error.value
     with pytest.raises(Unanswered, match="^(verifier: no score|truncated: the score)") as error:
-        asyncio.run(verify(Fixed(text), Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET))
+        asyncio.run(
+            verify(Fixed(text), Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET)
+        )
     ended["score"] = error.value
     assert ended["joint"].reason.startswith(reason)
     assert all(len(one.reason) <= 400 and len(one.raw) <= 2000 for one in ended.values())
-    assert all(one.reason.encode() for one in ended.values())  # no half of a surrogate pair is in them
+    assert all(
+        one.reason.encode() for one in ended.values()
+    )  # no half of a surrogate pair is in them
 
 
 @pytest.mark.parametrize("plan", [Plan(stages="joint"), Plan()], ids=["joint", "separate"])
@@ -293,14 +358,23 @@ def test_a_complaint_sends_back_a_bounded_piece_of_a_long_answer():
 
 
 @pytest.mark.parametrize(
-    "text", ["```" + " " * 10**6 + "x", "`" * 10**6, "```" + "\n" * 10**6 + "```", " " * 10**6 + "```", "``` `" * 10**5]
+    "text",
+    [
+        "```" + " " * 10**6 + "x",
+        "`" * 10**6,
+        "```" + "\n" * 10**6 + "```",
+        " " * 10**6 + "```",
+        "``` `" * 10**5,
+    ],
 )
 def test_a_fence_is_found_in_linear_time(text):
     """A million letters: a pattern that tries every pair of them would take days."""
     assert len(without_fence(without_thinking(text))) <= len(text)
 
 
-@pytest.mark.parametrize("text", ["0." + "1" * 10**6 + "x", "9" * 10**6, "0.1" * 10**6, "." * 10**6, "1." * 10**6])
+@pytest.mark.parametrize(
+    "text", ["0." + "1" * 10**6 + "x", "9" * 10**6, "0.1" * 10**6, "." * 10**6, "1." * 10**6]
+)
 def test_scores_are_looked_for_in_linear_time(text):
     assert scores(text) == ([text[:-1]] if text.endswith("x") else [])
 
@@ -409,14 +483,19 @@ def test_an_answer_without_usage_is_billed_by_an_estimate():
 
 
 def test_replicas_share_the_work_and_a_dead_one_is_taken_out():
-    with Server(fake_server.slow(0.02, 0.1, 0)) as one, Server(fake_server.slow(0.02, 0.1, 1)) as two:
+    with (
+        Server(fake_server.slow(0.02, 0.1, 0)) as one,
+        Server(fake_server.slow(0.02, 0.1, 1)) as two,
+    ):
         with Server(good) as gone:
             dead = gone.url
 
         async def run() -> list:
             teacher = teacher_of(dead, one.url, two.url)
             try:
-                return await asyncio.gather(*(write_chain(teacher, RECORD, Plan(), REFERENCE) for _ in range(40)))
+                return await asyncio.gather(
+                    *(write_chain(teacher, RECORD, Plan(), REFERENCE) for _ in range(40))
+                )
             finally:
                 assert teacher.replicas[0].unreachable
                 await teacher.close()
@@ -427,12 +506,17 @@ def test_replicas_share_the_work_and_a_dead_one_is_taken_out():
 
 
 def test_a_replica_that_only_fails_rests_and_rows_do_not_suffer():
-    with Server(lambda request: Reply({}, 500)) as sick, Server(fake_server.slow(0.01, 0.1, 0)) as well:
+    with (
+        Server(lambda request: Reply({}, 500)) as sick,
+        Server(fake_server.slow(0.01, 0.1, 0)) as well,
+    ):
 
         async def run() -> None:
             teacher = teacher_of(sick.url, well.url, retries=5)
             teacher.backoff = 0.2
-            await asyncio.gather(*(write_chain(teacher, RECORD, Plan(), REFERENCE) for _ in range(20)))
+            await asyncio.gather(
+                *(write_chain(teacher, RECORD, Plan(), REFERENCE) for _ in range(20))
+            )
             await teacher.close()
 
         asyncio.run(run())
@@ -456,14 +540,26 @@ def test_no_server_at_all_stops_the_job_and_blames_no_row():
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_wrong_key_or_model_stops_the_job_before_the_first_answer(status):
     refusal = Reply({"error": f"no such key {KEY}"}, status)
-    with Server(lambda request: refusal) as server, pytest.raises(InputError, match="OPENAI_API_KEY") as error:
+    with (
+        Server(lambda request: refusal) as server,
+        pytest.raises(InputError, match="OPENAI_API_KEY") as error,
+    ):
         ask(server.url)
     assert KEY not in str(error.value)
     assert server.requests == 1
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://host:99999", "http://[::1", "http://host\0/v1"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host/v1",
+        "",
+        "http://",
+        "http://host:99999",
+        "http://[::1",
+        "http://host\0/v1",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(InputError, match="base-url"):
@@ -499,7 +595,10 @@ def test_a_busy_row_is_given_up_after_forty_refusals(monkeypatch):
         finally:
             await teacher.close()
 
-    with Server(lambda request: Reply({"error": "busy"}, 429)) as server, pytest.raises(Unanswered, match="http 429"):
+    with (
+        Server(lambda request: Reply({"error": "busy"}, 429)) as server,
+        pytest.raises(Unanswered, match="http 429"),
+    ):
         asyncio.run(run(server.url))
     assert server.requests == 41
 
@@ -624,7 +723,9 @@ def test_no_call_begins_that_could_exceed_the_budget():
     spent = sum(isinstance(one, BudgetSpent) for one in done)
     assert server.requests == budget.calls == 100 - spent
     assert budget.prompt_tokens + budget.completion_tokens == 110 * server.requests
-    assert 2000 - 110 < 110 * server.requests <= 2000  # calls wait for those under way, so nothing is left over
+    assert (
+        2000 - 110 < 110 * server.requests <= 2000
+    )  # calls wait for those under way, so nothing is left over
 
 
 def good_words(request: dict) -> Reply:
@@ -657,7 +758,13 @@ class Fixed:
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [("0.85", 0.85), ("Score: 1", 1.0), ("<think>0.1 or 0.2</think>\n.5", 0.5), ("0", 0.0), ("1.0.", 1.0)],
+    [
+        ("0.85", 0.85),
+        ("Score: 1", 1.0),
+        ("<think>0.1 or 0.2</think>\n.5", 0.5),
+        ("0", 0.0),
+        ("1.0.", 1.0),
+    ],
 )
 def test_a_score_is_a_number_from_0_to_1(text, score):
     verifier, record = Fixed(text), Record("1", "r", "is red", (), Cot("a", "b", "a red shirt"))
@@ -671,7 +778,9 @@ def test_a_score_is_a_number_from_0_to_1(text, score):
 @pytest.mark.parametrize("text", ["", "85", "1.5", "good", "0.2 or 0.9", "10"])
 def test_what_is_no_score_is_no_score(text):
     with pytest.raises(Unanswered, match="no score"):
-        asyncio.run(verify(Fixed(text), Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET))
+        asyncio.run(
+            verify(Fixed(text), Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET)
+        )
 
 
 @pytest.mark.parametrize(("score", "kept"), [("0.71", True), ("0.7", False), ("0.2", False)])
@@ -691,19 +800,39 @@ def test_a_conclusion_is_kept_above_the_threshold(score, kept):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory) -> TransformersTeacher:
-    return TransformersTeacher(str(write_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32", batch_size=4)
+    return TransformersTeacher(
+        str(write_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32", batch_size=4
+    )
 
 
 def test_a_local_model_reads_pictures_in_sides_that_its_processor_keeps(local):
     grown, shrunk = (prepare(Image.new("RGB", size), 10**6) for size in ((20, 20), (900, 600)))
-    pictures = local._pictures(local._messages([("user", [grown, "and", shrunk]), ("assistant", ["x"])]))
-    assert [picture.size for picture in pictures] == [(28, 28), (476, 308)]  # at least 1, at most 200 visual tokens
+    pictures = local._pictures(
+        local._messages([("user", [grown, "and", shrunk]), ("assistant", ["x"])])
+    )
+    assert [picture.size for picture in pictures] == [
+        (28, 28),
+        (476, 308),
+    ]  # at least 1, at most 200 visual tokens
     assert local._pictures(local._messages([("user", ["no picture"])])) == []
 
 
 def test_a_local_model_answers_in_batches_as_it_does_alone(local):
-    questions = [([("user", [REFERENCE, "a"])], 8), ([("user", [REFERENCE, TARGET, "a longer question"])], 5)]
-    questions.append(([("system", ["be brief"]), ("user", ["a", REFERENCE]), ("assistant", ["b"]), ("user", ["c"])], 8))
+    questions = [
+        ([("user", [REFERENCE, "a"])], 8),
+        ([("user", [REFERENCE, TARGET, "a longer question"])], 5),
+    ]
+    questions.append(
+        (
+            [
+                ("system", ["be brief"]),
+                ("user", ["a", REFERENCE]),
+                ("assistant", ["b"]),
+                ("user", ["c"]),
+            ],
+            8,
+        )
+    )
     alone = [local.generate([question])[0] for question in questions]
     assert local.generate(questions) == alone
     assert all(0 < row[3] <= limit for row, (_, limit) in zip(alone, questions, strict=True))
@@ -755,7 +884,9 @@ def broken(local: TransformersTeacher, error: BaseException, **facts) -> list:
 
 
 def test_out_of_memory_in_a_batch_is_tried_again_row_by_row(local):
-    assert broken(local, torch.OutOfMemoryError("CUDA out of memory"), most=1) == [Answer("words")] * 4
+    assert (
+        broken(local, torch.OutOfMemoryError("CUDA out of memory"), most=1) == [Answer("words")] * 4
+    )
 
 
 def test_a_row_that_a_local_model_refuses_suffers_alone(local):
@@ -776,6 +907,8 @@ def test_unusable_input_of_a_local_model_ends_the_job(local):
     assert all(isinstance(one, InputError) and "no such template" in str(one) for one in ended)
 
 
-@pytest.mark.parametrize("error", [TypeError("a defect"), MemoryError(), OSError("the disk")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [TypeError("a defect"), MemoryError(), OSError("the disk")], ids=repr
+)
 def test_no_row_waits_for_a_worker_that_died(local, error):
     assert broken(local, error, at="question 1", batch_size=2) == [error] * 4

@@ -41,14 +41,21 @@ def make_clip(tiny_clip):
 
 def make_moe(tiny_clip, **settings):
     torch.manual_seed(0)
-    sizes = {"experts": 2, "projection": 32, "hidden": 48}  # so few rows that more experts would stay idle
+    sizes = {
+        "experts": 2,
+        "projection": 32,
+        "hidden": 48,
+    }  # so few rows that more experts would stay idle
     return MoeRetriever(load_clip(str(tiny_clip)), str(tiny_clip), **(sizes | settings)).eval()
 
 
 MAKERS = {"cot": make_cot, "prompt_pool": make_prompt_pool, "clip": make_clip, "moe": make_moe}
 ADAPTED = ("cot", "prompt_pool")  # heads on a Qwen-VL, which takes an adapter
 QWEN = ({}, {"projection": 16, "learn_temperature": True, "readout": "before_ret"}, {"lora": False})
-VARIANTS = dict.fromkeys(ADAPTED, QWEN) | {"clip": ({},), "moe": tuple({"combiner": name} for name in COMBINERS)}
+VARIANTS = dict.fromkeys(ADAPTED, QWEN) | {
+    "clip": ({},),
+    "moe": tuple({"combiner": name} for name in COMBINERS),
+}
 
 
 @pytest.fixture(params=list(HEADS))
@@ -86,12 +93,19 @@ def test_embeddings_do_not_depend_on_the_batch_or_its_order(make):
         flipped = other is backwards
         assert difference(together.embeddings, vectors.flip(0) if flipped else vectors) < 1e-5
         assert together.explanations == (words[::-1] if flipped else words)
-    assert difference(head.encode_target(images), torch.cat([head.encode_target([image]) for image in images])) < 1e-5
+    assert (
+        difference(
+            head.encode_target(images), torch.cat([head.encode_target([image]) for image in images])
+        )
+        < 1e-5
+    )
 
 
 def test_no_rows_give_no_embeddings(make):
     head = make()
-    assert head.encode_query([], []).embeddings.shape == head.encode_target([]).shape == (0, head.dim)
+    assert (
+        head.encode_query([], []).embeddings.shape == head.encode_target([]).shape == (0, head.dim)
+    )
 
 
 def test_training_embeds_as_inference_does(make):
@@ -111,12 +125,18 @@ def test_training_embeds_as_inference_does(make):
 def test_a_step_changes_what_is_trained_and_nothing_else(make, kind):
     for settings in VARIANTS[kind]:
         head = make(**settings)
-        trained = {parameter.data_ptr() for parameter in head.parameters() if parameter.requires_grad}
+        trained = {
+            parameter.data_ptr() for parameter in head.parameters() if parameter.requires_grad
+        }
         wanted = {name for name, value in head.state_dict().items() if value.data_ptr() in trained}
         before = {name: value.clone() for name, value in head.state_dict().items()}
         train_a_step(head)
         train_a_step(head, 0.01)  # the first leaves LoRA's A as it is, because B starts at zero
-        changed = {name for name, value in head.state_dict().items() if not torch.equal(value, before[name])}
+        changed = {
+            name
+            for name, value in head.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
         assert changed == wanted
         assert not any(".visual." in name for name in changed)
 
@@ -129,9 +149,16 @@ def test_save_and_load_give_the_same_embeddings(make, kind, tmp_path):
         again = load_retriever(folder)
         assert again.settings() == head.settings()
         assert (
-            difference(again.encode_query(*references()).embeddings, head.encode_query(*references()).embeddings) < 1e-6
+            difference(
+                again.encode_query(*references()).embeddings,
+                head.encode_query(*references()).embeddings,
+            )
+            < 1e-6
         )
-        assert difference(again.encode_target(references()[0]), head.encode_target(references()[0])) < 1e-6
+        assert (
+            difference(again.encode_target(references()[0]), head.encode_target(references()[0]))
+            < 1e-6
+        )
         assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
@@ -172,7 +199,9 @@ def test_weights_load_in_place_to_resume(make, kind, tmp_path):
         ("head.safetensors", None, "head.safetensors: missing"),
     ],
 )
-def test_a_folder_that_is_no_such_retriever_is_refused_by_name(make, tmp_path, file, content, words):
+def test_a_folder_that_is_no_such_retriever_is_refused_by_name(
+    make, tmp_path, file, content, words
+):
     import json
 
     make().save(tmp_path)
@@ -191,7 +220,9 @@ def test_a_large_call_is_answered_in_batches_without_losing_a_row(make):
     whole = head.encode_query(images, texts).embeddings, head.encode_target(images)
     head.batch_size = 4
     for vectors, parts in zip(
-        whole, (head.encode_query(images, texts).embeddings, head.encode_target(images)), strict=True
+        whole,
+        (head.encode_query(images, texts).embeddings, head.encode_target(images)),
+        strict=True,
     ):
         assert parts.shape == (6, head.dim)
         assert difference(vectors, parts) < 1e-5
@@ -209,13 +240,22 @@ def test_weights_of_another_head_are_refused(tiny, tmp_path, change):
     else:
         stored["project.weight"] = torch.zeros(17, head.backbone.hidden_size)
     safetensors.torch.save_file(stored, tmp_path / "head.safetensors")
-    words = {"more": "odd do not fit", "fewer": "log_temperature do not fit", "wider": r"project.weight is \(17, "}
+    words = {
+        "more": "odd do not fit",
+        "fewer": "log_temperature do not fit",
+        "wider": r"project.weight is \(17, ",
+    }
     with pytest.raises(InputError, match=words[change]):
         load_retriever(tmp_path, device="cpu")
 
 
 def test_the_card_states_every_setting():
-    facts = {"kind": "cot", "backbone": 'a "base": x', "dim": 8, "settings": {"readout": "ret", "threshold": 0.25}}
+    facts = {
+        "kind": "cot",
+        "backbone": 'a "base": x',
+        "dim": 8,
+        "settings": {"readout": "ret", "threshold": 0.25},
+    }
     card = model_card(facts)
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == 'a "base": x'
     for row in ("| dim | `8` |", "| readout | `ret` |", "| threshold | `0.25` |"):
@@ -241,7 +281,13 @@ def test_full_fast_and_given_chains_differ(tiny):
     given = head.embed_with(images, texts, [Cot("a", "b", "c")] * 6)
     assert fast.explanations == [""] * 6
     assert all(words.startswith("<caption>") for words in full.explanations)
-    assert min(difference(full.embeddings, fast.embeddings), difference(given.embeddings, fast.embeddings)) > 1e-3
+    assert (
+        min(
+            difference(full.embeddings, fast.embeddings),
+            difference(given.embeddings, fast.embeddings),
+        )
+        > 1e-3
+    )
     with pytest.raises(InputError, match="telepathic"):
         head.encode_query(images, texts, reading="telepathic")
 
@@ -267,7 +313,10 @@ def test_chain_loss_is_the_mean_cross_entropy_of_the_chains_tokens(tiny):
         theirs = head.backbone.plain(**inputs).loss
     assert difference(ours, theirs) < 1e-5
     supervised = batch["labels"][0][batch["labels"][0] != -100]
-    assert head.encoder().tokenizer.decode(supervised) == cot_to_text(scene_rows()[0].record.cot) + "<ret>"
+    assert (
+        head.encoder().tokenizer.decode(supervised)
+        == cot_to_text(scene_rows()[0].record.cot) + "<ret>"
+    )
 
 
 def test_chain_dropout_drops_whole_chains_by_the_rows_own_draw(tiny):
@@ -284,16 +333,23 @@ def test_chain_dropout_drops_whole_chains_by_the_rows_own_draw(tiny):
     with torch.no_grad():
         out = fast(batch["query"], batch["target"], batch["labels"])
     assert out["aux"]["lm"] == 0
-    assert difference(out["query"], fast.encode_query(*references(), reading="fast").embeddings) < 1e-5
+    assert (
+        difference(out["query"], fast.encode_query(*references(), reading="fast").embeddings) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_a_learned_temperature_starts_where_it_is_told_and_stays_within_its_bounds(kind, tiny):
-    fixed, learned = (MAKERS[kind](tiny, temperature=0.05, learn_temperature=learn) for learn in (False, True))
+    fixed, learned = (
+        MAKERS[kind](tiny, temperature=0.05, learn_temperature=learn) for learn in (False, True)
+    )
     for head in (fixed, learned):
         assert head.temperature().item() == pytest.approx(0.05)
         assert head.settings()["temperature"] == pytest.approx(0.05)
-    assert (fixed.log_temperature.requires_grad, learned.log_temperature.requires_grad) == (False, True)
+    assert (fixed.log_temperature.requires_grad, learned.log_temperature.requires_grad) == (
+        False,
+        True,
+    )
     for log, bound in ((-9.0, 0.01), (9.0, 1.0)):
         with torch.no_grad():
             learned.log_temperature.fill_(log)

@@ -18,7 +18,22 @@ from cir_cot.scripts.eval import check_submission, score, submit
 
 NAMES = [f"test1-{number}" for number in range(60)]
 COT = {"caption": "a", "reasoning": "b", "conclusion": "c"}
-VALUES = [None, True, -1, 1.5, 10**19, 1e308, "", "\0", "\udc80", "x" * 5000, "../x", [], {"a": None}, [[]]]
+VALUES = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**19,
+    1e308,
+    "",
+    "\0",
+    "\udc80",
+    "x" * 5000,
+    "../x",
+    [],
+    {"a": None},
+    [[]],
+]
 RAW = [
     b"",
     b"\0",
@@ -37,7 +52,12 @@ RAW = [
 
 def cirr(split):
     queries = [
-        {"pairid": 100 + n, "reference": NAMES[n], "caption": "c", "img_set": {"members": NAMES[n : n + 6]}}
+        {
+            "pairid": 100 + n,
+            "reference": NAMES[n],
+            "caption": "c",
+            "img_set": {"members": NAMES[n : n + 6]},
+        }
         for n in range(2)
     ]
     if split == "val":
@@ -46,12 +66,17 @@ def cirr(split):
     return {
         f"captions/cap.rc2.{split}.json": queries,
         f"image_splits/split.rc2.{split}.json": {name: f"./dev/{name}.png" for name in NAMES},
-        "rankings.json": {str(100 + n): [name for name in NAMES if name != NAMES[n]] for n in range(2)},
+        "rankings.json": {
+            str(100 + n): [name for name in NAMES if name != NAMES[n]] for n in range(2)
+        },
     }
 
 
 def circo(split):
-    queries = [{"id": n, "reference_img_id": n, "relative_caption": "x", "shared_concept": "y"} for n in range(2)]
+    queries = [
+        {"id": n, "reference_img_id": n, "relative_caption": "x", "shared_concept": "y"}
+        for n in range(2)
+    ]
     if split == "val":
         for query in queries:
             query |= {"target_img_id": 5, "gt_img_ids": [5, 6], "semantic_aspects": ["a"]}
@@ -67,7 +92,10 @@ def fashioniq(split):
     files = {"rankings.json": {"0": NAMES}}
     for category in ("dress", "shirt", "toptee"):
         pair = {"candidate": NAMES[0], "target": NAMES[1], "captions": ["a", "b"]}
-        files |= {f"captions/cap.{category}.{split}.json": [pair], f"image_splits/split.{category}.{split}.json": NAMES}
+        files |= {
+            f"captions/cap.{category}.{split}.json": [pair],
+            f"image_splits/split.{category}.{split}.json": NAMES,
+        }
     return files
 
 
@@ -75,14 +103,31 @@ def genecis(split):
     boxes = [{"image_id": str(n), "instance_bbox": [1, 2, 3.5, 4]} for n in range(12)]
     whole = [{"val_image_id": n} for n in range(12)]
     files = {"rankings.json": {"0": [f"{n}_1_2_3.5_4" for n in range(1, 12)]}}
-    for task, some in (("focus_attribute", boxes), ("change_attribute", boxes), ("focus_object", whole)):
-        files[f"{task}.json"] = [{"condition": "c", "reference": some[0], "target": some[1], "gallery": some[2:]}]
+    for task, some in (
+        ("focus_attribute", boxes),
+        ("change_attribute", boxes),
+        ("focus_object", whole),
+    ):
+        files[f"{task}.json"] = [
+            {"condition": "c", "reference": some[0], "target": some[1], "gallery": some[2:]}
+        ]
     return files | {"change_object.json": files["focus_object.json"]}
 
 
 def folder(split):
-    record = {"id": "0", "reference": NAMES[0], "text": "t", "targets": [NAMES[1]], "cot": COT, "teacher": {"a": 1}}
-    return {f"records.{split}.jsonl": record, f"gallery.{split}.json": NAMES, "rankings.json": {"0": NAMES[1:]}}
+    record = {
+        "id": "0",
+        "reference": NAMES[0],
+        "text": "t",
+        "targets": [NAMES[1]],
+        "cot": COT,
+        "teacher": {"a": 1},
+    }
+    return {
+        f"records.{split}.jsonl": record,
+        f"gallery.{split}.json": NAMES,
+        "rankings.json": {"0": NAMES[1:]},
+    }
 
 
 CASES = {
@@ -135,7 +180,14 @@ def damaged(content):
             del at[path[-1]]
             yield json.dumps(broken).encode()
     whole = json.dumps(content).encode()
-    yield from (*RAW, whole[:-9], whole * 2, whole.replace(b'"', b"'"), b"\xef\xbb\xbf" + whole, gzip.compress(whole))
+    yield from (
+        *RAW,
+        whole[:-9],
+        whole * 2,
+        whole.replace(b'"', b"'"),
+        b"\xef\xbb\xbf" + whole,
+        gzip.compress(whole),
+    )
 
 
 @pytest.mark.slow
@@ -185,7 +237,8 @@ def test_a_bool_is_no_number(tmp_path):
 def test_captions_of_annotation_files_are_bounded(tmp_path):
     assert damaged_circo(tmp_path, relative_caption="x" * 4000)
     with pytest.raises(
-        InputError, match=r"entry 0: 'relative_caption' has 4001 characters, more than the 4000 allowed"
+        InputError,
+        match=r"entry 0: 'relative_caption' has 4001 characters, more than the 4000 allowed",
     ):
         damaged_circo(tmp_path, relative_caption="x" * 4001)
 
@@ -203,7 +256,9 @@ def many():
 @pytest.mark.parametrize("suffix", ["txt", "json"])
 def test_an_image_listed_twice_among_many_is_found(tmp_path, many, suffix):
     path = tmp_path / f"gallery.{suffix}"
-    path.write_text("\n".join([*many, many[-1]]) if suffix == "txt" else json.dumps([*many, many[-1]]))
+    path.write_text(
+        "\n".join([*many, many[-1]]) if suffix == "txt" else json.dumps([*many, many[-1]])
+    )
     with pytest.raises(InputError, match=f"image '{MANY - 1}' is listed twice"):
         read_names(path)
 

@@ -80,9 +80,18 @@ def test_fashioniq_galleries_overlap_as_measured(shared_data):
     for split in ("train", "val", "test"):
         for benchmark in load_benchmark("fashioniq", shared_data / "fashioniq", split):
             images[benchmark.category, split] = benchmark.members
-    every = {split: frozenset().union(*(images[c, split] for c in FASHIONIQ_CATEGORIES)) for _, split in images}
-    assert [len(images["shirt", split] & images["toptee", split]) for split in every] == [1180, 121, 121]
-    assert [len(every[a] & every[b]) for a, b in [("train", "val"), ("train", "test"), ("val", "test")]] == [
+    every = {
+        split: frozenset().union(*(images[c, split] for c in FASHIONIQ_CATEGORIES))
+        for _, split in images
+    }
+    assert [len(images["shirt", split] & images["toptee", split]) for split in every] == [
+        1180,
+        121,
+        121,
+    ]
+    assert [
+        len(every[a] & every[b]) for a, b in [("train", "val"), ("train", "test"), ("val", "test")]
+    ] == [
         811,
         803,
         266,
@@ -90,18 +99,24 @@ def test_fashioniq_galleries_overlap_as_measured(shared_data):
     assert len(every["train"] | every["val"] | every["test"]) == 74381
     assert sum(len(images[category, "val"]) for category in FASHIONIQ_CATEGORIES) == 15536
     for category in FASHIONIQ_CATEGORIES:
-        pool = one("fashioniq", shared_data / "fashioniq", "val", category, gallery="all-categories")
+        pool = one(
+            "fashioniq", shared_data / "fashioniq", "val", category, gallery="all-categories"
+        )
         assert len(pool.gallery) == len(set(pool.gallery)) == 15415
 
 
-@pytest.mark.parametrize(("category", "index"), [("shirt", 1928), ("toptee", 676), ("toptee", 1076)])
+@pytest.mark.parametrize(
+    ("category", "index"), [("shirt", 1928), ("toptee", 676), ("toptee", 1076)]
+)
 def test_fashioniq_blank_captions(shared_data, category, index):
     benchmark = one("fashioniq", shared_data / "fashioniq", "val", category)
     first, second = benchmark.captions[str(index)]
     assert first == ""
     assert benchmark.records[index].text == f" and {second.strip('.?, ')}"
     single = one("fashioniq", shared_data / "fashioniq", "val", category, caption_join="single")
-    assert [record.text for record in single.records if record.id.split(".")[0] == str(index)] == [second]
+    assert [record.text for record in single.records if record.id.split(".")[0] == str(index)] == [
+        second
+    ]
 
 
 JOINS = {
@@ -121,7 +136,10 @@ JOINS = {
 
 @pytest.mark.parametrize("style", CAPTION_JOINS)
 def test_caption_joins_are_exact(style):
-    assert list(CAPTION_JOINS[style](" is Asian-inspired. no belt.,", "has a V-neck, and is Blue?")) == JOINS[style]
+    assert (
+        list(CAPTION_JOINS[style](" is Asian-inspired. no belt.,", "has a V-neck, and is Blue?"))
+        == JOINS[style]
+    )
 
 
 def test_covr_keeps_thirty_words():
@@ -156,7 +174,8 @@ def test_every_protocol_of_the_literature_loads_and_says_what_it_is(shared_data,
         == 2017 * (1 + (options["caption_join"] in ("single", "both-orders")))
     )
     assert (
-        protocol["gallery_size"] == {"original": 3817, "val-union": 2628, "all-categories": 15415}[options["gallery"]]
+        protocol["gallery_size"]
+        == {"original": 3817, "val-union": 2628, "all-categories": 15415}[options["gallery"]]
     )
     assert len({record.id for record in benchmark.records}) == len(benchmark.records)
 
@@ -187,12 +206,19 @@ def test_cirr_has_its_published_size(shared_data, split, queries, gallery, first
     assert (len(records), len(benchmark.gallery)) == (queries, gallery)
     pairs = [int(record.id) for record in records]
     assert (min(pairs), max(pairs), len(set(pairs))) == (first, last, queries)
-    assert all(len(set(record.subset)) == 6 and record.reference in record.subset for record in records)
+    assert all(
+        len(set(record.subset)) == 6 and record.reference in record.subset for record in records
+    )
     assert len({frozenset(record.subset) for record in records}) == 503
-    used = {image for record in records for image in (record.reference, *record.targets, *record.subset)}
+    used = {
+        image for record in records for image in (record.reference, *record.targets, *record.subset)
+    }
     assert used == benchmark.members
     if split == "val":
-        assert all(record.targets[0] in record.subset and record.targets[0] != record.reference for record in records)
+        assert all(
+            record.targets[0] in record.subset and record.targets[0] != record.reference
+            for record in records
+        )
         assert len(records) - len({(record.reference, record.text) for record in records}) == 6
     else:
         assert not any(record.targets for record in records)
@@ -207,14 +233,23 @@ def test_cirr_has_its_published_size(shared_data, split, queries, gallery, first
 
 
 def test_cirr_soft_labels_are_as_measured(shared_data):
-    hard, soft = one("cirr", shared_data / "cirr", "val"), one("cirr", shared_data / "cirr", "val", labels="soft")
+    hard, soft = (
+        one("cirr", shared_data / "cirr", "val"),
+        one("cirr", shared_data / "cirr", "val", labels="soft"),
+    )
     assert hard.weights is None
     values = Counter(weight for weights in soft.weights.values() for weight in weights.values())
     assert values == {1.0: 4216, 0.5: 62, 0.2: 6, -1.0: 807}
     assert sum(record.targets[0] not in soft.weights[record.id] for record in soft.records) == 37
     assert sum(record.reference in soft.weights[record.id] for record in soft.records) == 37
-    best = {r.id: sorted(soft.gallery, key=lambda name: -soft.weights[r.id].get(name, 0))[:60] for r in soft.records}
-    subset = {r.id: sorted(r.subset, key=lambda name: -soft.weights[r.id].get(name, 0)) for r in soft.records}
+    best = {
+        r.id: sorted(soft.gallery, key=lambda name: -soft.weights[r.id].get(name, 0))[:60]
+        for r in soft.records
+    }
+    subset = {
+        r.id: sorted(r.subset, key=lambda name: -soft.weights[r.id].get(name, 0))
+        for r in soft.records
+    }
     metrics = score_rankings(soft, best, subset)
     assert metrics["R@1"] == pytest.approx(99.90, abs=0.005)  # the ceiling of these labels
     assert metrics["Rsub@1"] == pytest.approx(99.55, abs=0.005)
@@ -246,7 +281,10 @@ def test_circo_is_as_measured(shared_data):
     assert (sum(counts), min(counts), max(counts)) == (916, 1, 14)
     assert (sum(count > 5 for count in counts), sum(count > 10 for count in counts)) == (57, 9)
     assert all(record.reference not in record.targets for record in val.records)
-    assert all(set(record.targets) <= val.members and record.reference in val.members for record in val.records)
+    assert all(
+        set(record.targets) <= val.members and record.reference in val.members
+        for record in val.records
+    )
     assert [record.id for record in test.records] == [str(index) for index in range(800)]
     aspects = Counter(aspect for some in val.aspects.values() for aspect in some)
     assert aspects == {
@@ -295,7 +333,10 @@ def test_circo_has_its_main_target_first(tmp_path):
 def test_circo_gallery_is_what_the_info_file_lists(tmp_path, base, inner):
     dump(tmp_path / base / "annotations" / "val.json", [CIRCO_QUERY])
     images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in (9, 7, 8, 3)]
-    dump(tmp_path / base / inner / "annotations" / "image_info_unlabeled2017.json", {"images": images})
+    dump(
+        tmp_path / base / inner / "annotations" / "image_info_unlabeled2017.json",
+        {"images": images},
+    )
     benchmark = one("circo", tmp_path, "val")
     assert benchmark.gallery == ["9", "7", "8", "3"]
     draw(tmp_path / base / inner / "unlabeled2017" / "000000000007.jpg")
@@ -336,13 +377,19 @@ def test_the_shoe_that_is_its_own_target_is_a_sure_miss(shared_data):
         benchmark = one("shoes", shared_data / "shoes", "eval", reference=reference)
         pad = benchmark.gallery[:60]
         perfect = {r.id: list(dict.fromkeys([*r.targets, *pad])) for r in benchmark.records}
-        assert score_rankings(benchmark, perfect)["R@50"] == pytest.approx(100 * (1761 - misses) / 1761)
+        assert score_rankings(benchmark, perfect)["R@50"] == pytest.approx(
+            100 * (1761 - misses) / 1761
+        )
 
 
-@pytest.mark.parametrize("folder", ["attributedata/womens_boots/0", "images/womens/womens_boots/3", "x"])
+@pytest.mark.parametrize(
+    "folder", ["attributedata/womens_boots/0", "images/womens/womens_boots/3", "x"]
+)
 def test_shoes_pictures_are_found_by_name(tmp_path, folder):
     pairs = [("b.jpg", "of_train.jpg"), ("of_train.jpg", "a.jpg"), ("b.jpg", "a.jpg")]
-    triplets = [{"ImageName": t, "ReferenceImageName": r, "RelativeCaption": "is red"} for t, r in pairs]
+    triplets = [
+        {"ImageName": t, "ReferenceImageName": r, "RelativeCaption": "is red"} for t, r in pairs
+    ]
     dump(tmp_path / "relative_captions_shoes.json", triplets)
     (tmp_path / "eval_im_names.txt").write_text("a.jpg\nb.jpg\n")
     benchmark = one("shoes", tmp_path, "val")
@@ -384,9 +431,16 @@ def genecis_root(tmp_path, base="genecis"):
 @pytest.mark.parametrize("base", ["genecis", "."])
 def test_genecis_ranks_its_own_candidates(tmp_path, base):
     tasks = load_benchmark("genecis", genecis_root(tmp_path, base), "test")
-    assert [task.category for task in tasks] == ["focus_attribute", "change_attribute", "focus_object", "change_object"]
+    assert [task.category for task in tasks] == [
+        "focus_attribute",
+        "change_attribute",
+        "focus_object",
+        "change_object",
+    ]
     attribute, objects = tasks[0], tasks[3]
-    assert objects.candidates == {"0": ["2", "3", "4"]}  # the target is in its own gallery, too: it counts once
+    assert objects.candidates == {
+        "0": ["2", "3", "4"]
+    }  # the target is in its own gallery, too: it counts once
     assert objects.gallery == ["2", "3", "4"]
     assert objects.images().load("2").size == (8, 6)
     assert attribute.records[0].targets == ("7_50_40_10_20",)
@@ -422,7 +476,10 @@ def test_genecis_of_other_forms_is_refused(tmp_path):
 @pytest.fixture
 def own(tmp_path):
     """A folder dataset: two queries over four pictures, the first with two targets."""
-    write_records(tmp_path / "records.mine.jsonl", [Record("q", "a", "x", ("b", "c")), Record("p", "b", "y", ("d",))])
+    write_records(
+        tmp_path / "records.mine.jsonl",
+        [Record("q", "a", "x", ("b", "c")), Record("p", "b", "y", ("d",))],
+    )
     (tmp_path / "gallery.mine.txt").write_text("a\nb\n\nc\nd\n")
     for name in "abcd":
         draw(tmp_path / "images" / f"{name}.png")
@@ -477,12 +534,23 @@ def test_fashioniq_golden(shared_data, golden, expected, category):
         ("val-union", "keep"): "VAL split, reference kept",
         ("val-union", "remove"): "VAL split, reference removed",
     }
-    rankings = json.loads(gzip.decompress((golden / f"fashioniq.{category}.val.json.gz").read_bytes()))
+    rankings = json.loads(
+        gzip.decompress((golden / f"fashioniq.{category}.val.json.gz").read_bytes())
+    )
     for (gallery, reference), name in names.items():
-        benchmark = one("fashioniq", shared_data / "fashioniq", "val", category, gallery=gallery, reference=reference)
+        benchmark = one(
+            "fashioniq",
+            shared_data / "fashioniq",
+            "val",
+            category,
+            gallery=gallery,
+            reference=reference,
+        )
         metrics = score_rankings(benchmark, rankings)
         same(metrics, numbers[name])
-        short = {"shirt": (79, 97), "dress": (0, 0), "toptee": (1, 3)}[category][reference == "remove"]
+        short = {"shirt": (79, 97), "dress": (0, 0), "toptee": (1, 3)}[category][
+            reference == "remove"
+        ]
         assert short_lists(benchmark, rankings) == (short if gallery == "val-union" else 0)
         if (gallery, reference) == ("original", "keep"):
             assert hits(metrics, numbers["queries"]) == numbers["integer_hits_primary"]
@@ -509,7 +577,12 @@ def test_cirr_golden(shared_data, golden, expected):
     same(metrics, numbers)
     assert set(metrics) == set(numbers)
     assert hits(metrics, 4181) == integer_hits
-    assert set(score_rankings(benchmark, rankings)) == {"R@1", "R@5", "R@10", "R@50"}  # not all members are ranked
+    assert set(score_rankings(benchmark, rankings)) == {
+        "R@1",
+        "R@5",
+        "R@10",
+        "R@50",
+    }  # not all members are ranked
 
 
 def test_cirr_full_lists_hold_the_subset(shared_data, golden):
@@ -519,9 +592,14 @@ def test_cirr_full_lists_hold_the_subset(shared_data, golden):
     full = {}
     for record in benchmark.records:
         members = iter(subsets[record.id])
-        full[record.id] = [next(members) if name in record.subset else name for name in rankings[record.id]]
+        full[record.id] = [
+            next(members) if name in record.subset else name for name in rankings[record.id]
+        ]
         full[record.id] += list(members)
-    assert score_rankings(benchmark, full)["Rsub@2"] == score_rankings(benchmark, full, subsets)["Rsub@2"]
+    assert (
+        score_rankings(benchmark, full)["Rsub@2"]
+        == score_rankings(benchmark, full, subsets)["Rsub@2"]
+    )
 
 
 def test_circo_golden(shared_data, golden, expected):
@@ -530,7 +608,10 @@ def test_circo_golden(shared_data, golden, expected):
     rankings = read_rankings(golden / "circo.val.json.gz", kept)
     short = {query: images[:10] for query, images in rankings.items()}
     metrics = score_rankings(kept, rankings)
-    assert list(metrics) == [*(f"{m}@{k}" for m in ("mAP", "R") for k in (5, 10, 25, 50)), "semantic_mAP@10"]
+    assert list(metrics) == [
+        *(f"{m}@{k}" for m in ("mAP", "R") for k in (5, 10, 25, 50)),
+        "semantic_mAP@10",
+    ]
     same(metrics, expected["circo.val"]["reference kept (official)"])
     same(score_rankings(removed, rankings), expected["circo.val"]["reference removed"])
     same(score_rankings(kept, short), expected["circo.val"]["lists cut to 10"])
@@ -551,9 +632,16 @@ def test_shoes_golden(shared_data, golden, expected, name, reference):
 
 def fashioniq_root(folder, captions="captions"):
     for category in FASHIONIQ_CATEGORIES:
-        pair = {"candidate": f"{category}0", "target": f"{category}1", "captions": ["is red", "has no belt"]}
+        pair = {
+            "candidate": f"{category}0",
+            "target": f"{category}1",
+            "captions": ["is red", "has no belt"],
+        }
         dump(folder / captions / f"cap.{category}.val.json", [pair])
-        dump(folder / "image_splits" / f"split.{category}.val.json", [f"{category}{number}" for number in range(3)])
+        dump(
+            folder / "image_splits" / f"split.{category}.val.json",
+            [f"{category}{number}" for number in range(3)],
+        )
 
 
 @pytest.mark.parametrize(
@@ -609,7 +697,13 @@ def test_a_pair_that_makes_two_queries_has_two_ids(tmp_path):
     ],
 )
 def test_cirr_layouts(tmp_path, captions, splits, images):
-    query = {"pairid": 5, "reference": "r", "target_hard": "t", "target_soft": {"t": 1.0}, "caption": "c"}
+    query = {
+        "pairid": 5,
+        "reference": "r",
+        "target_hard": "t",
+        "target_soft": {"t": 1.0},
+        "caption": "c",
+    }
     query["img_set"] = {"id": 0, "members": ["r", "t"]}
     dump(tmp_path / captions / "cap.rc2.val.json", [query])
     dump(tmp_path / splits / "split.rc2.val.json", {"r": "./dev/r.png", "t": "./dev/t.png"})
@@ -659,10 +753,30 @@ def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path, name):
 OPTIONS = [
     ("flickr", "val", {}, "benchmark 'flickr' is unknown; choose from fashioniq, cirr"),
     ("fashioniq", "dev", {}, "split 'dev' is unknown; choose from train, val, test"),
-    ("fashioniq", "val", {"category": "shoe"}, "category 'shoe' is unknown; choose from dress, shirt, toptee"),
-    ("fashioniq", "val", {"gallery": "VAL"}, f"gallery 'VAL' is unknown; choose from {', '.join(GALLERIES)}"),
-    ("fashioniq", "val", {"reference": "kept"}, "reference 'kept' is unknown; choose from keep, remove"),
-    ("fashioniq", "val", {"caption_join": "and"}, "caption_join 'and' is unknown; choose from clip4cir, raw"),
+    (
+        "fashioniq",
+        "val",
+        {"category": "shoe"},
+        "category 'shoe' is unknown; choose from dress, shirt, toptee",
+    ),
+    (
+        "fashioniq",
+        "val",
+        {"gallery": "VAL"},
+        f"gallery 'VAL' is unknown; choose from {', '.join(GALLERIES)}",
+    ),
+    (
+        "fashioniq",
+        "val",
+        {"reference": "kept"},
+        "reference 'kept' is unknown; choose from keep, remove",
+    ),
+    (
+        "fashioniq",
+        "val",
+        {"caption_join": "and"},
+        "caption_join 'and' is unknown; choose from clip4cir, raw",
+    ),
     (
         "fashioniq",
         "val",
@@ -675,7 +789,12 @@ OPTIONS = [
     ("circo", "train", {}, "split 'train' is unknown; choose from val, test"),
     ("circo", "val", {"text": "x"}, "text 'x' is unknown; choose from plain, magiclens, megapairs"),
     ("shoes", "dev", {}, "split 'dev' is unknown; choose from train, eval"),
-    ("genecis", "test", {"category": "color"}, "category 'color' is unknown; choose from focus_attribute"),
+    (
+        "genecis",
+        "test",
+        {"category": "color"},
+        "category 'color' is unknown; choose from focus_attribute",
+    ),
     ("genecis", "test", {"reference": "keep"}, "genecis has no option 'reference'; it has none"),
 ]
 
@@ -711,7 +830,11 @@ def test_bad_annotations_are_named_with_their_place(tmp_path, entries, message):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["a", "b", "a"], "image 'a' is listed twice"), ([1], "must be a list of strings"), ([], "no image ids")],
+    [
+        (["a", "b", "a"], "image 'a' is listed twice"),
+        ([1], "must be a list of strings"),
+        ([], "no image ids"),
+    ],
 )
 def test_bad_galleries_are_named(tmp_path, names, message):
     fashioniq_root(tmp_path)

@@ -25,7 +25,9 @@ def combinations(gallery):
 
 
 def test_no_test_scene_is_ever_a_training_scene(splits):
-    train = set(scenes.make_split(123, "train", references=80, edits=10)[1].values()) | set(splits["train"][1].values())
+    train = set(scenes.make_split(123, "train", references=80, edits=10)[1].values()) | set(
+        splits["train"][1].values()
+    )
     for split in ("iid", "novel"):
         assert not train & set(splits[split][1].values())
     for split, (_, gallery) in splits.items():
@@ -60,14 +62,18 @@ def resolve(text, scene):
     for slot in touched:
         size, colour, shape = changed.pop(slot)
         if verb == "make":
-            changed[slot] = (value, colour, shape) if value in scenes.SIZES else (size, value, shape)
+            changed[slot] = (
+                (value, colour, shape) if value in scenes.SIZES else (size, value, shape)
+            )
     return changed
 
 
 def test_every_edit_in_words_leads_from_the_caption_to_the_conclusion(splits):
     for records, gallery in splits.values():
         for record in records:
-            assert resolve(record.text, parse(record.cot.caption)) == parse(record.cot.conclusion), record
+            assert resolve(record.text, parse(record.cot.caption)) == parse(
+                record.cot.conclusion
+            ), record
             assert scenes.scene_text(gallery[record.reference]) == record.cot.caption
             assert scenes.scene_text(gallery[record.id]) == record.cot.conclusion
 
@@ -75,7 +81,10 @@ def test_every_edit_in_words_leads_from_the_caption_to_the_conclusion(splits):
 def verdicts(record):
     """The verdict of the reasoning on each object: {slot: meant or not}."""
     steps = [step.split(": ") for step in record.cot.reasoning.split("; ")]
-    return {name.split()[0]: verdict == "yes" for name, verdict in (s for s in steps if s[-1] in ("yes", "no"))}
+    return {
+        name.split()[0]: verdict == "yes"
+        for name, verdict in (s for s in steps if s[-1] in ("yes", "no"))
+    }
 
 
 def test_reasoning_resolves_the_selector_to_exactly_the_objects_it_means(splits):
@@ -88,7 +97,9 @@ def test_reasoning_resolves_the_selector_to_exactly_the_objects_it_means(splits)
             assert first == last == f"add {slot} {' '.join(after[slot])}"
             continue
         wanted = set(first.removeprefix("meant by: ").split()) - {"object"}
-        assert verdicts(record) == {slot: wanted <= {slot, *thing} for slot, thing in before.items()}
+        assert verdicts(record) == {
+            slot: wanted <= {slot, *thing} for slot, thing in before.items()
+        }
         assert {slot for slot in before if before[slot] != after.get(slot)} <= {
             s for s, yes in verdicts(record).items() if yes
         }
@@ -99,9 +110,9 @@ def test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference(sp
     for records, gallery in splits.values():
         for record in records:
             wanted = record.cot.conclusion
-            assert {image for image, scene in gallery.items() if scenes.scene_text(scene) == wanted} == set(
-                record.targets
-            )
+            assert {
+                image for image, scene in gallery.items() if scenes.scene_text(scene) == wanted
+            } == set(record.targets)
             assert record.reference not in record.targets
 
 
@@ -115,7 +126,10 @@ def test_a_references_other_edits_are_in_the_gallery_and_differ(splits):
 
 def test_selectors_are_partial_and_some_touch_several_objects(splits):
     meant = [
-        sum(verdicts(r).values()) for records, _ in splits.values() for r in records if not r.text.startswith("add")
+        sum(verdicts(r).values())
+        for records, _ in splits.values()
+        for r in records
+        if not r.text.startswith("add")
     ]
     assert min(meant) == 1
     assert sum(count > 1 for count in meant) > 0.1 * len(meant)
@@ -142,7 +156,9 @@ def test_large_things_are_drawn_larger_than_small_ones():
         scene = (None, None, None, None, (size, "red", "rectangle"), None, None, None, None)
         picture = np.asarray(scenes.render(scene, random.Random(0))).astype(int)
         covered[size] = (np.abs(picture - scenes.COLOURS["red"]).max(axis=2) < 30).mean()
-    assert covered["large"] == pytest.approx((2 * 0.36 / 3) ** 2, rel=0.1)  # of the picture; a cell is a ninth of it
+    assert covered["large"] == pytest.approx(
+        (2 * 0.36 / 3) ** 2, rel=0.1
+    )  # of the picture; a cell is a ninth of it
     assert covered["small"] == pytest.approx((2 * 0.19 / 3) ** 2, rel=0.1)
 
 
@@ -152,10 +168,17 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
     fewer = scenes.write_scenes(tmp_path / "d", seed=3, references=4, edits=5, test_references=2)
     assert fewer == {"train": 24, "iid": 12, "novel": 12}
     scenes.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()
+    )
     assert len(files) == 3 * (4 * 6 + 2) + 1  # and the list of what it wrote
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-    assert (tmp_path / "a/records.iid.jsonl").read_bytes() != (tmp_path / "c/records.iid.jsonl").read_bytes()
+    assert all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        for name in files
+    )
+    assert (tmp_path / "a/records.iid.jsonl").read_bytes() != (
+        tmp_path / "c/records.iid.jsonl"
+    ).read_bytes()
     gallery = (tmp_path / "a/gallery.iid.txt").read_text().split()
     assert sizes == {split: 24 for split in scenes.SPLITS}
     assert len(gallery) == 24
@@ -174,7 +197,9 @@ def test_unusable_sizes_are_refused_before_anything_is_written(tmp_path, bad):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["records.iid.jsonl", "gallery.train.txt", "images/novel-0001-02.png"])
+@pytest.mark.parametrize(
+    "name", ["records.iid.jsonl", "gallery.train.txt", "images/novel-0001-02.png"]
+)
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_text("mine")
@@ -192,7 +217,18 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, size):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        argv = ["--out", str(tmp_path / "x"), "--seed", "1", "--references", "2", "--edits", "2", "--size", "600"]
+        argv = [
+            "--out",
+            str(tmp_path / "x"),
+            "--seed",
+            "1",
+            "--references",
+            "2",
+            "--edits",
+            "2",
+            "--size",
+            "600",
+        ]
         with pytest.raises(SystemExit) as exit:
             cli.run(write_scenes_command, argv)
     finally:
@@ -205,13 +241,27 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, size):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.x: Not a directory; make room or give another folder"):
+    with pytest.raises(
+        InputError, match=r"file.x: Not a directory; make room or give another folder"
+    ):
         scenes.write_scenes(tmp_path / "file" / "x", seed=1, references=2, edits=2)
 
 
 def test_a_page_of_somebody_else_is_not_replaced(tmp_path):
     (tmp_path / "mine.png").write_text("mine")
-    argv = ["--out", str(tmp_path / "x"), "--seed", "1", "--references", "2", "--edits", "8", "--page"]
-    with pytest.raises(InputError, match=r"mine\.png: not written by cir-cot scenes, or edited since"):
+    argv = [
+        "--out",
+        str(tmp_path / "x"),
+        "--seed",
+        "1",
+        "--references",
+        "2",
+        "--edits",
+        "8",
+        "--page",
+    ]
+    with pytest.raises(
+        InputError, match=r"mine\.png: not written by cir-cot scenes, or edited since"
+    ):
         write_scenes_command([*argv, str(tmp_path / "mine.png")])
     assert (tmp_path / "mine.png").read_text() == "mine"

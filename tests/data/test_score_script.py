@@ -31,24 +31,50 @@ def expected(golden):
 
 def test_all_categories_and_their_mean(shared_data, golden, expected, capsys):
     root = shared_data / "fashioniq"
-    result = asked(capsys, "--benchmark", "fashioniq", "--root", root, "--split", "val", "--rankings", golden)
+    result = asked(
+        capsys, "--benchmark", "fashioniq", "--root", root, "--split", "val", "--rankings", golden
+    )
     numbers = expected["fashioniq.val"]
     assert list(result) == ["metrics", "protocol"]
     assert list(result["metrics"]) == ["dress", "shirt", "toptee", "average"]
     for category in ("dress", "shirt", "toptee"):
         primary = numbers[category]["original split, reference kept (primary)"]
         assert result["metrics"][category] == pytest.approx(primary, abs=1e-4)
-    assert result["metrics"]["average"]["R@50"] == pytest.approx(numbers["average"]["orig_kept_R@50"], abs=1e-4)
-    assert result["metrics"]["average"]["Avg"] == pytest.approx(numbers["average"]["(R@10+R@50)/2"], abs=1e-4)
+    assert result["metrics"]["average"]["R@50"] == pytest.approx(
+        numbers["average"]["orig_kept_R@50"], abs=1e-4
+    )
+    assert result["metrics"]["average"]["Avg"] == pytest.approx(
+        numbers["average"]["(R@10+R@50)/2"], abs=1e-4
+    )
     protocol = result["protocol"]
     assert protocol["gallery_size"] == {"dress": 3817, "shirt": 6346, "toptee": 5373}
     assert protocol["queries"] == {"dress": 2017, "shirt": 2038, "toptee": 1961}
-    assert (protocol["reference"], protocol["gallery"], protocol["short_lists"]) == ("kept", "original", 0)
+    assert (protocol["reference"], protocol["gallery"], protocol["short_lists"]) == (
+        "kept",
+        "original",
+        0,
+    )
 
 
 def test_another_protocol_gives_another_number_and_says_so(shared_data, golden, expected, capsys):
-    argv = ["--benchmark", "fashioniq", "--root", shared_data / "fashioniq", "--split", "val", "--category", "shirt"]
-    argv += ["--rankings", golden / "fashioniq.shirt.val.json.gz", "--gallery", "val-union", "--reference", "remove"]
+    argv = [
+        "--benchmark",
+        "fashioniq",
+        "--root",
+        shared_data / "fashioniq",
+        "--split",
+        "val",
+        "--category",
+        "shirt",
+    ]
+    argv += [
+        "--rankings",
+        golden / "fashioniq.shirt.val.json.gz",
+        "--gallery",
+        "val-union",
+        "--reference",
+        "remove",
+    ]
     result = asked(capsys, *argv)
     numbers = expected["fashioniq.val"]["shirt"]["VAL split, reference removed"]
     assert result["metrics"] == pytest.approx(numbers, abs=1e-4)
@@ -67,19 +93,37 @@ def test_another_protocol_gives_another_number_and_says_so(shared_data, golden, 
 
 def test_official_submission_files_are_rankings(shared_data, golden, expected, capsys, tmp_path):
     rankings, subsets = (
-        json.loads(gzip.decompress((golden / f"cirr.val{part}.json.gz").read_bytes())) for part in ("", ".subset")
+        json.loads(gzip.decompress((golden / f"cirr.val{part}.json.gz").read_bytes()))
+        for part in ("", ".subset")
     )
     benchmark = json.loads((shared_data / "cirr/cirr/captions/cap.rc2.val.json").read_text())
     references = {str(query["pairid"]): query["reference"] for query in benchmark}
-    recall = {q: [name for name in names if name != references[q]][:50] for q, names in rankings.items()}
-    subset = {q: [name for name in names if name != references[q]][:3] for q, names in subsets.items()}
+    recall = {
+        q: [name for name in names if name != references[q]][:50] for q, names in rankings.items()
+    }
+    subset = {
+        q: [name for name in names if name != references[q]][:3] for q, names in subsets.items()
+    }
     main, sub = tmp_path / "recall.json", tmp_path / "subset.json"
     main.write_text(json.dumps({"version": "rc2", "metric": "recall", **recall}, sort_keys=True))
     sub.write_text(json.dumps({"version": "rc2", "metric": "recall_subset", **subset}))
-    argv = ["--benchmark", "cirr", "--root", shared_data / "cirr", "--split", "val", "--rankings", main]
+    argv = [
+        "--benchmark",
+        "cirr",
+        "--root",
+        shared_data / "cirr",
+        "--split",
+        "val",
+        "--rankings",
+        main,
+    ]
     numbers = {key: value for key, value in expected["cirr.val"].items() if key != "integer_hits"}
-    assert asked(capsys, *argv, "--subset-rankings", sub)["metrics"] == pytest.approx(numbers, abs=1e-4)
-    with pytest.raises(InputError, match="subset.json: 'metric' is not 'recall'; is it the right file"):
+    assert asked(capsys, *argv, "--subset-rankings", sub)["metrics"] == pytest.approx(
+        numbers, abs=1e-4
+    )
+    with pytest.raises(
+        InputError, match="subset.json: 'metric' is not 'recall'; is it the right file"
+    ):
         score.main([str(arg) for arg in (*argv[:-1], sub)])
     with pytest.raises(InputError, match="recall.json: 'metric' is not 'recall_subset'"):
         score.main([str(arg) for arg in (*argv, "--subset-rankings", main)])
@@ -101,7 +145,9 @@ def test_shoes(shared_data, golden, expected, capsys):
     argv = ["--benchmark", "shoes", "--root", shared_data / "shoes", "--split", "eval"]
     argv += ["--rankings", golden / "shoes.eval.json.gz"]
     numbers = expected["shoes.eval"]
-    assert asked(capsys, *argv)["metrics"] == pytest.approx(numbers["reference removed (official)"], abs=1e-4)
+    assert asked(capsys, *argv)["metrics"] == pytest.approx(
+        numbers["reference removed (official)"], abs=1e-4
+    )
     kept = asked(capsys, *argv, "--reference", "keep")
     assert kept["metrics"] == pytest.approx(numbers["reference kept"], abs=1e-4)
     assert kept["protocol"]["reference"] == "kept"
@@ -131,8 +177,20 @@ def cirr(tmp_path):
     members = {"img_set": {"members": ["r", "t", "x0", "x1", "x2", "x3"]}}
     queries = [query | members | {"pairid": pair} for pair in (7, 8)]
     write(tmp_path / "captions" / "cap.rc2.val.json", queries)
-    write(tmp_path / "image_splits" / "split.rc2.val.json", {name: f"./dev/{name}.png" for name in GALLERY})
-    argv = ["--benchmark", "cirr", "--root", str(tmp_path), "--split", "val", "--rankings", str(tmp_path / "r.json")]
+    write(
+        tmp_path / "image_splits" / "split.rc2.val.json",
+        {name: f"./dev/{name}.png" for name in GALLERY},
+    )
+    argv = [
+        "--benchmark",
+        "cirr",
+        "--root",
+        str(tmp_path),
+        "--split",
+        "val",
+        "--rankings",
+        str(tmp_path / "r.json"),
+    ]
     return argv, tmp_path / "r.json"
 
 
@@ -144,7 +202,16 @@ def test_full_lists_give_the_subset_recall_too(cirr, capsys):
     argv, file = cirr
     write(file, {"7": FIRST, "8": SECOND})
     metrics = asked(capsys, *argv)["metrics"]
-    wanted = {"R@1": 50, "R@5": 100, "R@10": 100, "R@50": 100, "Rsub@1": 50, "Rsub@2": 50, "Rsub@3": 100, "Avg": 75}
+    wanted = {
+        "R@1": 50,
+        "R@5": 100,
+        "R@10": 100,
+        "R@50": 100,
+        "Rsub@1": 50,
+        "Rsub@2": 50,
+        "Rsub@3": 100,
+        "Avg": 75,
+    }
     assert metrics == wanted
     assert list(metrics) == list(wanted)
 
@@ -182,9 +249,18 @@ REFUSED = {
     "missing query": ({"7": FIRST}, r"no ranking for query '8' \(1 of 2 are missing\)"),
     "unknown query": ({"7": FIRST, "8": FIRST, "9": FIRST}, "unknown query id '9'"),
     "image twice": ({"7": FIRST, "8": [*SECOND, "x4"]}, "query '8' ranks image 'x4' twice"),
-    "foreign image": ({"7": FIRST, "8": [*SECOND, "zz"]}, "query '8' ranks image 'zz', which is not in the gallery"),
-    "short list": ({"7": FIRST, "8": SECOND[:49]}, "query '8' ranks 49 images beside its reference; R@50 needs 50"),
-    "short without the reference": ({"7": FIRST[:50], "8": SECOND}, "query '7' ranks 49 images beside its reference"),
+    "foreign image": (
+        {"7": FIRST, "8": [*SECOND, "zz"]},
+        "query '8' ranks image 'zz', which is not in the gallery",
+    ),
+    "short list": (
+        {"7": FIRST, "8": SECOND[:49]},
+        "query '8' ranks 49 images beside its reference; R@50 needs 50",
+    ),
+    "short without the reference": (
+        {"7": FIRST[:50], "8": SECOND},
+        "query '7' ranks 49 images beside its reference",
+    ),
     "no list": ({"7": FIRST, "8": "t"}, "query '8': a ranking is a list of image ids, got str"),
     "number as id": ({"7": FIRST, "8": [1]}, "query '8': an image id is a string, got 1"),
     "no object": ([FIRST, SECOND], "is expected, got list"),
@@ -210,13 +286,19 @@ def test_unusable_rankings_are_refused_with_one_line(cirr, capsys, rankings, mes
 
 
 SUBSETS = {
-    "foreign member": ({"7": ["t", "x0", "x9"], "8": ["t", "x0", "x1"]}, "'x9', which is not in the query's image set"),
+    "foreign member": (
+        {"7": ["t", "x0", "x9"], "8": ["t", "x0", "x1"]},
+        "'x9', which is not in the query's image set",
+    ),
     "two members": (
         {"7": ["r", "t", "x0"], "8": ["t", "x0", "x1"]},
         "query '7' ranks 2 members of its set; Rsub@3 needs",
     ),
     "missing query": ({"7": ["t", "x0", "x1"]}, "no ranking for query '8'"),
-    "image twice": ({"7": ["t", "x0", "x1"], "8": ["t", "t", "x0"]}, "query '8' ranks image 't' twice"),
+    "image twice": (
+        {"7": ["t", "x0", "x1"], "8": ["t", "t", "x0"]},
+        "query '8' ranks image 't' twice",
+    ),
 }
 
 
@@ -231,7 +313,9 @@ def test_unusable_subset_rankings_are_refused(cirr, tmp_path, rankings, message)
 def test_subset_rankings_decide_over_the_lists(cirr, tmp_path, capsys):
     argv, file = cirr
     write(file, {"7": FIRST, "8": SECOND})
-    subsets = write(tmp_path / "s.json", {"7": ["x0", "t", "x1"], "8": ["r", "x0", "x1", "x2", "t"]})
+    subsets = write(
+        tmp_path / "s.json", {"7": ["x0", "t", "x1"], "8": ["r", "x0", "x1", "x2", "t"]}
+    )
     metrics = asked(capsys, *argv, "--subset-rankings", subsets)["metrics"]
     assert [metrics[f"Rsub@{k}"] for k in (1, 2, 3)] == [0, 50, 50]
 
@@ -247,7 +331,16 @@ def circo(tmp_path):
     }  # fmt: skip
     write(tmp_path / "annotations" / "val.json", [query])
     write(tmp_path / "coco2017_unlabeled_ids.txt", "7\n8\n9\n10\n")
-    return ["--benchmark", "circo", "--root", str(tmp_path), "--split", "val", "--rankings", str(tmp_path / "r.json")]
+    return [
+        "--benchmark",
+        "circo",
+        "--root",
+        str(tmp_path),
+        "--split",
+        "val",
+        "--rankings",
+        str(tmp_path / "r.json"),
+    ]
 
 
 @pytest.mark.parametrize("ranking", [[8, 7, 9], ["8", "7", "9"], ["000000000008", "7", 9]])
@@ -293,9 +386,15 @@ def fashioniq(tmp_path):
 
 def test_a_smaller_gallery_skips_what_it_leaves_out(fashioniq, capsys):
     original, union = (
-        asked(capsys, *fashioniq, "--gallery", gallery)["metrics"] for gallery in ("original", "val-union")
+        asked(capsys, *fashioniq, "--gallery", gallery)["metrics"]
+        for gallery in ("original", "val-union")
     )
-    assert [original[c]["R@10"] for c in ("dress", "shirt", "toptee", "average")] == [100, 0, 0, pytest.approx(100 / 3)]
+    assert [original[c]["R@10"] for c in ("dress", "shirt", "toptee", "average")] == [
+        100,
+        0,
+        0,
+        pytest.approx(100 / 3),
+    ]
     assert [original[c]["R@50"] for c in ("dress", "shirt", "toptee", "average")] == [
         100,
         100,
@@ -320,7 +419,9 @@ def test_the_folder_of_rankings_is_searched(fashioniq, tmp_path, capsys):
     assert asked(capsys, *fashioniq)["metrics"]["dress"]["R@10"] == 100
     assert asked(capsys, *fashioniq, "--category", "dress")["metrics"] == {"R@10": 100, "R@50": 100}
     (tmp_path / "rankings" / "fashioniq.shirt.val.json").unlink()
-    with pytest.raises(InputError, match="no rankings in .*rankings; looked for fashioniq.shirt.val.json, "):
+    with pytest.raises(
+        InputError, match="no rankings in .*rankings; looked for fashioniq.shirt.val.json, "
+    ):
         score.main(fashioniq)
     with pytest.raises(InputError, match="is no folder; without --category"):
         score.main([*fashioniq[:-1], str(tmp_path / "rankings" / "fashioniq.toptee.val.json")])
@@ -334,7 +435,14 @@ def test_options_of_other_benchmarks_are_refused(cirr, fashioniq, tmp_path):
     with pytest.raises(InputError, match="cirr has no categories, got 'dress'"):
         score.main([*argv, "--category", "dress"])
     with pytest.raises(InputError, match="fashioniq has no subsets"):
-        score.main([*fashioniq[:-1], str(tmp_path / "rankings"), "--subset-rankings", str(write(file, {"0": []}))])
+        score.main(
+            [
+                *fashioniq[:-1],
+                str(tmp_path / "rankings"),
+                "--subset-rankings",
+                str(write(file, {"0": []})),
+            ]
+        )
 
 
 def test_abbreviated_options_are_refused(cirr):
@@ -355,7 +463,9 @@ def test_scoring_works_where_torch_cannot_be_imported(cirr, entry):
     argv, file = cirr
     write(file, {"7": FIRST, "8": SECOND})
     banned = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'torchvision', 'numpy'])); "
-    done = subprocess.run([sys.executable, "-c", banned + entry, *argv, "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", banned + entry, *argv, "--json"], capture_output=True, text=True
+    )
     assert done.stderr == ""
     assert done.returncode == 0
     assert json.loads(done.stdout)["metrics"]["R@1"] == 50

@@ -18,7 +18,9 @@ from cir_cot.records import Record
 
 
 def benchmark(name, records, gallery, ks, remove_reference=False, **more) -> Benchmark:
-    return Benchmark(name, "val", None, records, list(gallery), ks, remove_reference, {}, lambda: None, **more)
+    return Benchmark(
+        name, "val", None, records, list(gallery), ks, remove_reference, {}, lambda: None, **more
+    )
 
 
 def record(query, reference, targets, subset=()) -> Record:
@@ -37,7 +39,10 @@ def test_cirr_takes_the_reference_out_of_lists_and_sets_and_averages_two_recalls
     assert ranked_lists(cirr(), FULL) == [list("fgbacde"), list("bcdefgr")]
     wanted = {"R@1": 50, "R@5": 100, "Rsub@1": 50, "Rsub@2": 100, "Rsub@3": 100, "Avg": 75}
     assert score_rankings(cirr(), FULL) == wanted
-    assert score_rankings(cirr(), {name: ranking[:6] for name, ranking in FULL.items()}) == {"R@1": 50, "R@5": 100}
+    assert score_rankings(cirr(), {name: ranking[:6] for name, ranking in FULL.items()}) == {
+        "R@1": 50,
+        "R@5": 100,
+    }
 
 
 def test_cirr_may_rank_sets_by_themselves_with_three_members_at_least():
@@ -46,7 +51,9 @@ def test_cirr_may_rank_sets_by_themselves_with_three_members_at_least():
     assert [found[name] for name in ("Rsub@1", "Rsub@2", "Rsub@3", "Avg")] == [0, 0, 100, 50]
     with pytest.raises(InputError, match="'2' ranks 2 members of its set; Rsub@3 needs 3"):
         score_rankings(cirr(), FULL, sets | {"2": list("adc")})
-    with pytest.raises(InputError, match="'2' ranks image 'g', which is not in the query's image set"):
+    with pytest.raises(
+        InputError, match="'2' ranks image 'g', which is not in the query's image set"
+    ):
         score_rankings(cirr(), FULL, sets | {"2": list("dgb")})
     with pytest.raises(InputError, match="no ranking for query '2' \\(1 of 2 are missing\\)"):
         score_rankings(cirr(), FULL, {"1": sets["1"]})
@@ -55,7 +62,13 @@ def test_cirr_may_rank_sets_by_themselves_with_three_members_at_least():
 def test_cirrs_graded_labels_give_their_weights():
     weights = {"1": {"a": 1.0, "b": 0.5}, "2": {"b": 1.0, "c": 0.2}}
     found = score_rankings(cirr(weights=weights), FULL)
-    assert [found[name] for name in ("R@1", "R@5", "Rsub@1", "Rsub@2", "Avg")] == [50, 100, 75, 100, 87.5]
+    assert [found[name] for name in ("R@1", "R@5", "Rsub@1", "Rsub@2", "Avg")] == [
+        50,
+        100,
+        75,
+        100,
+        87.5,
+    ]
 
 
 def test_circo_counts_the_first_target_in_recall_and_all_in_precision():
@@ -89,7 +102,9 @@ def test_a_kept_reference_takes_a_place():
 
 def test_a_list_reaches_the_largest_k_or_the_end_of_its_gallery():
     rows = [record("1", "r", "a")]
-    large, small = (benchmark("folder", rows, gallery, (1, 5), True) for gallery in ("rabcdefg", "rabc"))
+    large, small = (
+        benchmark("folder", rows, gallery, (1, 5), True) for gallery in ("rabcdefg", "rabc")
+    )
     assert score_rankings(large, {"1": list("abcde")})["R@5"] == 100
     with pytest.raises(InputError, match="'1' ranks 4 images beside its reference; R@5 needs 5"):
         score_rankings(large, {"1": list("abcdr")})
@@ -142,7 +157,9 @@ def test_only_cirr_has_sets_and_only_known_targets_score():
     with pytest.raises(InputError, match="shoes has no subsets"):
         score_rankings(plain, {"1": list("rab")}, {"1": list("ab")})
     unknown = benchmark("circo", [record("1", "r", "")], "", (5,))
-    with pytest.raises(InputError, match="circo val: query '1' has no published target; use the test server"):
+    with pytest.raises(
+        InputError, match="circo val: query '1' has no published target; use the test server"
+    ):
         score_rankings(unknown, {"1": list("rab")})
 
 
@@ -150,12 +167,16 @@ def test_an_unknown_gallery_refuses_no_image():
     check_images(benchmark("circo", [], "", (5,)), record("1", "r", "a"), ["anything"], frozenset())
 
 
-@pytest.mark.parametrize(("given", "name"), [(161275, "161275"), ("000000161275", "161275"), ("0", "0"), (0, "0")])
+@pytest.mark.parametrize(
+    ("given", "name"), [(161275, "161275"), ("000000161275", "161275"), ("0", "0"), (0, "0")]
+)
 def test_a_coco_id_is_a_number_however_it_is_written(given, name):
     assert coco_id(given, "x") == name
 
 
-@pytest.mark.parametrize("given", [True, -1, "-1", "0000000161275", "8.jpg", "", "\N{SUPERSCRIPT TWO}", 1.0, None])
+@pytest.mark.parametrize(
+    "given", [True, -1, "-1", "0000000161275", "8.jpg", "", "\N{SUPERSCRIPT TWO}", 1.0, None]
+)
 def test_what_is_no_coco_id(given):
     with pytest.raises(InputError, match="x: .* is no COCO image id"):
         coco_id(given, "x")

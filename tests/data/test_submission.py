@@ -19,7 +19,12 @@ def cirr(tmp_path):
     for folder in ("captions", "image_splits"):
         (tmp_path / "cirr" / folder).mkdir(parents=True)
     queries = [
-        {"pairid": 100 + n, "reference": SETS[n][0], "caption": f"more {n}", "img_set": {"id": n, "members": SETS[n]}}
+        {
+            "pairid": 100 + n,
+            "reference": SETS[n][0],
+            "caption": f"more {n}",
+            "img_set": {"id": n, "members": SETS[n]},
+        }
         for n in range(4)
     ]
     (tmp_path / "cirr/captions/cap.rc2.test1.json").write_text(json.dumps(queries))
@@ -34,12 +39,23 @@ def circo(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split, count in (("test", 3), ("val", 2)):
         queries = [
-            {"id": n, "reference_img_id": n + 1, "relative_caption": "is red", "shared_concept": "a dog"}
-            | ({"target_img_id": 9, "gt_img_ids": [9], "semantic_aspects": []} if split == "val" else {})
+            {
+                "id": n,
+                "reference_img_id": n + 1,
+                "relative_caption": "is red",
+                "shared_concept": "a dog",
+            }
+            | (
+                {"target_img_id": 9, "gt_img_ids": [9], "semantic_aspects": []}
+                if split == "val"
+                else {}
+            )
             for n in range(count)
         ]
         (tmp_path / "annotations" / f"{split}.json").write_text(json.dumps(queries))
-    (tmp_path / "coco2017_unlabeled_ids.txt").write_text("\n".join(str(number) for number in range(1, 81)))
+    (tmp_path / "coco2017_unlabeled_ids.txt").write_text(
+        "\n".join(str(number) for number in range(1, 81))
+    )
     return tmp_path
 
 
@@ -51,9 +67,25 @@ def write(path, content):
 def submitted(capsys, root, benchmark, split, rankings, *more):
     """(exit code, the printed facts, the contents of the written files)."""
     out = root / "out"
-    argv = ["--benchmark", benchmark, "--root", str(root), "--split", split, "--out", str(out), "--json"]
-    code = submit.main([*argv, "--rankings", str(write(root / "rankings.json", rankings)), *map(str, more)])
-    return code, json.loads(capsys.readouterr().out), {file.name: file.read_text() for file in out.glob("c*.json")}
+    argv = [
+        "--benchmark",
+        benchmark,
+        "--root",
+        str(root),
+        "--split",
+        split,
+        "--out",
+        str(out),
+        "--json",
+    ]
+    code = submit.main(
+        [*argv, "--rankings", str(write(root / "rankings.json", rankings)), *map(str, more)]
+    )
+    return (
+        code,
+        json.loads(capsys.readouterr().out),
+        {file.name: file.read_text() for file in out.glob("c*.json")},
+    )
 
 
 def checked(capsys, root, *files):
@@ -71,7 +103,9 @@ def test_cirr_wants_two_files(cirr, capsys):
     assert code == 0
     assert facts["protocol"]["reference"] == "removed"
     assert set(files) == {"cirr.test1.recall.json", "cirr.test1.recall_subset.json"}
-    recall, subset = (json.loads(files[f"cirr.test1.{metric}.json"]) for metric in ("recall", "recall_subset"))
+    recall, subset = (
+        json.loads(files[f"cirr.test1.{metric}.json"]) for metric in ("recall", "recall_subset")
+    )
     assert list(recall) == list(subset) == ["version", "metric", "100", "101", "102", "103"]
     assert (recall["version"], recall["metric"]) == ("rc2", "recall")
     assert (subset["version"], subset["metric"]) == ("rc2", "recall_subset")
@@ -85,7 +119,9 @@ def test_a_file_of_somebody_else_is_not_replaced(cirr, capsys):
     (cirr / "out").mkdir()
     mine = cirr / "out" / "cirr.test1.recall_subset.json"
     mine.write_text("mine")
-    with pytest.raises(InputError, match=r"recall_subset.json: not written by cir-cot submit, or edited since"):
+    with pytest.raises(
+        InputError, match=r"recall_subset.json: not written by cir-cot submit, or edited since"
+    ):
         submitted(capsys, cirr, "cirr", "test1", full())
     assert [path.name for path in (cirr / "out").iterdir()] == [mine.name]
     assert mine.read_text() == "mine"
@@ -95,8 +131,12 @@ def test_a_file_of_somebody_else_is_not_replaced(cirr, capsys):
 
 def test_subset_rankings_of_their_own(cirr, capsys):
     rankings = {query: names[:51] for query, names in full().items()}
-    with pytest.raises(InputError, match="does not rank .* of its image set; rank the whole gallery or give"):
-        submitted(capsys, cirr, "cirr", "test1", full(reverse=True) | {"103": NAMES[24:] + NAMES[:18]})
+    with pytest.raises(
+        InputError, match="does not rank .* of its image set; rank the whole gallery or give"
+    ):
+        submitted(
+            capsys, cirr, "cirr", "test1", full(reverse=True) | {"103": NAMES[24:] + NAMES[:18]}
+        )
     subsets = {str(100 + n): SETS[n][::-1] for n in range(4)}
     file = write(cirr / "subset.json", {"version": "rc2", "metric": "recall_subset"} | subsets)
     code, _, files = submitted(capsys, cirr, "cirr", "test1", rankings, "--subset-rankings", file)
@@ -108,7 +148,9 @@ def test_circo_wants_one_file_of_numbers(circo, capsys):
     rankings = {str(n): [f"{number:012d}" for number in range(80, 0, -1)] for n in range(3)}
     code, facts, files = submitted(capsys, circo, "circo", "test", rankings)
     assert (code, facts["protocol"]["reference"]) == (0, "kept")
-    assert json.loads(files["circo.test.json"]) == {str(n): list(range(80, 30, -1)) for n in range(3)}
+    assert json.loads(files["circo.test.json"]) == {
+        str(n): list(range(80, 30, -1)) for n in range(3)
+    }
     low = {str(n): list(range(1, 60)) for n in range(3)}
     _, facts, files = submitted(capsys, circo, "circo", "test", low, "--reference", "remove")
     assert facts["protocol"]["reference"] == "removed"
@@ -118,9 +160,15 @@ def test_circo_wants_one_file_of_numbers(circo, capsys):
 REFUSED = {
     "a query is missing": ({"0": [], "1": []}, "no ranking for query '2'"),
     "an unknown query": ({str(n): list(range(1, 60)) for n in range(4)}, "unknown query id '3'"),
-    "a short list": ({str(n): list(range(1, 50)) for n in range(3)}, "ranks 49 images; the server wants 50"),
+    "a short list": (
+        {str(n): list(range(1, 50)) for n in range(3)},
+        "ranks 49 images; the server wants 50",
+    ),
     "a picture twice": ({str(n): [1, *range(1, 60)] for n in range(3)}, "ranks image '1' twice"),
-    "a foreign picture": ({str(n): [*range(1, 60), 99] for n in range(3)}, "ranks image '99', which is not in"),
+    "a foreign picture": (
+        {str(n): [*range(1, 60), 99] for n in range(3)},
+        "ranks image '99', which is not in",
+    ),
     "no picture": ({str(n): ["x.jpg"] * 50 for n in range(3)}, "'x.jpg' is no COCO image id"),
 }
 
@@ -136,13 +184,22 @@ def test_unfit_rankings_write_nothing(circo, capsys, rankings, message):
     ("argv", "message"),
     [
         (["--benchmark", "cirr", "--split", "val"], "split 'val' is unknown; choose from test1"),
-        (["--benchmark", "circo", "--split", "test", "--subset-rankings", "x"], "circo has no subsets"),
-        (["--benchmark", "cirr", "--split", "test1", "--reference", "keep"], "CIRR's server refuses"),
+        (
+            ["--benchmark", "circo", "--split", "test", "--subset-rankings", "x"],
+            "circo has no subsets",
+        ),
+        (
+            ["--benchmark", "cirr", "--split", "test1", "--reference", "keep"],
+            "CIRR's server refuses",
+        ),
     ],
 )
 def test_what_no_server_takes_is_refused(cirr, capsys, argv, message):
     with pytest.raises(SystemExit) as exit:
-        cli.run(submit.main, [*argv, "--root", str(cirr), "--rankings", "r.json", "--out", str(cirr / "out")])
+        cli.run(
+            submit.main,
+            [*argv, "--root", str(cirr), "--rankings", "r.json", "--out", str(cirr / "out")],
+        )
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -171,11 +228,18 @@ BAD_CIRR = {
 
 @pytest.mark.parametrize("problem", BAD_CIRR)
 def test_a_bad_cirr_file_has_a_named_problem(cirr, capsys, problem):
-    good = [write(cirr / "good.json", RECALL | LISTS), write(cirr / "subset.json", SUBSET | TRIPLES)]
+    good = [
+        write(cirr / "good.json", RECALL | LISTS),
+        write(cirr / "subset.json", SUBSET | TRIPLES),
+    ]
     assert checked(capsys, cirr, *good)[0] == 0
-    code, (fine, report) = checked(capsys, cirr, good[0], write(cirr / "bad.json", BAD_CIRR[problem]))
+    code, (fine, report) = checked(
+        capsys, cirr, good[0], write(cirr / "bad.json", BAD_CIRR[problem])
+    )
     assert (code, fine["problems"]) == (1, [])
-    assert [(row["problem"], row["count"], len(row["examples"])) for row in report["problems"]] == [(problem, 1, 1)]
+    assert [(row["problem"], row["count"], len(row["examples"])) for row in report["problems"]] == [
+        (problem, 1, 1)
+    ]
 
 
 def test_the_header_may_be_sorted_behind_the_queries(cirr, capsys):
@@ -210,7 +274,10 @@ BAD_CIRCO = {
 @pytest.mark.parametrize("problem", BAD_CIRCO)
 def test_a_bad_circo_file_has_a_named_problem(circo, capsys, problem):
     strings = {query: [str(image) for image in images] for query, images in IDS.items()}
-    assert checked(capsys, circo, write(circo / "good.json", IDS), write(circo / "s.json", strings))[0] == 0
+    assert (
+        checked(capsys, circo, write(circo / "good.json", IDS), write(circo / "s.json", strings))[0]
+        == 0
+    )
     code, (report,) = checked(capsys, circo, write(circo / "bad.json", BAD_CIRCO[problem]))
     count = 2 if problem == "missing_query" else 1
     assert (code, report["benchmark"]) == (1, "circo")
@@ -218,7 +285,9 @@ def test_a_bad_circo_file_has_a_named_problem(circo, capsys, problem):
 
 
 def test_the_split_of_a_circo_file_is_told_by_its_queries(circo, capsys):
-    code, (report,) = checked(capsys, circo, write(circo / "val.json", {key: IDS[key] for key in ("0", "1")}))
+    code, (report,) = checked(
+        capsys, circo, write(circo / "val.json", {key: IDS[key] for key in ("0", "1")})
+    )
     assert (code, report["split"]) == (0, "val")
 
 
@@ -226,7 +295,9 @@ def test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too(circo, ca
     queries = json.loads((circo / "annotations" / "val.json").read_text())
     queries = [queries[0] | {"id": number} for number in range(4)]
     write(circo / "annotations" / "val.json", queries)
-    code, (report,) = checked(capsys, circo, write(circo / "val.json", {str(n): IDS["0"] for n in range(4)}))
+    code, (report,) = checked(
+        capsys, circo, write(circo / "val.json", {str(n): IDS["0"] for n in range(4)})
+    )
     assert (code, report["split"]) == (0, "val")
 
 
@@ -251,7 +322,9 @@ def test_what_was_written_but_is_not_valid_is_a_failure(cirr, capsys, monkeypatc
 
 def test_without_the_gallery_that_much_is_not_checked(circo, capsys):
     (circo / "coco2017_unlabeled_ids.txt").unlink()
-    code, (report,) = checked(capsys, circo, write(circo / "x.json", IDS | {"1": [*range(1, 50), 10**9]}))
+    code, (report,) = checked(
+        capsys, circo, write(circo / "x.json", IDS | {"1": [*range(1, 50), 10**9]})
+    )
     assert (code, report["problems"]) == (0, [])
     assert "the list of the gallery is not there" in report["notes"][0]
 
@@ -313,9 +386,21 @@ def test_a_cirr_submission_of_full_size_is_valid(shared_data, tmp_path, capsys):
     """All 4,148 queries over the 2,315 pictures of test1: as large as the official example, below the 5 MB allowed."""
     root = shared_data / "cirr"
     (benchmark,) = submission.load_benchmark("cirr", root, "test1")
-    rankings = {record.id: [*record.subset, *benchmark.gallery[:60]] for record in benchmark.records}
+    rankings = {
+        record.id: [*record.subset, *benchmark.gallery[:60]] for record in benchmark.records
+    }
     rankings = {query: list(dict.fromkeys(images)) for query, images in rankings.items()}
-    argv = ["--benchmark", "cirr", "--root", str(root), "--split", "test1", "--out", str(tmp_path), "--json"]
+    argv = [
+        "--benchmark",
+        "cirr",
+        "--root",
+        str(root),
+        "--split",
+        "test1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     assert submit.main([*argv, "--rankings", str(write(tmp_path / "r.json", rankings))]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 0
     recall = (tmp_path / "cirr.test1.recall.json").read_text()

@@ -24,7 +24,16 @@ from cir_cot.scripts.data_gen import triplets
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "own_pictures.md"
 SHADES = ("red", "blue", "green")
-FEW = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4", "--lora_alpha", "8"]
+FEW = [
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--lora_r",
+    "4",
+    "--lora_alpha",
+    "8",
+]
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
 
 
@@ -66,7 +75,9 @@ def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
     galleries = [(own / f"gallery.{split}.txt").read_text().split() for split in ("train", "val")]
     assert sorted(galleries[0] + galleries[1]) == sorted(row[0] for row in labels_of(own))
     assert 3 <= len(galleries[1]) <= 12
-    assert len(train) == 3 * len(galleries[0])  # every picture has a neighbour, and three edits of more are drawn
+    assert len(train) == 3 * len(
+        galleries[0]
+    )  # every picture has a neighbour, and three edits of more are drawn
     for records, gallery in zip((train, val), galleries, strict=True):
         asked = Counter(record.reference for record in records)
         assert set(asked) <= set(gallery)
@@ -77,7 +88,9 @@ def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
                 dict(zip(("ground", "bar"), name.removeprefix("more/").split("-"), strict=True))
                 for name in (record.reference, record.targets[0])
             )
-            changes = [f"{key} {new[key]} instead of {old[key]}" for key in old if old[key] != new[key]]
+            changes = [
+                f"{key} {new[key]} instead of {old[key]}" for key in old if old[key] != new[key]
+            ]
             assert record.text == " and ".join(changes)
             assert record.cot.caption == "ground {ground}, bar {bar}.".format(**old)
             assert record.cot.conclusion == "ground {ground}, bar {bar}.".format(**new)
@@ -85,12 +98,17 @@ def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
 
 
 def test_pictures_with_the_same_labels_are_all_right(own):
-    rows = [(f"red-{bar}", "red", "any") for bar in tiny_training.COLOURS] + [("blue-red", "blue", "any")]
+    rows = [(f"red-{bar}", "red", "any") for bar in tiny_training.COLOURS] + [
+        ("blue-red", "blue", "any")
+    ]
     write_labels(own / "few.csv", rows)
     train, _ = made(own, "--val", "0", labels="few.csv")
     (to_red,) = (record for record in train if record.reference == "blue-red")
     assert set(to_red.targets) == {f"red-{bar}" for bar in tiny_training.COLOURS}
-    assert {record.text for record in train} == {"ground red instead of blue", "ground blue instead of red"}
+    assert {record.text for record in train} == {
+        "ground red instead of blue",
+        "ground blue instead of red",
+    }
     assert all(record.cot is None for record in train)
 
 
@@ -102,7 +120,9 @@ def test_the_same_seed_writes_the_same_and_later_pictures_stay_in_their_split(ow
     rows = labels_of(own)
     write_labels(own / "fewer.csv", rows[:30])
     made(own, labels="fewer.csv")
-    assert (own / "gallery.val.txt").read_text().split() == [name for name, *_ in rows[:30] if name in held]
+    assert (own / "gallery.val.txt").read_text().split() == [
+        name for name, *_ in rows[:30] if name in held
+    ]
 
 
 def test_about_the_asked_share_is_held_out():
@@ -128,7 +148,11 @@ def test_edits_of_captions_say_what_differs(captions, text):
 
 
 def test_captions_give_triplets_too(own):
-    rows = [(f"{g}-{b}", f"A {b} bar on {g} paper, photographed from above.") for g in SHADES for b in SHADES]
+    rows = [
+        (f"{g}-{b}", f"A {b} bar on {g} paper, photographed from above.")
+        for g in SHADES
+        for b in SHADES
+    ]
     write_labels(own / "captions.csv", rows, ("image", "caption"))
     train, _ = made(own, "--val", "0", "--edits", "8", "--chains", labels="captions.csv")
     assert len(train) == 9 * 8
@@ -140,7 +164,10 @@ def test_captions_give_triplets_too(own):
 
 
 def test_what_is_not_known_is_not_compared(own):
-    write_labels(own / "gaps.csv", [("red-red", "red", "red"), ("red-blue", "red", ""), ("blue-red", "blue", "red")])
+    write_labels(
+        own / "gaps.csv",
+        [("red-red", "red", "red"), ("red-blue", "red", ""), ("blue-red", "blue", "red")],
+    )
     train, _ = made(own, "--val", "0", labels="gaps.csv")
     assert {(record.reference, record.targets[0]) for record in train} == {
         ("red-red", "blue-red"),
@@ -152,7 +179,10 @@ BAD = {
     "no such picture": ([("red-pink", "red", "pink")], "row 2: no picture 'red-pink'"),
     "twice": ([("red-red", "red", "red")] * 2, "row 3: image 'red-red' has a line already"),
     "too few values": ([("red-red", "red")], "row 2: 2 values under 3 names"),
-    "nothing in common": ([("red-red", "red", "red")], "no two of the 1 pictures of train are alike enough"),
+    "nothing in common": (
+        [("red-red", "red", "red")],
+        "no two of the 1 pictures of train are alike enough",
+    ),
 }
 
 
@@ -201,10 +231,15 @@ def test_pictures_that_share_an_id_and_pictures_without_a_line(own, capsys):
         made(own)
 
 
-@pytest.mark.parametrize("name", ["records.train.jsonl", "records.val.jsonl", "gallery.train.txt", "gallery.val.txt"])
+@pytest.mark.parametrize(
+    "name", ["records.train.jsonl", "records.val.jsonl", "gallery.train.txt", "gallery.val.txt"]
+)
 def test_what_somebody_wrote_by_hand_is_not_replaced(own, name):
     (own / name).write_text("mine\n")
-    with pytest.raises(InputError, match=rf"{name}: not written by cir-cot triplets, or edited since; .* --overwrite"):
+    with pytest.raises(
+        InputError,
+        match=rf"{name}: not written by cir-cot triplets, or edited since; .* --overwrite",
+    ):
         made(own)
     assert (own / name).read_text() == "mine\n"
     assert not [path for path in own.glob("*.*.*") if path.name != name]
@@ -238,7 +273,9 @@ def test_a_full_disk_is_one_line(own, capsys):
 def commands() -> list[str]:
     """The commands of the page, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()
+    ]
 
 
 def test_every_command_of_the_page_runs(own, tmp_path, capsys, monkeypatch):
@@ -265,4 +302,6 @@ def test_every_command_of_the_page_runs(own, tmp_path, capsys, monkeypatch):
     assert len(read_records(own / "chains.jsonl")) == len(read_records(own / "records.train.jsonl"))
     assert "Passed every filter" in (own / "train.html").read_text()
     assert (tmp_path / "runs" / "mine_val" / "report.html").is_file()
-    assert re.search(r"\b(red|blue|green|yellow|cyan|magenta)-", capsys.readouterr().out)  # ids that were found
+    assert re.search(
+        r"\b(red|blue|green|yellow|cyan|magenta)-", capsys.readouterr().out
+    )  # ids that were found

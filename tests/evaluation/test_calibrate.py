@@ -37,7 +37,9 @@ def test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_que
     curve = adaptive_curve(folder, sureness, (full, None), (fast, None), dict.fromkeys(right, 40))
     assert [point["chains"] for point in curve] == [0, 50, 100]
     assert [point["tokens"] for point in curve] == [0, 20, 40]
-    assert [point["threshold"] for point in curve] == [0, 0.9, pytest.approx(0.9 + 1e-6)], "a chain below it"
+    assert [point["threshold"] for point in curve] == [0, 0.9, pytest.approx(0.9 + 1e-6)], (
+        "a chain below it"
+    )
     assert [point["metrics"]["R@1"] for point in curve] == [50, 100, 50]
     assert calibrated(curve, "R@1")["chains"] == 50
     assert calibrated(curve, "R@10")["chains"] == 0, "of equal points the cheapest"
@@ -45,7 +47,19 @@ def test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_que
 
 
 def command(model, root, *more):
-    argv = ["--model", model, "--benchmark", "folder", "--root", root, "--split", "val", "--device", "cpu", *more]
+    argv = [
+        "--model",
+        model,
+        "--benchmark",
+        "folder",
+        "--root",
+        root,
+        "--split",
+        "val",
+        "--device",
+        "cpu",
+        *more,
+    ]
     return [str(word) for word in argv]
 
 
@@ -61,7 +75,10 @@ def test_a_checkpoint_is_calibrated(benchmark, tmp_path, capsys):
     retriever = load_retriever(tmp_path / "model", device="cpu")
     assert retriever.threshold == answer["chosen"]["threshold"]
     for point, reading in ((answer["curve"][0], "fast"), (answer["curve"][-1], "full")):
-        assert point["metrics"] == evaluate(retriever, folder, folder.images(), reading=reading).metrics
+        assert (
+            point["metrics"]
+            == evaluate(retriever, folder, folder.images(), reading=reading).metrics
+        )
     assert answer["curve"][0]["tokens"] == 0
     assert answer["curve"][-1]["tokens"] > 10
     adaptive = evaluate(retriever, folder, folder.images(), reading="adaptive")
@@ -75,7 +92,9 @@ def test_a_file_that_is_there_is_replaced_with_overwrite_alone(benchmark, tmp_pa
     curve = tmp_path / "curve.json"
     curve.write_text("a user's")
     with pytest.raises(InputError, match="curve.json is there already; .*--overwrite"):
-        calibrate.main(command(tmp_path / "model", root, "--out", curve))  # before it looks for the model
+        calibrate.main(
+            command(tmp_path / "model", root, "--out", curve)
+        )  # before it looks for the model
     assert curve.read_text() == "a user's"
     tiny_head(lora=False, max_new_tokens=4).save(tmp_path / "model")
     assert calibrate.main(command(tmp_path / "model", root, "--out", curve, "--overwrite")) == 0

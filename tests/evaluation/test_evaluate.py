@@ -45,7 +45,16 @@ def test_best_is_a_full_sort_by_score_then_wrong_before_right():
 
 
 def test_a_target_that_ties_with_more_images_than_the_list_holds_is_left_out():
-    assert best(np.zeros(10, np.float32), np.arange(10), [0, 3], 8).tolist() == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert best(np.zeros(10, np.float32), np.arange(10), [0, 3], 8).tolist() == [
+        1,
+        2,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 def test_the_first_target_comes_last_of_all_among_equals():
@@ -76,7 +85,9 @@ def test_readings_of_the_toy_have_the_recall_they_must_have(folder):
     benchmark, images = load(folder)
     gallery = encode_gallery(Toy(), benchmark.gallery, images)
     readings = ("full", "fast", "oracle", "image_only", "text_only")
-    found = {name: evaluate(Toy(), benchmark, images, reading=name, gallery=gallery) for name in readings}
+    found = {
+        name: evaluate(Toy(), benchmark, images, reading=name, gallery=gallery) for name in readings
+    }
     assert found["full"].metrics == {"R@1": 100, "R@5": 100, "R@10": 100, "R@50": 100}
     assert found["oracle"].metrics == found["full"].metrics
     # The reference is removed; its neighbours at distance 1, 1, 2, 2, .. steps come in turn. A target n steps away (n =
@@ -86,7 +97,9 @@ def test_readings_of_the_toy_have_the_recall_they_must_have(folder):
     assert found["fast"].metrics["R@10"] == 100 * sum(index % 7 < 5 for index in range(40)) / 40
     assert found["image_only"].metrics == found["fast"].metrics
     assert found["text_only"].metrics["R@1"] < 20  # from grey, wherever the reference was
-    assert {name: result.protocol["reading"] for name, result in found.items()} == {name: name for name in readings}
+    assert {name: result.protocol["reading"] for name, result in found.items()} == {
+        name: name for name in readings
+    }
 
 
 def test_scores_are_cosines_in_falling_order(folder):
@@ -120,7 +133,9 @@ def test_text_only_sees_grey_of_the_reference_size(folder):
 
 def test_recall_by_edit_type(folder):
     benchmark, images = load(folder)
-    result = evaluate(Toy(), benchmark, images, encode=lambda records, pictures: up_only(records, pictures))
+    result = evaluate(
+        Toy(), benchmark, images, encode=lambda records, pictures: up_only(records, pictures)
+    )
     assert {name: (row["queries"], row["R@1"]) for name, row in result.by_source.items()} == {
         "toy/down": (20, 0.0),
         "toy/up": (20, 100.0),
@@ -135,7 +150,9 @@ def up_only(records, pictures):
 
 
 def test_one_source_needs_no_table(tmp_path):
-    benchmark, images = load(write_folder(tmp_path, [query(0, 100, 4, 104), query(1, 100, 8, 108)], SHADES))
+    benchmark, images = load(
+        write_folder(tmp_path, [query(0, 100, 4, 104), query(1, 100, 8, 108)], SHADES)
+    )
     assert evaluate(Plain(), benchmark, images).by_source == {}
 
 
@@ -144,11 +161,20 @@ def test_one_source_needs_no_table(tmp_path):
 
 def test_constant_embeddings_find_nothing(folder):
     benchmark, images = load(folder)
-    assert evaluate(Constant(), benchmark, images).metrics == {"R@1": 0, "R@5": 0, "R@10": 0, "R@50": 0}
+    assert evaluate(Constant(), benchmark, images).metrics == {
+        "R@1": 0,
+        "R@5": 0,
+        "R@10": 0,
+        "R@50": 0,
+    }
 
 
 def test_constant_embeddings_find_nothing_in_official_layouts(tmp_path):
-    for name, split, write in (("genecis", "val", genecis), ("cirr", "val", cirr), ("circo", "val", circo)):
+    for name, split, write in (
+        ("genecis", "val", genecis),
+        ("cirr", "val", cirr),
+        ("circo", "val", circo),
+    ):
         write(tmp_path / name)
         for benchmark in load_benchmark(name, tmp_path / name, split):
             metrics = evaluate(Constant(), benchmark, benchmark.images()).metrics
@@ -167,7 +193,13 @@ def genecis(root):
         for index in range(12):
             target, *gallery = rng.sample(range(60), 15)
             ids = [{"val_image_id": 4 * i} for i in (target, *gallery)]
-            entries.append({"condition": str(4 * index), "reference": {"val_image_id": 4 * index}, "target": ids[0]})
+            entries.append(
+                {
+                    "condition": str(4 * index),
+                    "reference": {"val_image_id": 4 * index},
+                    "target": ids[0],
+                }
+            )
             entries[-1]["gallery"] = ids[1:]
         write_json(root / f"genecis/{task}.json", entries)
     for task in ("focus_attribute", "change_attribute"):
@@ -199,8 +231,12 @@ def test_saved_rankings_score_to_the_same_numbers(write, tmp_path, capsys):
     assert saved["metrics"] == again["metrics"]
     shared = again["protocol"].keys() & saved["protocol"].keys()
     assert {"benchmark", "split", "reference", "gallery_size", "queries"} <= shared
-    assert {key: again["protocol"][key] for key in shared} == {key: saved["protocol"][key] for key in shared}
-    assert any(value not in (0, 100) for value in numbers(saved["metrics"])), "the numbers say nothing"
+    assert {key: again["protocol"][key] for key in shared} == {
+        key: saved["protocol"][key] for key in shared
+    }
+    assert any(value not in (0, 100) for value in numbers(saved["metrics"])), (
+        "the numbers say nothing"
+    )
 
 
 def numbers(metrics):
@@ -235,7 +271,9 @@ def test_the_protocol_decides_whether_the_reference_is_ranked(tmp_path, referenc
     result = evaluate(Numbers(), benchmark, images, reading="image_only")
     found = [record.reference in result.rankings[record.id] for record in benchmark.records]
     assert found == [inside] * len(found)
-    assert inside == all(result.rankings[record.id][0] == record.reference for record in benchmark.records)
+    assert inside == all(
+        result.rankings[record.id][0] == record.reference for record in benchmark.records
+    )
 
 
 def test_a_test_split_has_rankings_and_no_metrics(tmp_path):
@@ -284,14 +322,20 @@ def test_each_gallery_picture_is_decoded_once_in_order(folder):
         images = CountingStore(folder / "images")
         gallery = encode_gallery(Toy(), benchmark.gallery, images, batch_size=size)
         assert sorted(images.loaded) == sorted(benchmark.gallery)
-        assert torch.equal(gallery, Toy().encode_target([images.load(name) for name in benchmark.gallery]))
+        assert torch.equal(
+            gallery, Toy().encode_target([images.load(name) for name in benchmark.gallery])
+        )
 
 
 def test_batches_keep_their_order_and_decode_a_repeated_name_once(folder):
     images = CountingStore(folder / "images")
     names = ["s000", "s004", "s000", "s000", "s008", "s004", "s012"]
     batches = list(load_batches(names, images, 3))
-    assert [[shade_of(picture) for picture in batch] for batch in batches] == [[0, 4, 0], [0, 8, 4], [12]]
+    assert [[shade_of(picture) for picture in batch] for batch in batches] == [
+        [0, 4, 0],
+        [0, 8, 4],
+        [12],
+    ]
     assert len(images.loaded) == 6
     with pytest.raises(InputError, match="batch_size is 0"):
         list(load_batches(names, images, 0))
@@ -348,7 +392,9 @@ def test_saving_again_leaves_nothing_of_the_earlier_run(folder, tmp_path):
     benchmark, images = load(folder)
     save_results([evaluate(Toy(), benchmark, images)], tmp_path / "out")
     assert (tmp_path / "out/chains.jsonl").exists()
-    assert (tmp_path / "out/rankings.json.gz").read_bytes()[4:8] == bytes(4), "no time: the same rankings, same bytes"
+    assert (tmp_path / "out/rankings.json.gz").read_bytes()[4:8] == bytes(4), (
+        "no time: the same rankings, same bytes"
+    )
     save_results([evaluate(Toy(), benchmark, images, reading="fast")], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"results.json", "rankings.json.gz", ".cir-cot.json"}
@@ -362,7 +408,9 @@ def test_missing_pictures_are_counted_before_anything_is_encoded(folder):
     benchmark, _ = load(folder)
     for name in benchmark.gallery[:3]:
         (folder / "images" / f"{name}.png").unlink()
-    with pytest.raises(InputError, match="folder val: 3 of 64 pictures are missing below .* the first is 's000'"):
+    with pytest.raises(
+        InputError, match="folder val: 3 of 64 pictures are missing below .* the first is 's000'"
+    ):
         check_pictures(benchmark, benchmark.images())
     with pytest.raises(InputError, match="no list of gallery images"):
         check_pictures(replace(benchmark, gallery=[]), benchmark.images())
@@ -374,7 +422,9 @@ def test_a_reading_that_the_retriever_lacks_is_refused(folder):
         evaluate(Plain(), benchmark, images, reading="fast")
     with pytest.raises(InputError, match="'oracle' needs a retriever that writes chains"):
         evaluate(Plain(), benchmark, images, reading="oracle")
-    with pytest.raises(InputError, match="unknown reading 'slow'; choose from full, short, adaptive, fast, oracle"):
+    with pytest.raises(
+        InputError, match="unknown reading 'slow'; choose from full, short, adaptive, fast, oracle"
+    ):
         evaluate(Toy(), benchmark, images, reading="slow")
 
 
@@ -421,11 +471,25 @@ def test_a_broken_picture_ends_the_evaluation_by_its_name(folder):
 
 def test_chain_metrics_in_closed_form():
     truth = Cot("a", "b", "c d")
-    rows = [Record(str(i), "r", "t", ("x",), cot) for i, cot in enumerate([truth, truth, truth, truth, None])]
+    rows = [
+        Record(str(i), "r", "t", ("x",), cot)
+        for i, cot in enumerate([truth, truth, truth, truth, None])
+    ]
     tags = "<caption>{}</caption><reasoning>{}</reasoning><conclusion>{}</conclusion>"
-    words = {"0": tags.format("a", "b", "c  d"), "1": tags.format("a", "x", "c"), "2": "<caption>a</caption>", "3": ""}
+    words = {
+        "0": tags.format("a", "b", "c  d"),
+        "1": tags.format("a", "x", "c"),
+        "2": "<caption>a</caption>",
+        "3": "",
+    }
     words["4"] = tags.format("p", "q", "r")
-    flags = {"0": "", "1": "chain is not valid: forced", "2": "no retrieval token: forced", "3": "not valid", "4": ""}
+    flags = {
+        "0": "",
+        "1": "chain is not valid: forced",
+        "2": "no retrieval token: forced",
+        "3": "not valid",
+        "4": "",
+    }
     assert chain_metrics(rows, words, flags) == {
         "chains": 5,
         "valid": 40,
@@ -455,10 +519,19 @@ def test_lent_chains_come_from_queries_with_other_answers(folder):
     words = {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "9"))}
     assert swap_chains(same_answer, words) is None
     same_chain = [query(0, 100, 8, 108), query(1, 104, 4, 112)]
-    assert swap_chains(same_chain, {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "4"))}) is None
+    assert (
+        swap_chains(
+            same_chain, {"0": cot_to_text(chain(100, "8")), "1": cot_to_text(chain(104, "4"))}
+        )
+        is None
+    )
     words = evaluate(Toy(), benchmark, images).explanations
     assert swap_chains(benchmark.records, dict.fromkeys(words, "no chain")) is None
 
 
 def test_a_share_of_nothing_is_nothing():
-    assert [percent(answers) for answers in ([], [False, True, True, False], iter([True]))] == [0, 50, 100]
+    assert [percent(answers) for answers in ([], [False, True, True, False], iter([True]))] == [
+        0,
+        50,
+        100,
+    ]

@@ -10,7 +10,18 @@ from cir_cot.records import Record
 
 
 def benchmark(records, gallery, remove_reference=True, **more) -> Benchmark:
-    return Benchmark("cirr", "val", None, records, list(gallery), (1,), remove_reference, {}, lambda: None, **more)
+    return Benchmark(
+        "cirr",
+        "val",
+        None,
+        records,
+        list(gallery),
+        (1,),
+        remove_reference,
+        {},
+        lambda: None,
+        **more,
+    )
 
 
 def record(query, targets, subset=(), reference="r") -> Record:

@@ -29,7 +29,9 @@ SHADES = list(range(0, 256, 8))
 @pytest.fixture
 def benchmark(tmp_path):
     """12 queries; the odd ones' targets are not where the toy goes."""
-    rows = [query(i, SHADES[4 + i], 8, SHADES[5 + i] if i % 2 == 0 else SHADES[20]) for i in range(12)]
+    rows = [
+        query(i, SHADES[4 + i], 8, SHADES[5 + i] if i % 2 == 0 else SHADES[20]) for i in range(12)
+    ]
     rows[0] = replace(rows[0], source="toy/<up>")
     (found,) = load_benchmark("folder", write_folder(tmp_path / "data", rows, SHADES), "val")
     return found
@@ -52,7 +54,9 @@ def written(results, tmp_path, **options):
 def test_the_page_is_well_formed_and_loads_nothing(benchmark, tmp_path):
     html, page, _ = written([evaluate(Toy(), benchmark, benchmark.images())], tmp_path)
     assert page.well_formed
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "base"})
+    assert {tag for tag, _ in page.tags}.isdisjoint(
+        {"script", "link", "iframe", "object", "form", "base"}
+    )
     for tag, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
         for name in ("src", "href"):
@@ -70,7 +74,9 @@ def test_markup_in_texts_and_chains_stays_text(benchmark, tmp_path):
     result = evaluate(Evil(), benchmark, benchmark.images())
     shown = [replace(record, text=EVIL) for record in result.benchmark.records]
     result = replace(result, benchmark=replace(result.benchmark, records=shown))
-    html, page, words = written([result], tmp_path, title=EVIL, tables=[Table(EVIL, [EVIL, "x"], [[EVIL, EVIL]], EVIL)])
+    html, page, words = written(
+        [result], tmp_path, title=EVIL, tables=[Table(EVIL, [EVIL, "x"], [[EVIL, EVIL]], EVIL)]
+    )
     assert page.well_formed
     assert not page.all("script")
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
@@ -89,7 +95,9 @@ def test_markup_in_an_image_id_stays_in_the_alternative_text():
     assert page.well_formed
 
 
-@pytest.mark.parametrize("text", ["a | b", "`a`", "*a*", "[a](b)", "# a", "line\nbreak", "\\", "<b>"])
+@pytest.mark.parametrize(
+    "text", ["a | b", "`a`", "*a*", "[a](b)", "# a", "line\nbreak", "\\", "<b>"]
+)
 def test_plain_leaves_no_markdown(text):
     escaped = plain(text)
     assert "\n" not in escaped
@@ -138,7 +146,10 @@ def test_chains_are_compared_with_the_annotation(benchmark, tmp_path):
     _, page, words = written([evaluate(Toy(), benchmark, benchmark.images())], tmp_path)
     assert "conclusion ✓ as annotated" in "".join(page.text)
     assert "not as annotated" not in "".join(page.text)
-    changed = replace(benchmark, records=[replace(r, cot=replace(r.cot, caption="other")) for r in benchmark.records])
+    changed = replace(
+        benchmark,
+        records=[replace(r, cot=replace(r.cot, caption="other")) for r in benchmark.records],
+    )
     _, page, words = written([evaluate(Toy(), changed, benchmark.images())], tmp_path)
     assert "caption ✗ not as annotated" in "".join(page.text)
     assert "the annotated caption: other" in words
@@ -148,10 +159,14 @@ def test_chains_are_compared_with_the_annotation(benchmark, tmp_path):
 
 def test_tables_hold_every_reading_and_edit_type(benchmark, tmp_path):
     store = benchmark.images()
-    results = [evaluate(Toy(), benchmark, store, reading=name) for name in ("full", "fast", "image_only")]
+    results = [
+        evaluate(Toy(), benchmark, store, reading=name) for name in ("full", "fast", "image_only")
+    ]
     _, page, words = written(results, tmp_path)
     table = summary_table(results)
-    assert [row[0] for row in table.rows] == [f"folder.val · {name}" for name in ("full", "fast", "image only")]
+    assert [row[0] for row in table.rows] == [
+        f"folder.val · {name}" for name in ("full", "fast", "image only")
+    ]
     assert table.rows[0][1:4] == [12, 32, 50.0]
     assert "| folder.val · full | 12 | 32 | 50.00 |" in words
     assert "In percent. folder.val: reference removed, ties against the model." in words
@@ -162,7 +177,10 @@ def test_tables_hold_every_reading_and_edit_type(benchmark, tmp_path):
 
 
 def test_categories_get_their_mean(benchmark):
-    parts = [replace(benchmark, name="fashioniq", category=name, ks=(10, 20)) for name in ("dress", "shirt")]
+    parts = [
+        replace(benchmark, name="fashioniq", category=name, ks=(10, 20))
+        for name in ("dress", "shirt")
+    ]
     results = [evaluate(Toy(), part, part.images()) for part in parts]
     results[1] = replace(results[1], metrics={"R@10": 0.0, "R@20": 25.0})
     last = summary_table(results).rows[-1]
@@ -177,7 +195,9 @@ def test_a_text_table_lines_up():
 
 
 def test_a_split_without_labels_is_reported_without_numbers(benchmark, tmp_path):
-    unlabelled = replace(benchmark, records=[replace(record, targets=()) for record in benchmark.records])
+    unlabelled = replace(
+        benchmark, records=[replace(record, targets=()) for record in benchmark.records]
+    )
     result = evaluate(Toy(), unlabelled, benchmark.images())
     _, page, words = written([result], tmp_path)
     assert page.well_formed
@@ -190,5 +210,8 @@ def test_a_split_without_labels_is_reported_without_numbers(benchmark, tmp_path)
 
 def test_the_same_results_give_the_same_bytes(benchmark):
     result = evaluate(Toy(), benchmark, benchmark.images())
-    pages = [markdown("t", [summary_table([result])], [(result, sample(result, 2, 0))], [result]) for _ in range(2)]
+    pages = [
+        markdown("t", [summary_table([result])], [(result, sample(result, 2, 0))], [result])
+        for _ in range(2)
+    ]
     assert pages[0] == pages[1]

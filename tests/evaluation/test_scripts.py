@@ -36,7 +36,19 @@ def scenes(tmp_path_factory):
 
 
 def command(model, root, *more, benchmark="folder", split="iid"):
-    argv = ["--model", model, "--benchmark", benchmark, "--root", root, "--split", split, "--device", "cpu", *more]
+    argv = [
+        "--model",
+        model,
+        "--benchmark",
+        benchmark,
+        "--root",
+        root,
+        "--split",
+        split,
+        "--device",
+        "cpu",
+        *more,
+    ]
     return [str(value) for value in argv]
 
 
@@ -52,7 +64,9 @@ def answer_of(capsys):
 @pytest.mark.parametrize("reading", ["full", "fast", "oracle", "image_only", "text_only"])
 def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = command(checkpoint, scenes, "--reading", reading, "--out", out, "--json", "--batch-size", 5)
+    argv = command(
+        checkpoint, scenes, "--reading", reading, "--out", out, "--json", "--batch-size", 5
+    )
     assert retrieval.main(argv) == 0
     answer, errors = answer_of(capsys)
     assert json.loads((out / "results.json").read_text()) == answer
@@ -60,9 +74,18 @@ def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, 
     assert answer["protocol"]["model"] == str(checkpoint)
     assert answer["protocol"]["gallery_size"] == 4 * 4
     assert answer["protocol"]["reference"] == "removed"
-    assert set(answer["by_source"]) == {record.source for record in read_records(scenes / "records.iid.jsonl")}
+    assert set(answer["by_source"]) == {
+        record.source for record in read_records(scenes / "records.iid.jsonl")
+    }
     assert "R@50" in errors
-    files = {"results.json", "rankings.json.gz", "report.md", "report.html", ".cir-cot.json", ".lock"}
+    files = {
+        "results.json",
+        "rankings.json.gz",
+        "report.md",
+        "report.html",
+        ".cir-cot.json",
+        ".lock",
+    }
     chains = {"chains.jsonl"} if reading in ("full", "oracle", "text_only") else set()
     assert {path.name for path in out.iterdir()} == files | chains
     argv = ["--benchmark", "folder", "--root", str(scenes), "--split", "iid", "--json"]
@@ -74,8 +97,13 @@ def test_the_saved_checkpoint_ranks_as_the_one_in_memory(checkpoint, scenes, tmp
     assert retrieval.main(command(checkpoint, scenes, "--out", tmp_path)) == 0
     assert "folder.iid · full" in capsys.readouterr().out
     (benchmark,) = load_benchmark("folder", scenes, "iid")
-    expected = evaluate(tiny_head(lora=False, max_new_tokens=4), benchmark, benchmark.images(), batch_size=3)
-    assert json.loads(gzip.decompress((tmp_path / "rankings.json.gz").read_bytes())) == expected.rankings
+    expected = evaluate(
+        tiny_head(lora=False, max_new_tokens=4), benchmark, benchmark.images(), batch_size=3
+    )
+    assert (
+        json.loads(gzip.decompress((tmp_path / "rankings.json.gz").read_bytes()))
+        == expected.rankings
+    )
     lines = [json.loads(line) for line in (tmp_path / "chains.jsonl").read_text().splitlines()]
     assert {line["id"]: line["explanation"] for line in lines} == expected.explanations
     assert all(line["flag"].startswith("no retrieval token") for line in lines)
@@ -86,7 +114,10 @@ def test_chains_come_from_a_file_or_a_folder(checkpoint, tmp_path, capsys):
     root = write_folder(tmp_path / "data", rows, range(0, 88, 8))
     chains = tmp_path / "chains"
     lines = [
-        json.dumps({"id": r.id, "reference": r.reference, "text": r.text, "targets": list(r.targets)}) for r in rows
+        json.dumps(
+            {"id": r.id, "reference": r.reference, "text": r.text, "targets": list(r.targets)}
+        )
+        for r in rows
     ]
     cot = ', "cot": {"caption": "a", "reasoning": "b", "conclusion": "c"}}'
     write = "\n".join(line[:-1] + cot for line in lines)
@@ -94,7 +125,15 @@ def test_chains_come_from_a_file_or_a_folder(checkpoint, tmp_path, capsys):
     (chains / "chains.val.jsonl").write_text(write)
     for path in (chains, chains / "chains.val.jsonl"):
         argv = command(
-            checkpoint, root, "--reading", "oracle", "--chains", path, "--out", tmp_path / "out", split="val"
+            checkpoint,
+            root,
+            "--reading",
+            "oracle",
+            "--chains",
+            path,
+            "--out",
+            tmp_path / "out",
+            split="val",
         )
         assert retrieval.main(argv) == 0
         first = (tmp_path / "out/chains.jsonl").read_text().splitlines()[0]
@@ -109,7 +148,9 @@ def test_an_untrained_checkpoint_is_studied(checkpoint, scenes, tmp_path, capsys
     assert reasoning.main(command(checkpoint, scenes, "--out", out, "--json")) == 0
     answer, errors = answer_of(capsys)
     assert json.loads((out / "results.json").read_text()) == answer
-    assert set(answer["metrics"]) == {"full", "fast", "oracle"}, "all its chains say the same, so none can be lent"
+    assert set(answer["metrics"]) == {"full", "fast", "oracle"}, (
+        "all its chains say the same, so none can be lent"
+    )
     assert answer["chains"]["folder.iid"] == {
         "chains": 12,
         "valid": 0,
@@ -151,10 +192,16 @@ def test_lent_chains_show_whether_retrieval_follows_them(tmp_path):
         encode_target = Constant.encode_target
 
         def encode_query(self, images, texts, reading=None):
-            return Constant.encode_query(self, images, texts) if reading == "fast" else self.write(images, texts)
+            return (
+                Constant.encode_query(self, images, texts)
+                if reading == "fast"
+                else self.write(images, texts)
+            )
 
         def write(self, images, texts):
-            return QueryOutput(self.encode_target(images), super().encode_query(images, texts).explanations)
+            return QueryOutput(
+                self.encode_target(images), super().encode_query(images, texts).explanations
+            )
 
         def embed_with(self, images, texts, chains):
             return Constant.encode_query(self, images, texts)
@@ -164,7 +211,10 @@ def test_lent_chains_show_whether_retrieval_follows_them(tmp_path):
     assert answer["followed"]["R@1"] < 20
     content = reasoning.content_of([(results, donors)])
     assert content["chains"]["folder.val"]["exact_conclusion"] == 100
-    assert [table.title for table in reasoning.tables_of(content)] == ["Chains", "Does retrieval follow the chain?"]
+    assert [table.title for table in reasoning.tables_of(content)] == [
+        "Chains",
+        "Does retrieval follow the chain?",
+    ]
 
 
 # ---- refused, in one line
@@ -184,13 +234,23 @@ def test_bad_input_ends_in_one_line(main, checkpoint, scenes, tmp_path, capsys):
     out = tmp_path / "out"
     more = ["--out", out]
     assert "no retriever.json" in refused(main, command(tmp_path, scenes, *more), capsys)
-    assert "records.val.jsonl" in refused(main, command(checkpoint, scenes, *more, split="val"), capsys)
+    assert "records.val.jsonl" in refused(
+        main, command(checkpoint, scenes, *more, split="val"), capsys
+    )
     (tmp_path / "file").write_text("")
-    assert "is a file" in refused(main, command(checkpoint, scenes, "--out", tmp_path / "file"), capsys)
-    assert "no categories" in refused(main, command(checkpoint, scenes, *more, "--category", "dress"), capsys)
+    assert "is a file" in refused(
+        main, command(checkpoint, scenes, "--out", tmp_path / "file"), capsys
+    )
+    assert "no categories" in refused(
+        main, command(checkpoint, scenes, *more, "--category", "dress"), capsys
+    )
     assert "limit is 0" in refused(main, command(checkpoint, scenes, *more, "--limit", 0), capsys)
-    assert "batch_size is 0" in refused(main, command(checkpoint, scenes, *more, "--batch-size", 0), capsys)
-    assert "nowhere.jsonl" in refused(main, command(checkpoint, scenes, *more, "--chains", "nowhere.jsonl"), capsys)
+    assert "batch_size is 0" in refused(
+        main, command(checkpoint, scenes, *more, "--batch-size", 0), capsys
+    )
+    assert "nowhere.jsonl" in refused(
+        main, command(checkpoint, scenes, *more, "--chains", "nowhere.jsonl"), capsys
+    )
     rows = [query(0, 8, 8, 16), query(1, 16, 8, 24)]
     root = write_folder(tmp_path / "data", rows, range(0, 88, 8))
     (root / "images/s032.png").unlink()
@@ -226,7 +286,16 @@ def test_circo_zero_shot(shared_data, checkpoint, tmp_path, capsys):
         draw_coco(image).save(pictures / f"{image:012}.jpg", quality=60)
     out = tmp_path / "out"
     argv = command(
-        checkpoint, root, "--reading", "full", "--batch-size", 64, "--out", out, benchmark="circo", split="val"
+        checkpoint,
+        root,
+        "--reading",
+        "full",
+        "--batch-size",
+        64,
+        "--out",
+        out,
+        benchmark="circo",
+        split="val",
     )
     assert retrieval.main([*argv, "--json"]) == 0
     answer, _ = answer_of(capsys)
@@ -255,7 +324,9 @@ def test_circo_zero_shot(shared_data, checkpoint, tmp_path, capsys):
 def draw_coco(image: int) -> Image.Image:
     """A picture that depends on its id alone."""
     picture = Image.new("RGB", (56, 42), (image % 256, image // 256 % 256, image // 65536 % 256))
-    ImageDraw.Draw(picture).ellipse((8 + image % 20, 8, 36 + image % 20, 36), fill=(255 - image % 256, 90, 120))
+    ImageDraw.Draw(picture).ellipse(
+        (8 + image % 20, 8, 36 + image % 20, 36), fill=(255 - image % 256, 90, 120)
+    )
     return picture
 
 

@@ -20,15 +20,22 @@ class Router(Plain):
 
     def encode_query(self, images, texts):
         shares = [
-            {"a": 1.0, "b": 0.0, "c": 0.0, "d|": 0.0} if int(t) > 0 else {"a": 0.0, "b": 0.75, "c": 0.25, "d|": 0.0}
+            {"a": 1.0, "b": 0.0, "c": 0.0, "d|": 0.0}
+            if int(t) > 0
+            else {"a": 0.0, "b": 0.75, "c": 0.25, "d|": 0.0}
             for t in texts
         ]
-        return QueryOutput(super().encode_query(images, texts).embeddings, ["a" for _ in texts], [], shares)
+        return QueryOutput(
+            super().encode_query(images, texts).embeddings, ["a" for _ in texts], [], shares
+        )
 
 
 @pytest.fixture
 def result(tmp_path):
-    rows = [query(i, SHADES[9 + i], 8 if i < 9 else -8, SHADES[10 + i if i < 9 else 8 + i]) for i in range(12)]
+    rows = [
+        query(i, SHADES[9 + i], 8 if i < 9 else -8, SHADES[10 + i if i < 9 else 8 + i])
+        for i in range(12)
+    ]
     (benchmark,) = load_benchmark("folder", write_folder(tmp_path / "data", rows, SHADES), "val")
     return evaluate(Router(), benchmark, benchmark.images(), batch_size=5)
 
@@ -41,7 +48,9 @@ def test_loads_are_mean_shares_in_all_and_by_source(result):
     assert [row[2:] for row in parts] == [[75, 100, 0], [18.75, 0, 75], [6.25, 0, 25], [0, 0, 0]]
     assert [len(row[1]) for row in parts] == [38, 10, 4, 0]
     assert entropy[0] == "entropy"
-    assert entropy[2:] == pytest.approx([50.705, 0, 40.564], abs=1e-3)  # of four parts, ln 4 = 1.386 would be 100
+    assert entropy[2:] == pytest.approx(
+        [50.705, 0, 40.564], abs=1e-3
+    )  # of four parts, ln 4 = 1.386 would be 100
 
 
 def test_the_first_reading_of_a_set_leads_and_the_oracle_is_called_an_upper_bound(result):
@@ -49,11 +58,17 @@ def test_the_first_reading_of_a_set_leads_and_the_oracle_is_called_an_upper_boun
     first = replace(result, protocol=result.protocol | {"reading": "image_only"})
     assert leading([first, other]) == [first]
     assert leading([other, first]) == [other]
-    assert [label(one) for one in (result, first, other)] == ["own", "image only", "oracle (upper bound)"]
+    assert [label(one) for one in (result, first, other)] == [
+        "own",
+        "image only",
+        "oracle (upper bound)",
+    ]
 
 
 def test_entropy_is_0_for_one_part_of_several_and_100_when_all_are_even():
-    assert [evenness(loads) for loads in ([100, 0, 0], [25] * 4, [100])] == pytest.approx([0, 100, 100])
+    assert [evenness(loads) for loads in ([100, 0, 0], [25] * 4, [100])] == pytest.approx(
+        [0, 100, 100]
+    )
 
 
 def test_the_report_shows_loads_and_what_a_query_was_read_with(result, tmp_path):

@@ -82,11 +82,16 @@ def joining_encoder(joined=("><", ">A", ".</")):
     bpe = Tokenizer(models.BPE())
     cut = Regex(r"[^\s\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(cut, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(cut, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    corpus = ["<caption>A shirt.</caption><reasoning>A word.</reasoning><conclusion>A shirt.</conclusion>"] * 3
+    corpus = [
+        "<caption>A shirt.</caption><reasoning>A word.</reasoning><conclusion>A shirt.</conclusion>"
+    ] * 3
     bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
     tokenizer = head.backbone.processor.tokenizer
     encoder = ChatEncoder(head.backbone.processor, head.backbone.ret_id)
@@ -98,12 +103,16 @@ def joining_encoder(joined=("><", ">A", ".</")):
 
 def test_a_tokenizer_that_joins_tags_writes_chains_as_training_had_them():
     encoder = joining_encoder()
-    text = "<caption>A shirt.</caption><reasoning>A word.</reasoning><conclusion>A shirt.</conclusion>"
+    text = (
+        "<caption>A shirt.</caption><reasoning>A word.</reasoning><conclusion>A shirt.</conclusion>"
+    )
     ids = encoder.plain_ids([text])[0]
     grammar = Grammar(encoder, PARTS, 400)
     start = len(grammar.start)
     assert ids[:start] == grammar.start
-    assert encoder.plain_ids(["<caption>"])[0] != grammar.start, "the tag's end belongs to the first word's token"
+    assert encoder.plain_ids(["<caption>"])[0] != grammar.start, (
+        "the tag's end belongs to the first word's token"
+    )
     row = grammar.row(grammar.start)
     written = [grammar.next(row, [token]) for token in ids[start:]]
     assert written == ids[start:]
@@ -128,11 +137,20 @@ def test_whatever_the_model_would_write_the_chain_is_in_form_and_within_its_budg
             parts = written_parts(words)
             assert tuple(parts) == {"full": PARTS, "short": ("conclusion",)}[reading]
             assert all(part.strip() for part in parts.values())
-            assert flag.startswith(("no retrieval token: the ", "chain is not valid: its form was forced in the "))
+            assert flag.startswith(
+                ("no retrieval token: the ", "chain is not valid: its form was forced in the ")
+            )
         if reading == "full":
             assert all(map(text_to_cot, out.explanations))
     *_, last = head.write(*asked(), "full")
-    budget = 4 + 8 + 4 + sum(len(ids) for ids in head.encoder().plain_ids([f"-</{part}><{part}>" for part in PARTS]))
+    budget = (
+        4
+        + 8
+        + 4
+        + sum(
+            len(ids) for ids in head.encoder().plain_ids([f"-</{part}><{part}>" for part in PARTS])
+        )
+    )
     assert max(len(row.ids) for row in last.rows) <= budget
     special = {*head.backbone.processor.tokenizer.all_special_ids, head.backbone.ret_id}
     assert not special & {token for row in last.rows for token in row.ids}
@@ -155,7 +173,10 @@ def test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there(
     encoder = tiny_head(lora=False).encoder("left")
     word, close = encoder.plain_ids(["b"])[0][0], encoder.plain_ids(["</caption>"])[0]
     budget = 3 + len(close)
-    for words, flag in ((3, ""), (4, f"no retrieval token: the caption was cut at {budget} tokens")):
+    for words, flag in (
+        (3, ""),
+        (4, f"no retrieval token: the caption was cut at {budget} tokens"),
+    ):
         grammar = Grammar(encoder, PARTS, 4 * budget)
         row = grammar.row(grammar.start)
         for token in [word] * words + close:
@@ -181,13 +202,18 @@ def test_neither_special_tokens_nor_spare_rows_can_be_written():
     banned = unusable(head.backbone)
     spare = set(range(len(tokenizer), len(banned)))
     assert len(spare) >= 8
-    assert set(banned.nonzero()[:, 0].tolist()) == (spare | set(tokenizer.all_special_ids)) - {head.backbone.ret_id}
+    assert set(banned.nonzero()[:, 0].tolist()) == (spare | set(tokenizer.all_special_ids)) - {
+        head.backbone.ret_id
+    }
 
 
 def test_a_model_that_wants_to_stop_at_once_or_never_is_kept_in_form_and_flagged():
     encoder = tiny_head(lora=False).encoder("left")
     word, ret = encoder.plain_ids([" shirt"])[0][0], encoder.ret_id
-    for candidates, words in (([ret] * 8, "form was forced in the caption"), ([word] * 8, "caption was cut at 4 tok")):
+    for candidates, words in (
+        ([ret] * 8, "form was forced in the caption"),
+        ([word] * 8, "caption was cut at 4 tok"),
+    ):
         grammar = Grammar(encoder, PARTS, 16)
         row, written = grammar.row(grammar.start), []
         while not written or written[-1] != ret:
@@ -222,7 +248,9 @@ def test_the_last_of_the_stream_is_the_answer_and_each_step_goes_on_from_the_one
     assert steps[-1].explanations == whole.explanations
     assert torch.equal(steps[-1].embeddings, whole.embeddings)
     for before, after in zip(steps, steps[1:], strict=False):
-        assert all(a.startswith(b) for a, b in zip(after.explanations, before.explanations, strict=True))
+        assert all(
+            a.startswith(b) for a, b in zip(after.explanations, before.explanations, strict=True)
+        )
     assert len(list(head.stream(images, texts, "fast"))) == 1
 
 
@@ -249,7 +277,9 @@ def test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above():
     encoder, start = head.encoder(), Grammar(head.encoder(), PARTS, 16).start[0]
     for row, (image, text) in enumerate(zip(images, texts, strict=True)):
         with torch.no_grad():  # at the end of the prompt: how much likelier is the retrieval token than a chain's first
-            logits = head.backbone.logits(head.backbone(encoder.query([image], [text], [[]])[0])[0, -1])
+            logits = head.backbone.logits(
+                head.backbone(encoder.query([image], [text], [[]])[0])[0, -1]
+            )
         odds = (logits[encoder.ret_id] - logits[start]).exp()
         assert sure[row].item() == pytest.approx((odds / (1 + odds)).item(), abs=1e-5)
     assert sure.unique().numel() > 1
@@ -273,7 +303,10 @@ def test_hostile_text_changes_neither_tokens_nor_structure(reading):
     image = asked(1)[0][0]
     out = head.encode_query([image], [HOSTILE], reading)
     assert out.embeddings.isfinite().all()
-    assert reading in ("fast", "adaptive") or tuple(written_parts(out.explanations[0])) == WRITTEN[reading]
+    assert (
+        reading in ("fast", "adaptive")
+        or tuple(written_parts(out.explanations[0])) == WRITTEN[reading]
+    )
 
 
 def test_an_edited_chain_may_hold_any_words_but_no_tag_of_ours():

@@ -31,7 +31,16 @@ from cir_cot.scripts.train import moe
 from cir_cot.training.arguments import parse_arguments
 
 CONFIGS = Path(moe.__file__).parent / "configs"
-QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", "--logging_steps", "1"]
+QUIET = [
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "true",
+    "--save_strategy",
+    "no",
+    "--logging_steps",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +144,9 @@ def features(rows: int = 9, dim: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def layer_norm(x, weight, bias):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt() * weight + bias
+    return (x - x.mean(-1, keepdim=True)) / (
+        x.var(-1, keepdim=True, unbiased=False) + 1e-5
+    ).sqrt() * weight + bias
 
 
 def faithful_by_formula(w: dict, image, text, heads: int = 4, top_k: int = 2):
@@ -145,13 +156,16 @@ def faithful_by_formula(w: dict, image, text, heads: int = 4, top_k: int = 2):
     outputs = []
     for i, t in zip(image.double(), text.double(), strict=True):
         tokens = [
-            layer_norm(dense(f"{side}.0", x), w[f"{side}.1.weight"], w[f"{side}.1.bias"]).clamp(min=0)
+            layer_norm(dense(f"{side}.0", x), w[f"{side}.1.weight"], w[f"{side}.1.bias"]).clamp(
+                min=0
+            )
             for side, x in (("text", t), ("image", i))
         ]
         width = len(tokens[0])
         q, k, v = (
             [
-                w["attention.in_proj_weight"][at : at + width] @ x + w["attention.in_proj_bias"][at : at + width]
+                w["attention.in_proj_weight"][at : at + width] @ x
+                + w["attention.in_proj_bias"][at : at + width]
                 for x in tokens
             ]
             for at in (0, width, 2 * width)
@@ -161,17 +175,27 @@ def faithful_by_formula(w: dict, image, text, heads: int = 4, top_k: int = 2):
             parts = []
             for head in range(heads):
                 cut = slice(head * width // heads, (head + 1) * width // heads)
-                scores = torch.stack([q[one][cut] @ k[other][cut] for other in (0, 1)]) / (width // heads) ** 0.5
+                scores = (
+                    torch.stack([q[one][cut] @ k[other][cut] for other in (0, 1)])
+                    / (width // heads) ** 0.5
+                )
                 share = scores.exp() / scores.exp().sum()
                 parts.append(share[0] * v[0][cut] + share[1] * v[1][cut])
             z.append(
-                layer_norm(token + dense("attention.out_proj", torch.cat(parts)), w["norm.weight"], w["norm.bias"])
+                layer_norm(
+                    token + dense("attention.out_proj", torch.cat(parts)),
+                    w["norm.weight"],
+                    w["norm.bias"],
+                )
             )
         z = torch.cat(z)
         logits = dense("moe.router", z)
         chosen = logits.argsort(descending=True)[:top_k].tolist()
         total = sum(logits[e].exp() for e in chosen)
-        h = sum(logits[e].exp() / total * functional.gelu(dense(f"moe.experts.{e}.0", z)) for e in chosen)
+        h = sum(
+            logits[e].exp() / total * functional.gelu(dense(f"moe.experts.{e}.0", z))
+            for e in chosen
+        )
         base = dense("mix.2", h.clamp(min=0))
         gate = 1 / (1 + (-dense("gate.3", dense("gate.0", z).clamp(min=0))).exp())
         out = base + gate * t + (1 - gate) * i
@@ -227,7 +251,9 @@ def test_the_improved_combiner_starts_at_the_sum_of_stage_one():
     combiner = MoeCombiner(16, 64, 128, 4, 2, improved=True, routing="learned").train()
     out, weight, _ = combiner(image, text)
     assert torch.equal(weight, torch.full((9, 16), 0.5))
-    assert (functional.normalize(out, dim=-1) - functional.normalize(image + text, dim=-1)).abs().max() < 1e-6
+    assert (
+        functional.normalize(out, dim=-1) - functional.normalize(image + text, dim=-1)
+    ).abs().max() < 1e-6
     loss = (out * torch.randn_like(out)).sum()
     gradients = torch.autograd.grad(loss, [combiner.mix[-1].weight, combiner.gate[-1].weight])
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients)  # it can leave the start
@@ -238,7 +264,9 @@ def test_the_improved_combiner_starts_at_the_sum_of_stage_one():
 
 def test_explanations_name_experts_and_weights(tiny):
     head = make_head(tiny).eval()
-    images = [tiny_training.Pictures().load(name) for name in ("red-blue", "green-red", "blue-cyan")]
+    images = [
+        tiny_training.Pictures().load(name) for name in ("red-blue", "green-red", "blue-cyan")
+    ]
     texts = ["make the bar red", "make the bar cyan", "other words"]
     out = head.encode_query(images, texts)
     for words, choice in zip(out.explanations, out.choices, strict=True):
@@ -300,7 +328,9 @@ def test_balance_brings_idle_experts_back_and_without_it_they_stay_idle(tiny):
         optimizer = torch.optim.Adam(head.combiner.parameters(), lr=3e-3)
         for _ in range(60):
             query, report = head.train().combine(image, text)
-            loss = functional.cross_entropy(functional.normalize(query, dim=-1) @ target.T / 0.1, torch.arange(256))
+            loss = functional.cross_entropy(
+                functional.normalize(query, dim=-1) @ target.T / 0.1, torch.arange(256)
+            )
             optimizer.zero_grad()
             (loss + balance * head.batch_losses(report["rows"])["balance"]).backward()
             optimizer.step()
@@ -319,7 +349,16 @@ def data(tmp_path_factory) -> Path:
 
 
 def train(model, root, out, *more: str) -> int:
-    argv = ["--model", str(model), "--root", str(root), "--output_dir", str(out), "--per_device_train_batch_size", "8"]
+    argv = [
+        "--model",
+        str(model),
+        "--root",
+        str(root),
+        "--output_dir",
+        str(out),
+        "--per_device_train_batch_size",
+        "8",
+    ]
     return moe.main([*argv, *QUIET, "--num_train_epochs", "2", "--learning_rate", "1e-3", *more])
 
 
@@ -332,7 +371,11 @@ class Counted:
         return self
 
     def count(self, module, inputs, output):
-        self.passes += type(module).__name__ in ("CLIPVisionTransformer", "CLIPTextTransformer", "CLIPVisionModel")
+        self.passes += type(module).__name__ in (
+            "CLIPVisionTransformer",
+            "CLIPTextTransformer",
+            "CLIPVisionModel",
+        )
 
     def __exit__(self, *error):
         self.hook.remove()
@@ -343,7 +386,9 @@ def test_clip_runs_once_for_each_picture_and_text_and_never_again(tiny, data, tm
     with Counted() as first:
         assert train(tiny, data, tmp_path / "one", *store) == 0
     with Counted() as longer:
-        train(tiny, data, tmp_path / "two", *store, "--num_train_epochs", "5", "--combiner", "dense")
+        train(
+            tiny, data, tmp_path / "two", *store, "--num_train_epochs", "5", "--combiner", "dense"
+        )
     assert first.passes > 0
     assert longer.passes == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "CLIP features" in line]
@@ -357,7 +402,9 @@ def test_clip_runs_once_for_each_picture_and_text_and_never_again(tiny, data, tm
 
 def test_training_on_features_is_training_on_pictures(tiny, data, tmp_path):
     """The head that the recipe leaves embeds pictures to what it was trained on."""
-    args = parse_arguments(moe.MoeArguments, ["--model", str(tiny), "--root", str(data), "--output_dir", str(tmp_path)])
+    args = parse_arguments(
+        moe.MoeArguments, ["--model", str(tiny), "--root", str(data), "--output_dir", str(tmp_path)]
+    )
     rows, _ = moe.load_rows(args)
     head = make_head(tiny)
     given = moe.encode(head, rows, args)
@@ -365,7 +412,10 @@ def test_training_on_features_is_training_on_pictures(tiny, data, tmp_path):
     plain = make_head(tiny)
     pixels = plain.collator()([rows[index, 0] for index in range(6)])
     with torch.no_grad():
-        ours, theirs = head.eval()(batch["query"], batch["target"]), plain.eval()(pixels["query"], pixels["target"])
+        ours, theirs = (
+            head.eval()(batch["query"], batch["target"]),
+            plain.eval()(pixels["query"], pixels["target"]),
+        )
     assert (ours["query"] - theirs["query"]).abs().max() < 1e-5
     assert (ours["target"] - theirs["target"]).abs().max() < 1e-5
     assert torch.equal(batch["ids"], pixels["ids"])
@@ -392,12 +442,19 @@ def test_weights_of_the_routers_losses_follow_the_combiner():
         weights[name] = parse_arguments(moe.MoeArguments, argv).aux_weights()
     assert weights["improved"] == {"balance": 0.01, "router_z": 0.001}
     assert set(weights["faithful"].values()) == {0.0}
-    assert parse_arguments(moe.MoeArguments, [*argv, "--balance_weight", "0.5"]).aux_weights()["balance"] == 0.5
+    assert (
+        parse_arguments(moe.MoeArguments, [*argv, "--balance_weight", "0.5"]).aux_weights()[
+            "balance"
+        ]
+        == 0.5
+    )
 
 
 @pytest.mark.parametrize("name", ["moe_fashioniq", "moe_faithful"])
 def test_the_configs_that_ship_are_accepted(name):
-    args = parse_arguments(moe.MoeArguments, ["--config", str(CONFIGS / f"{name}.yaml"), "--root", "y"])
+    args = parse_arguments(
+        moe.MoeArguments, ["--config", str(CONFIGS / f"{name}.yaml"), "--root", "y"]
+    )
     assert args.per_device_train_batch_size == 4096
     assert (args.aux_weights()["balance"] > 0) == (name == "moe_fashioniq")
 
@@ -414,7 +471,9 @@ def test_the_benchmark_of_dispatch_compares_equal_results(tmp_path, capsys):
     options = ["--batch", "5", "--dim", "4", "--pairs", "1", "--device", "cpu", "--json", str(out)]
     assert script.main(options) == 0
     found = json.loads(out.read_text())
-    assert found["ratio"]["time"] == pytest.approx(found["peer"]["seconds"] / found["ours"]["seconds"])
+    assert found["ratio"]["time"] == pytest.approx(
+        found["peer"]["seconds"] / found["ours"]["seconds"]
+    )
     assert found["largest_difference"] < 1e-5
     layer = SparseMoe(8, 8, 4, 2, improved=False, routing="learned").eval()
     z = torch.randn(6, 8)

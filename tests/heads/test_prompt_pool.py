@@ -27,18 +27,37 @@ from cir_cot.training.arguments import parse_arguments
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 CONFIGS = Path(prompt_pool.__file__).parent / "configs"
-QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--report_to", "none"]
+QUICK = [
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--logging_steps",
+    "1",
+    "--report_to",
+    "none",
+]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     corpus = [row.record.text for row in scene_rows(12)]
-    return write_tiny(tmp_path_factory.mktemp("tiny"), corpus=corpus, vocab_size=400, seed=3, init_std=0.15, layers=2)
+    return write_tiny(
+        tmp_path_factory.mktemp("tiny"),
+        corpus=corpus,
+        vocab_size=400,
+        seed=3,
+        init_std=0.15,
+        layers=2,
+    )
 
 
 def head_of(model_type="qwen2_5_vl", **settings):
     tokenizer = tiny_tokenizer([row.record.text for row in scene_rows(12)], vocab_size=400)
-    base = tiny_model(model_type, tokenizer, layers=2, init_std=0.15), tiny_processor(model_type, tokenizer)
+    base = (
+        tiny_model(model_type, tokenizer, layers=2, init_std=0.15),
+        tiny_processor(model_type, tokenizer),
+    )
     torch.manual_seed(0)
     sizes = {"pool": 6, "length": 2, "top": 2, "connector": 3}
     return PromptPoolRetriever(load_backbone(base), "tiny", **(sizes | settings)).eval()
@@ -58,13 +77,17 @@ def test_filled_places_are_read_as_words_in_their_place_would_be(model_type, sid
     """Prompts that are the embeddings of words give exactly what typing these words gives: positions are exact."""
     head = head_of(model_type, pool=1, top=1, length=4, connector=0)
     images, texts = references()
-    inputs = compose(head.encoder(side), images[:3], [texts[0], texts[1] + " and more words", texts[2]])
+    inputs = compose(
+        head.encoder(side), images[:3], [texts[0], texts[1] + " and more words", texts[2]]
+    )
     words = torch.tensor([11, 57, 90, 33])
     head.prompts.copy_(head.backbone.plain.get_input_embeddings()(words)[None])
     typed = inputs["input_ids"].masked_scatter(slots_of(head, inputs), words.repeat(3))
     vectors, _ = head.choose_and_read(inputs, "query")
     assert difference(vectors, head.read(inputs | {"input_ids": typed})) < 1e-6
-    assert difference(vectors, head.read(inputs)) > 1e-4  # without filling, it is padding that is read
+    assert (
+        difference(vectors, head.read(inputs)) > 1e-4
+    )  # without filling, it is padding that is read
     positions = head.backbone.positions(inputs)
     assert torch.equal(positions, head.backbone.positions(inputs | {"input_ids": typed}))
 
@@ -120,12 +143,21 @@ def test_the_chosen_are_the_best_by_cosine_of_picture_and_words():
     inputs = compose(head.encoder(), *references())
     _, choice = head.choose_and_read(inputs, "query")
     model, slots = head.backbone.plain.model, slots_of(head, inputs)
-    pictures = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    embedded, said = model.get_input_embeddings()(inputs["input_ids"]), head._words(inputs, slots, "query")
+    pictures = model.get_image_features(
+        inputs["pixel_values"], inputs["image_grid_thw"]
+    ).pooler_output
+    embedded, said = (
+        model.get_input_embeddings()(inputs["input_ids"]),
+        head._words(inputs, slots, "query"),
+    )
     for row, picture in enumerate(pictures):
         means = picture.mean(dim=0), embedded[row][said[row]].mean(dim=0)
-        feature = head.feature(torch.cat([functional.layer_norm(mean, mean.shape) for mean in means]))
-        cosines = torch.stack([functional.cosine_similarity(feature, key, dim=0) for key in head.keys])
+        feature = head.feature(
+            torch.cat([functional.layer_norm(mean, mean.shape) for mean in means])
+        )
+        cosines = torch.stack(
+            [functional.cosine_similarity(feature, key, dim=0) for key in head.keys]
+        )
         assert difference(choice["scores"][row], cosines) < 1e-5
         assert sorted(cosines.topk(3).indices.tolist()) == choice["chosen"][row].tolist()
 
@@ -135,7 +167,9 @@ def test_other_words_or_another_picture_give_other_scores():
     head = head_of()
     (image, *_, other), texts = references()
     rows = [(image, texts[0]), (image, texts[1]), (other, texts[0])]
-    scores = head.choose_and_read(compose(head.encoder(), *zip(*rows, strict=True)), "query")[1]["scores"]
+    scores = head.choose_and_read(compose(head.encoder(), *zip(*rows, strict=True)), "query")[1][
+        "scores"
+    ]
     assert min(difference(scores[0], scores[1]), difference(scores[0], scores[2])) > 1e-3
 
 
@@ -178,8 +212,13 @@ def test_losses_have_their_closed_form():
     sides = [head.choose_and_read(batch[side], side)[1] for side in ("query", "target")]
     chances = [(10 * side["scores"]).softmax(dim=1) for side in sides]
     # a cross-entropy of softmax(10 cos), in units of the cosine
-    pulls = [-p.gather(1, side["chosen"]).log().mean() / 10 for p, side in zip(chances, sides, strict=True)]
-    balances = [load_balance(p, s["chosen"]) + even_use(p) for p, s in zip(chances, sides, strict=True)]
+    pulls = [
+        -p.gather(1, side["chosen"]).log().mean() / 10
+        for p, side in zip(chances, sides, strict=True)
+    ]
+    balances = [
+        load_balance(p, s["chosen"]) + even_use(p) for p, s in zip(chances, sides, strict=True)
+    ]
     assert difference(out["aux"]["pull"], sum(pulls) / 2) < 1e-5
     assert difference(head.batch_losses(out["rows"])["balance"], sum(balances) / 2) < 1e-5
     loads = torch.stack(list(out["stats"].values()))
@@ -196,7 +235,9 @@ def usage_after(balance: float, steps: int = 300) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     width = head.backbone.hidden_size
     common = torch.randn(1, 1, width, generator=generator)
-    rows = common + 0.3 * torch.randn(256, 2, width, generator=generator)  # a token of a picture, one of the words
+    rows = common + 0.3 * torch.randn(
+        256, 2, width, generator=generator
+    )  # a token of a picture, one of the words
     at = torch.tensor([[True, False]]).expand(256, 2)
     trained = [head.keys, *head.feature.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -225,7 +266,10 @@ def test_without_the_balance_term_a_few_prompts_take_everything_and_with_it_none
 def test_the_connector_reads_the_picture_alone_and_starts_at_its_queries():
     head = head_of()
     torch.manual_seed(1)
-    embedded, picture = torch.randn(2, 9, head.backbone.hidden_size), torch.zeros(2, 9, dtype=torch.bool)
+    embedded, picture = (
+        torch.randn(2, 9, head.backbone.hidden_size),
+        torch.zeros(2, 9, dtype=torch.bool),
+    )
     picture[0, 1:4] = picture[1, 1:7] = True
     assert torch.equal(head.connect(embedded, picture), head.connect.queries.expand(2, -1, -1))
     for last in (head.connect.answer, head.connect.think[-1]):
@@ -233,14 +277,20 @@ def test_the_connector_reads_the_picture_alone_and_starts_at_its_queries():
     seen = head.connect(embedded, picture)
     assert difference(seen[0], seen[1]) > 1e-2
     assert torch.equal(head.connect(embedded.masked_fill(~picture[..., None], 7.0), picture), seen)
-    assert difference(head.connect(embedded[:1, 1:4], picture[:1, 1:4]), seen[:1]) < 1e-4  # as if it were alone
+    assert (
+        difference(head.connect(embedded[:1, 1:4], picture[:1, 1:4]), seen[:1]) < 1e-4
+    )  # as if it were alone
 
 
 @torch.no_grad()
 def test_without_pool_and_connector_it_is_a_plain_one_pass_encoder():
     head = head_of(pool=0, connector=0)
     assert head.slots == 0
-    assert not [name for name, _ in head.named_parameters() if not name.startswith(("backbone.", "log_temperature"))]
+    assert not [
+        name
+        for name, _ in head.named_parameters()
+        if not name.startswith(("backbone.", "log_temperature"))
+    ]
     batch = head.collator()(scene_rows())
     out = head(batch["query"], batch["target"])
     assert out["aux"] == {}
@@ -271,7 +321,11 @@ def test_unusable_settings_are_named(bad, words):
 def test_an_untied_output_layer_is_not_trained(tmp_path):
     untied = write_tiny(tmp_path, tie=False, layers=1, vocab_size=400)
     for lora in (True, False):
-        trained = [name for name, value in make_prompt_pool(untied, lora).named_parameters() if value.requires_grad]
+        trained = [
+            name
+            for name, value in make_prompt_pool(untied, lora).named_parameters()
+            if value.requires_grad
+        ]
         assert not [name for name in trained if "lm_head" in name]
         assert [name for name in trained if "embed_tokens" in name]
 
@@ -288,7 +342,16 @@ def data(tmp_path_factory) -> Path:
 
 def train(model, root, out, *more: str) -> int:
     sizes = ["--pool", "6", "--length", "2", "--top", "2", "--connector", "3", "--lora_r", "4"]
-    start = ["--model", str(model), "--root", str(root), "--output_dir", str(out), "--disable_tqdm", "true"]
+    start = [
+        "--model",
+        str(model),
+        "--root",
+        str(root),
+        "--output_dir",
+        str(out),
+        "--disable_tqdm",
+        "true",
+    ]
     return prompt_pool.main([*start, *sizes, *QUICK, *more])
 
 
@@ -315,16 +378,23 @@ def test_a_run_leaves_a_retriever_whose_report_shows_the_pool(tiny, data, tmp_pa
 
 def test_a_frozen_base_is_not_saved_and_stays_as_it_was(tiny, data, tmp_path):
     out = tmp_path / "run"
-    assert train(tiny, data, out, "--frozen", "true", "--projection", "16", "--save_strategy", "no") == 0
+    assert (
+        train(tiny, data, out, "--frozen", "true", "--projection", "16", "--save_strategy", "no")
+        == 0
+    )
     weights = sorted(path.name for path in out.iterdir() if path.suffix == ".safetensors")
     assert weights == ["head.safetensors"]
     head, (images, texts) = load_retriever(out, device="cpu"), references()
     assert not any(parameter.requires_grad for parameter in head.backbone.parameters())
     base = load_backbone(tiny).plain.state_dict()
-    assert all(torch.equal(value, base[name]) for name, value in head.backbone.plain.state_dict().items())
+    assert all(
+        torch.equal(value, base[name]) for name, value in head.backbone.plain.state_dict().items()
+    )
     head.save(tmp_path / "again")
     again = load_retriever(tmp_path / "again", device="cpu")
-    assert torch.equal(again.encode_query(images, texts).embeddings, head.encode_query(images, texts).embeddings)
+    assert torch.equal(
+        again.encode_query(images, texts).embeddings, head.encode_query(images, texts).embeddings
+    )
     with pytest.raises(InputError, match="a frozen base has neither"):
         train(tiny, data, tmp_path / "third", "--frozen", "true", "--train_vision", "true")
 
@@ -334,7 +404,9 @@ def test_training_goes_on_from_a_saved_encoder_and_from_no_other_head(tiny, data
     assert train(tiny, data, one, "--save_strategy", "no") == 0
     assert train(one, data, two, "--save_strategy", "no", "--learning_rate", "0") == 0
     images, texts = references()
-    first, second = (load_retriever(folder, device="cpu").encode_query(images, texts) for folder in (one, two))
+    first, second = (
+        load_retriever(folder, device="cpu").encode_query(images, texts) for folder in (one, two)
+    )
     assert difference(first.embeddings, second.embeddings) < 1e-6
     facts = json.loads((one / "retriever.json").read_text())
     (one / "retriever.json").write_text(json.dumps(facts | {"kind": "cot"}))
@@ -369,12 +441,18 @@ def test_wrong_arguments_end_with_one_line_and_exit_code_two(argv, message, caps
     assert message in line
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("prompt_pool*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("prompt_pool*.yaml")), ids=lambda path: path.stem
+)
 def test_every_config_that_ships_is_accepted(path):
-    args = parse_arguments(prompt_pool.PromptPoolArguments, ["--config", str(path), "--root", "x", "--output_dir", "y"])
+    args = parse_arguments(
+        prompt_pool.PromptPoolArguments, ["--config", str(path), "--root", "x", "--output_dir", "y"]
+    )
     assert set(args.aux_weights()) == {"pull", "balance"}
     assert 1 <= args.top <= args.pool
 
 
 def test_the_script_is_the_installed_module():
-    assert importlib.util.find_spec("cir_cot.scripts.train.prompt_pool").origin == prompt_pool.__file__
+    assert (
+        importlib.util.find_spec("cir_cot.scripts.train.prompt_pool").origin == prompt_pool.__file__
+    )

@@ -27,7 +27,9 @@ def model(tmp_path_factory):
     from cir_cot.models.backbone import load_backbone
 
     folder = tmp_path_factory.mktemp("export")
-    base = write_tiny(folder / "base", hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32)
+    base = write_tiny(
+        folder / "base", hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32
+    )
     backbone = load_backbone(base, lora={"r": 4, "alpha": 8, "dropout": 0.0})
     head = CotRetriever(backbone, str(base), projection=16).eval()
     train_a_step(head)
@@ -56,7 +58,9 @@ def base_head(folder, kind="qwen2_5_vl", **options):
     """An untrained retriever on a tiny base of `kind`."""
     from cir_cot.models.backbone import load_backbone
 
-    base = write_tiny(folder, kind, hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32)
+    base = write_tiny(
+        folder, kind, hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32
+    )
     return CotRetriever(load_backbone(base), ".", **options).eval()
 
 
@@ -75,13 +79,23 @@ def test_an_export_is_one_checkpoint_that_gives_the_same_embeddings(exported, mo
     merged = load_retriever(exported, device="cpu")
     assert not merged.backbone.adapted
     files = {path.name for path in exported.iterdir()}
-    assert {"model.safetensors", "config.json", "chat_template.jinja", "tokenizer.json", "serving.json"} <= files
+    assert {
+        "model.safetensors",
+        "config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "serving.json",
+    } <= files
     assert not any(name.startswith("adapter") for name in files)
     report = json.loads((exported / "parity.json").read_text())
     assert report["passed"]
-    assert set(report["cases"]) == {f"{case} {row}" for case in ("target", "fast", "chain") for row in range(6)}
+    assert set(report["cases"]) == {
+        f"{case} {row}" for case in ("target", "fast", "chain") for row in range(6)
+    }
     assert max(case["difference"] for case in report["cases"].values()) < 1e-5
-    assert load_retriever(model, device="cpu").backbone.adapted, "the export leaves the model as it is"
+    assert load_retriever(model, device="cpu").backbone.adapted, (
+        "the export leaves the model as it is"
+    )
 
 
 def test_probes_hold_the_very_tokens_and_pictures_of_their_vectors(exported):
@@ -106,14 +120,25 @@ def test_probes_hold_the_very_tokens_and_pictures_of_their_vectors(exported):
 
 
 def test_another_engines_embeddings_are_compared(exported, model, tmp_path, capsys):
-    vectors = {name: vector.tolist() for name, vector in embeddings(load_retriever(model), probes(None)).items()}
+    vectors = {
+        name: vector.tolist()
+        for name, vector in embeddings(load_retriever(model), probes(None)).items()
+    }
     good = {"target 0": vectors["target 0"], "fast 3": vectors["fast 3"]}
-    for content, code in ((good, 0), (good | {"target 1": vectors["target 2"]}, 1), ({"target 0": [1.0, 2.0]}, 1)):
+    for content, code in (
+        (good, 0),
+        (good | {"target 1": vectors["target 2"]}, 1),
+        ({"target 0": [1.0, 2.0]}, 1),
+    ):
         (tmp_path / "got.json").write_text(json.dumps(content))
         argv = command(model, exported, "--parity", "--embeddings", tmp_path / "got.json")
         assert export.main(argv) == code
         assert ("do not serve this" in capsys.readouterr().err) == bool(code)
-    for content, words in (({}, "no case"), ([], "is expected"), ({"target 0": "x"}, "is expected")):
+    for content, words in (
+        ({}, "no case"),
+        ([], "is expected"),
+        ({"target 0": "x"}, "is expected"),
+    ):
         (tmp_path / "got.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match=words):
             export.main(command(model, exported, "--parity", "--embeddings", tmp_path / "got.json"))
@@ -123,7 +148,10 @@ def test_a_changed_export_fails_loudly(exported, model, tmp_path, capsys):
     out = tmp_path / "changed"
     shutil.copytree(exported, out)
     weights = load_file(out / "head.safetensors")
-    save_file({name: value * (1 + torch.rand_like(value)) for name, value in weights.items()}, out / "head.safetensors")
+    save_file(
+        {name: value * (1 + torch.rand_like(value)) for name, value in weights.items()},
+        out / "head.safetensors",
+    )
     assert export.main(command(model, out, "--parity", "--json")) == 1
     captured = capsys.readouterr()
     assert "NOT THE SAME" in captured.err
@@ -157,7 +185,10 @@ def test_its_template_writes_our_tokens_and_no_text_writes_a_special_one(tmp_pat
     last = [encoder.ret_id] if readout == "ret" else []
 
     def ids(*parts):
-        content = [{"type": "image", "image": picture}, *({"type": "text", "text": text} for text in parts)]
+        content = [
+            {"type": "image", "image": picture},
+            *({"type": "text", "text": text} for text in parts),
+        ]
         return head.backbone.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             chat_template=chat_template(head),
@@ -174,9 +205,15 @@ def test_its_template_writes_our_tokens_and_no_text_writes_a_special_one(tmp_pat
 def test_its_template_refuses_what_is_no_picture_and_no_query(tmp_path):
     head = base_head(tmp_path, "qwen2_5_vl")
     template, picture, words = chat_template(head), {"type": "image"}, {"type": "text", "text": "x"}
-    for role, content in (("user", [words]), ("user", [picture, picture]), ("user", [picture, words, words])):
+    for role, content in (
+        ("user", [words]),
+        ("user", [picture, picture]),
+        ("user", [picture, words, words]),
+    ):
         with pytest.raises(jinja2.TemplateError, match="one picture"):
-            head.backbone.processor.apply_chat_template([{"role": role, "content": content}], chat_template=template)
+            head.backbone.processor.apply_chat_template(
+                [{"role": role, "content": content}], chat_template=template
+            )
     messages = [{"role": "system", "content": [words]}, {"role": "user", "content": [picture]}]
     with pytest.raises(jinja2.TemplateError, match="the prompts are part of this model"):
         head.backbone.processor.apply_chat_template(messages, chat_template=template)
@@ -200,18 +237,28 @@ def test_it_names_no_code_but_that_of_sentence_transformers(exported):
 
 
 def test_sentence_transformers_reads_pictures_and_queries_as_we_do(exported):
-    model, head, pictures = sentence_model(exported), load_retriever(exported, device="cpu"), probes(None)
+    model, head, pictures = (
+        sentence_model(exported),
+        load_retriever(exported, device="cpu"),
+        probes(None),
+    )
     texts = [*TEXTS[:3], *HOSTILE[:3]]
     targets = head.encode_target(pictures)
     queries = head.encode_query(pictures, texts, reading="fast").embeddings
-    asked = [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]
+    asked = [
+        {"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)
+    ]
     turned = [{"text": row["text"], "image": row["image"]} for row in asked]
     for rows, ours in ((pictures, targets), (asked, queries), (turned, queries)):
         assert torch.allclose(torch.tensor(model.encode(rows)), ours, atol=1e-5)
-    mixed = torch.tensor(model.encode([pictures[4], asked[0], turned[5]]))  # batched with others of other lengths
+    mixed = torch.tensor(
+        model.encode([pictures[4], asked[0], turned[5]])
+    )  # batched with others of other lengths
     assert torch.allclose(mixed, torch.stack([targets[4], queries[0], queries[5]]), atol=1e-5)
     assert torch.allclose(torch.tensor(model.encode_document(pictures)), targets, atol=1e-5)
-    assert model.similarity(queries, targets).numpy() == pytest.approx((queries @ targets.T).numpy(), abs=1e-5)
+    assert model.similarity(queries, targets).numpy() == pytest.approx(
+        (queries @ targets.T).numpy(), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
@@ -221,8 +268,12 @@ def test_sentence_transformers_reads_the_token_before_and_no_projection(tmp_path
     write_sentence_form(head, tmp_path / "out")
     model = sentence_model(tmp_path / "out")
     queries = head.encode_query(pictures, TEXTS, reading="fast").embeddings
-    asked = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=True)]
-    assert torch.allclose(torch.tensor(model.encode(pictures)), head.encode_target(pictures), atol=1e-5)
+    asked = [
+        {"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=True)
+    ]
+    assert torch.allclose(
+        torch.tensor(model.encode(pictures)), head.encode_target(pictures), atol=1e-5
+    )
     assert torch.allclose(torch.tensor(model.encode(asked)), queries, atol=1e-5)
 
 
@@ -249,7 +300,10 @@ def test_parity_asks_sentence_transformers(exported, model, tmp_path, capsys):
     out = tmp_path / "changed"
     shutil.copytree(exported, out)
     weights = load_file(out / "2_Dense/model.safetensors")["linear.weight"]
-    save_file({"linear.weight": weights * (1 + torch.rand_like(weights))}, out / "2_Dense/model.safetensors")
+    save_file(
+        {"linear.weight": weights * (1 + torch.rand_like(weights))},
+        out / "2_Dense/model.safetensors",
+    )
     assert export.main(command(model, out, "--parity")) == 1
     assert "sentence-transformers target 0  NOT THE SAME" in capsys.readouterr().out
 
@@ -258,4 +312,6 @@ def test_parity_says_when_sentence_transformers_was_not_asked(exported, model, m
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
     assert export.main(command(model, exported, "--parity")) == 0
     assert "sentence-transformers not checked: " in capsys.readouterr().out
-    assert json.loads((exported / "parity.json").read_text())["sentence_transformers"].startswith("not checked")
+    assert json.loads((exported / "parity.json").read_text())["sentence_transformers"].startswith(
+        "not checked"
+    )

@@ -13,7 +13,9 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.filterwarnings("default")  # mteb's and sentence-transformers' own
-mteb = pytest.importorskip("mteb", minversion="2.26", reason="needs mteb >= 2.26: pip install 'cir-cot[mteb]'")
+mteb = pytest.importorskip(
+    "mteb", minversion="2.26", reason="needs mteb >= 2.26: pip install 'cir-cot[mteb]'"
+)
 
 from mteb.types import PromptType  # noqa: E402
 
@@ -32,7 +34,9 @@ WRITE = {"cirr": cirr, "fashioniq": fashioniq, "circo": circo}
 
 def run(encoder, task, **options):
     """mteb's result of one task, nothing cached: {category or "default": scores}, and the task's score."""
-    found = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False, **options)
+    found = mteb.evaluate(
+        encoder, task, cache=None, co2_tracker=False, show_progress_bar=False, **options
+    )
     (result,) = found.task_results
     return {row["hf_subset"]: row for row in result.scores["val"]}, result.get_score()
 
@@ -40,13 +44,21 @@ def run(encoder, task, **options):
 def ours(retriever, name, root, **options):
     """What `evaluate` gives: {category or "default": metrics in percent}."""
     benchmarks = load_benchmark(name, root, "val")
-    return {b.category or "default": evaluate(retriever, b, b.images(), **options).metrics for b in benchmarks}
+    return {
+        b.category or "default": evaluate(retriever, b, b.images(), **options).metrics
+        for b in benchmarks
+    }
 
 
 def same(found, metrics):
     flat = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
-    flat |= {f"semantic_mAP@10 {aspect}": value for aspect, value in metrics.get("semantic_mAP@10", {}).items()}
-    assert {name: found[name] for name in flat} == {name: value / 100 for name, value in flat.items()}
+    flat |= {
+        f"semantic_mAP@10 {aspect}": value
+        for aspect, value in metrics.get("semantic_mAP@10", {}).items()
+    }
+    assert {name: found[name] for name in flat} == {
+        name: value / 100 for name, value in flat.items()
+    }
     assert set(found) - set(flat) <= {"Avg", "main_score", "hf_subset", "languages", "mteb_version"}
 
 
@@ -54,7 +66,9 @@ def same(found, metrics):
 @pytest.mark.parametrize("retriever", [Numbers(), Constant()], ids=["numbers", "constant"])
 def test_numbers_are_those_of_evaluate(name, retriever, tmp_path):
     WRITE[name](tmp_path)
-    found, score = run(CirEncoder(retriever), TASKS[name](tmp_path), encode_kwargs={"batch_size": 7})
+    found, score = run(
+        CirEncoder(retriever), TASKS[name](tmp_path), encode_kwargs={"batch_size": 7}
+    )
     expected = ours(retriever, name, tmp_path)
     assert found.keys() == expected.keys()
     for category, metrics in expected.items():
@@ -110,18 +124,30 @@ def test_a_real_model_and_its_export_through_sentence_transformers_score_alike(t
     exported = SentenceTransformerEncoderWrapper(
         sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     )
-    exported.mteb_model_meta = exported.mteb_model_meta.model_copy(update={"modalities": ["image", "text"]})
+    exported.mteb_model_meta = exported.mteb_model_meta.model_copy(
+        update={"modalities": ["image", "text"]}
+    )
     found, _ = run(exported, CircoVal(tmp_path / "data"))
     same(found["default"], expected)
 
 
 def test_results_of_another_checkpoint_are_not_taken_from_the_cache(tmp_path):
-    first, again, other = CirEncoder(Numbers(), "a/b"), CirEncoder(Numbers(), "a/b"), CirEncoder(Constant(), "a/b")
-    assert first.mteb_model_meta.revision == again.mteb_model_meta.revision != other.mteb_model_meta.revision
+    first, again, other = (
+        CirEncoder(Numbers(), "a/b"),
+        CirEncoder(Numbers(), "a/b"),
+        CirEncoder(Constant(), "a/b"),
+    )
+    assert (
+        first.mteb_model_meta.revision
+        == again.mteb_model_meta.revision
+        != other.mteb_model_meta.revision
+    )
     cirr(tmp_path / "data")
     cache = mteb.ResultCache(cache_path=tmp_path / "cache")
     scores = [
-        mteb.evaluate(encoder, CirrVal(tmp_path / "data"), cache=cache, show_progress_bar=False).task_results[0]
+        mteb.evaluate(
+            encoder, CirrVal(tmp_path / "data"), cache=cache, show_progress_bar=False
+        ).task_results[0]
         for encoder in (first, other, again)
     ]
     assert scores[0].get_score() == scores[2].get_score() > scores[1].get_score() == 0
@@ -135,11 +161,17 @@ def test_what_cannot_be_ranked_is_refused(tmp_path):
     with pytest.raises(InputError, match="1 of 60 pictures are missing"):
         run(CirEncoder(Plain()), CirrVal(tmp_path))
     encoder = CirEncoder(Plain())
-    for kind, batch in ((PromptType.query, {"text": ["x"]}), (PromptType.document, {"image": [], "text": []})):
+    for kind, batch in (
+        (PromptType.query, {"text": ["x"]}),
+        (PromptType.document, {"image": [], "text": []}),
+    ):
         with pytest.raises(InputError, match="CIRRVal: an input of"):
             encoder.encode([batch], task_metadata=CirrVal.metadata, prompt_type=kind)
     with pytest.raises(InputError, match="cosine or dot product"):
-        unit(torch.ones(1, 2), encoder.mteb_model_meta.model_copy(update={"similarity_fn_name": "MaxSim"}))
+        unit(
+            torch.ones(1, 2),
+            encoder.mteb_model_meta.model_copy(update={"similarity_fn_name": "MaxSim"}),
+        )
 
 
 def test_vectors_of_other_encoders_are_compared_by_their_own_similarity():
@@ -150,7 +182,10 @@ def test_vectors_of_other_encoders_are_compared_by_their_own_similarity():
         assert unit(vectors.numpy(), meta.model_copy(update={"similarity_fn_name": other}))[
             0
         ].tolist() == pytest.approx([0.6, 0.8])
-    assert columns([{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]) == {"id": ["a", "b"], "text": ["x", "y"]}
+    assert columns([{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]) == {
+        "id": ["a", "b"],
+        "text": ["x", "y"],
+    }
     encoder = CirEncoder(Plain())
     assert encoder.similarity([[1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]).tolist() == [[0.0, 1.0]]
     assert encoder.similarity_pairwise([[1.0, 0.0]], [[1.0, 0.0]]).tolist() == [1.0]

@@ -32,16 +32,27 @@ SHAPES = ((84, 84), (84, 56), (28, 56))  # height, width
 def build(model_type: str = "qwen2_5_vl", tie: bool = True, **options) -> Backbone:
     tokenizer = tiny_tokenizer()
     return load_backbone(
-        (tiny_model(model_type, tokenizer, tie=tie, **SMALL), tiny_processor(model_type, tokenizer)), **options
+        (
+            tiny_model(model_type, tokenizer, tie=tie, **SMALL),
+            tiny_processor(model_type, tokenizer),
+        ),
+        **options,
     )
 
 
-def encode(backbone: Backbone, side: str = "right", rows: slice = slice(None)) -> dict[str, torch.Tensor]:
+def encode(
+    backbone: Backbone, side: str = "right", rows: slice = slice(None)
+) -> dict[str, torch.Tensor]:
     """Rows of different lengths and picture sizes, each ending in the retrieval token."""
     processor, random = backbone.processor, np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
+    pictures = [
+        Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES
+    ]
     content = [[{"type": "image"}, {"type": "text", "text": text}] for text in TEXTS]
-    chats = [processor.apply_chat_template([{"role": "user", "content": part}], tokenize=False) for part in content]
+    chats = [
+        processor.apply_chat_template([{"role": "user", "content": part}], tokenize=False)
+        for part in content
+    ]
     processor.tokenizer.padding_side = side
     texts = [chat + RET for chat in chats][rows]
     return dict(processor(text=texts, images=pictures[rows], return_tensors="pt", padding=True))
@@ -59,7 +70,10 @@ def nudge(backbone: Backbone, seed: int = 0) -> None:
 @torch.no_grad()
 def hidden_rows(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Hidden states of each row without its padding."""
-    return [row[mask.bool()] for row, mask in zip(backbone(inputs), inputs["attention_mask"], strict=True)]
+    return [
+        row[mask.bool()]
+        for row, mask in zip(backbone(inputs), inputs["attention_mask"], strict=True)
+    ]
 
 
 # Positions, padding, cache
@@ -103,7 +117,9 @@ def test_positions_of_a_picture_count_rows_and_columns():
     following = backbone.next_positions(backbone.positions(inputs)[:, :, : start + 9])
     assert following.tolist() == [[[start + 3]]] * 3
     after = time[start + 9 :]
-    assert after.tolist() == list(range(start + 3, start + 3 + len(after)))  # text goes on after the largest
+    assert after.tolist() == list(
+        range(start + 3, start + 3 + len(after))
+    )  # text goes on after the largest
 
 
 @torch.no_grad()
@@ -114,13 +130,18 @@ def check_decoding(backbone: Backbone, side: str, tolerance: float = 1e-5) -> No
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1)
     kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(new)], dim=1)
     ids = torch.cat([inputs["input_ids"], new], dim=1)
-    full = backbone({**inputs, "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds})
+    full = backbone(
+        {**inputs, "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    )
     cache, positions, rows = backbone.new_cache(), backbone.positions(inputs), torch.arange(3)
     backbone(inputs, positions, cache)
     length = inputs["input_ids"].shape[1]
     for step in range(3):
         positions = backbone.next_positions(positions)
-        step_inputs = {"input_ids": new[rows, step, None], "attention_mask": mask[rows, : length + step + 1]}
+        step_inputs = {
+            "input_ids": new[rows, step, None],
+            "attention_mask": mask[rows, : length + step + 1],
+        }
         hidden = backbone(step_inputs, positions, cache)
         torch.testing.assert_close(hidden[:, 0], full[rows, length + step], rtol=0, atol=tolerance)
         if step == 0:
@@ -144,7 +165,9 @@ def test_a_filled_cache_needs_positions():
     first = backbone(inputs, cache=cache)
     torch.testing.assert_close(first, backbone(inputs))
     with pytest.raises(ValueError, match="next_positions"):
-        backbone({"input_ids": torch.tensor([[1]] * 3), "attention_mask": torch.ones(3, 99)}, cache=cache)
+        backbone(
+            {"input_ids": torch.tensor([[1]] * 3), "attention_mask": torch.ones(3, 99)}, cache=cache
+        )
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -167,9 +190,13 @@ def test_the_cache_is_passed_under_the_name_that_the_forward_has():
 
     assert cache_argument(old) == "past_key_values"
     assert cache_argument(new) == "cache"
-    assert cache_argument(functools.wraps(new)(lambda *args, **kwargs: None)) == "cache"  # decorated, as theirs is
+    assert (
+        cache_argument(functools.wraps(new)(lambda *args, **kwargs: None)) == "cache"
+    )  # decorated, as theirs is
     backbone = build()
-    assert backbone.cache_argument in inspect.signature(type(backbone.plain.model).forward).parameters
+    assert (
+        backbone.cache_argument in inspect.signature(type(backbone.plain.model).forward).parameters
+    )
 
 
 # The retrieval token
@@ -185,7 +212,11 @@ def test_the_token_takes_a_spare_row_at_the_mean_of_the_others(tie):
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         torch.testing.assert_close(layer.weight[count], layer.weight[:count].mean(dim=0))
     for name, weight in model.state_dict().items():
-        rest = torch.arange(len(weight)) != count if weight.shape == layer.weight.shape else slice(None)
+        rest = (
+            torch.arange(len(weight)) != count
+            if weight.shape == layer.weight.shape
+            else slice(None)
+        )
         assert torch.equal(weight[rest], before[name][rest]), name
 
 
@@ -224,7 +255,9 @@ def test_saving_in_full_keeps_the_trained_row(model_type, tmp_path):
     backbone.save(tmp_path)
     again = load_backbone(tmp_path)
     assert again.ret_id == backbone.ret_id
-    for old, new in zip(hidden_rows(backbone, encode(backbone)), hidden_rows(again, encode(again)), strict=True):
+    for old, new in zip(
+        hidden_rows(backbone, encode(backbone)), hidden_rows(again, encode(again)), strict=True
+    ):
         assert torch.equal(old, new)
 
 
@@ -242,7 +275,9 @@ def test_the_trained_row_computes_what_peft_computes(kind):
     ours, theirs = layer(x), TrainableTokensLayer.forward_adapters(layer, x, ["default"])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     weights = torch.randn_like(ours)
-    for one, other in zip(*(torch.autograd.grad((y * weights).sum(), leaves) for y in (ours, theirs)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad((y * weights).sum(), leaves) for y in (ours, theirs)), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
@@ -252,13 +287,19 @@ def test_the_trained_row_computes_what_peft_computes(kind):
 def changed_in_a_step(backbone: Backbone) -> set[str]:
     """Names of the weights that a step on chain and embedding loss changes; ValueError-free on every parameter."""
     before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
-    optimizer = torch.optim.SGD([weight for weight in backbone.parameters() if weight.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [weight for weight in backbone.parameters() if weight.requires_grad], lr=0.1
+    )
     backbone.train()
     for _ in range(2):  # LoRA's A has no gradient until B has moved from zero
         hidden = backbone(encode(backbone))
         (backbone.logits(hidden).logsumexp(dim=-1).mean() + hidden[..., 0].mean()).backward()
         optimizer.step()
-    return {name for name, weight in backbone.state_dict().items() if not torch.equal(weight, before[name])}
+    return {
+        name
+        for name, weight in backbone.state_dict().items()
+        if not torch.equal(weight, before[name])
+    }
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -272,7 +313,11 @@ def test_with_lora_only_the_adapters_and_the_row_change(model_type, tie):
     matrices = ["embed_tokens"] if tie else ["embed_tokens", "lm_head"]
     assert sorted(name.split(".token_adapter.")[0].rsplit(".")[-1] for name in rows) == matrices
     # A tied head's entry of the state dict is the embedding's row under a second name.
-    twins = {name for name in backbone.state_dict() if tie and "lm_head.token_adapter.trainable_tokens_delta" in name}
+    twins = {
+        name
+        for name in backbone.state_dict()
+        if tie and "lm_head.token_adapter.trainable_tokens_delta" in name
+    }
     assert changed_in_a_step(backbone) == expected | twins
 
 
@@ -314,13 +359,17 @@ def test_gradient_checkpointing_leaves_gradients_as_they_are(model_type):
     nudge(backbone)
     inputs, calls = encode(backbone), []
     block = backbone.plain.model.language_model.layers[0].mlp
-    block.register_forward_pre_hook(lambda *_: calls.append(None))  # the second run stops early, inside
+    block.register_forward_pre_hook(
+        lambda *_: calls.append(None)
+    )  # the second run stops early, inside
     gradients = []
     for on in (True, False):
         backbone.checkpoint_activations(on)
         calls.clear()
         trained = [weight for weight in backbone.parameters() if weight.requires_grad]
-        gradients.append(torch.autograd.grad(backbone(inputs).square().mean(), trained, allow_unused=True))
+        gradients.append(
+            torch.autograd.grad(backbone(inputs).square().mean(), trained, allow_unused=True)
+        )
         gradients.append(len(calls))
     assert (gradients[1], gradients[3]) == (2, 1)  # computed again in the backward pass, or not
     for one, other in zip(gradients[0], gradients[2], strict=True):
@@ -332,14 +381,41 @@ def build_qwen35() -> Backbone:
     tokenizer = tiny_tokenizer()
     base = tiny_model("qwen3_vl", tokenizer, **SMALL).config
     rope = base.text_config.rope_parameters | {"partial_rotary_factor": 1.0}
-    text = {"num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-    text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "vocab_size": base.text_config.vocab_size}
-    text |= {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 14}
+    text = {
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    text |= {
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "vocab_size": base.text_config.vocab_size,
+    }
+    text |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "patch_size": 14,
+    }
     vision |= {"out_hidden_size": 64, "num_position_embeddings": 64}
-    ids = {name: value for name, value in base.to_dict().items() if name.endswith("_token_id") and value}
+    ids = {
+        name: value
+        for name, value in base.to_dict().items()
+        if name.endswith("_token_id") and value
+    }
     config = transformers.Qwen3_5Config(
-        text_config=text | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=True, **ids
+        text_config=text | {"rope_parameters": rope},
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **ids,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -349,10 +425,14 @@ def build_qwen35() -> Backbone:
     return backbone
 
 
-@pytest.mark.skipif("qwen3_5" not in transformers.CONFIG_MAPPING, reason="the installed transformers has no Qwen3.5")
+@pytest.mark.skipif(
+    "qwen3_5" not in transformers.CONFIG_MAPPING, reason="the installed transformers has no Qwen3.5"
+)
 def test_qwen35_with_its_recurrent_layers():
     backbone = build_qwen35()
-    names = [name.split(".")[-2] for name, module in backbone.named_modules() if name.endswith("lora_A")]
+    names = [
+        name.split(".")[-2] for name, module in backbone.named_modules() if name.endswith("lora_A")
+    ]
     assert {name: names.count(name) for name in names} == {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 1),
         **dict.fromkeys(("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"), 3),
@@ -360,8 +440,12 @@ def test_qwen35_with_its_recurrent_layers():
     }
     right, left = (hidden_rows(backbone, encode(backbone, side)) for side in ("right", "left"))
     for one, other in zip(right, left, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)  # its recurrence adds up more rounding
-    check_decoding(backbone, "left", 1e-4)  # a recurrent state would also remember padding on the right
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=1e-4
+        )  # its recurrence adds up more rounding
+    check_decoding(
+        backbone, "left", 1e-4
+    )  # a recurrent state would also remember padding on the right
 
 
 # Saving, loading, merging
@@ -374,7 +458,9 @@ def test_an_adapter_reloads_exactly_and_merges(model_type, tie, tmp_path):
     backbone = load_backbone(tmp_path / "base", lora=LORA)
     nudge(backbone)
     backbone.save(tmp_path / "adapter")
-    weights = sorted(file for file in os.listdir(tmp_path / "adapter") if file.startswith("adapter"))
+    weights = sorted(
+        file for file in os.listdir(tmp_path / "adapter") if file.startswith("adapter")
+    )
     assert weights == ["adapter_config.json", "adapter_model.safetensors"]
     assert not list((tmp_path / "adapter").rglob("*.bin"))
     inputs = encode(backbone)
@@ -396,7 +482,9 @@ def test_an_adapter_reloads_exactly_and_merges(model_type, tie, tmp_path):
             torch.testing.assert_close(whole.logits(hidden), logits, rtol=0, atol=1e-5)
             assert (whole.plain.lm_head.weight is whole.plain.get_input_embeddings().weight) == tie
     files = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
-    assert {k: v.shape for k, v in next(files).items()} == {k: v.shape for k, v in next(files).items()}
+    assert {k: v.shape for k, v in next(files).items()} == {
+        k: v.shape for k, v in next(files).items()
+    }
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -409,7 +497,9 @@ def test_the_adapter_files_are_pefts_own(tmp_path):
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
     inputs = encode(backbone)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(**inputs).logits, backbone.model(**inputs).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            theirs(**inputs).logits, backbone.model(**inputs).logits, rtol=0, atol=1e-5
+        )
 
 
 def test_training_goes_on_from_a_loaded_adapter(tmp_path):
@@ -419,16 +509,27 @@ def test_training_goes_on_from_a_loaded_adapter(tmp_path):
     backbone.save(tmp_path / "adapter")
     again = load_backbone(tmp_path / "base").load_adapter(tmp_path / "adapter", trainable=True)
     trained = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
-    assert {name for name, weight in again.named_parameters() if weight.requires_grad} == set(trained)
-    assert all(torch.equal(weight, trained[name]) for name, weight in again.named_parameters() if name in trained)
+    assert {name for name, weight in again.named_parameters() if weight.requires_grad} == set(
+        trained
+    )
+    assert all(
+        torch.equal(weight, trained[name])
+        for name, weight in again.named_parameters()
+        if name in trained
+    )
 
 
 def test_gathered_weights_are_saved_instead_of_the_models_own(tmp_path):
     for name, backbone in (("adapter", build(lora=LORA)), ("full", build())):
-        gathered = {key: torch.full_like(value, 2.0) for key, value in backbone.model.state_dict().items()}
+        gathered = {
+            key: torch.full_like(value, 2.0) for key, value in backbone.model.state_dict().items()
+        }
         backbone.save(tmp_path / name, gathered)
     for name in ("adapter/adapter_model.safetensors", "full/model.safetensors"):
-        assert all(torch.equal(value, torch.full_like(value, 2.0)) for value in load_file(tmp_path / name).values())
+        assert all(
+            torch.equal(value, torch.full_like(value, 2.0))
+            for value in load_file(tmp_path / name).values()
+        )
 
 
 @pytest.mark.parametrize("options", [{"lora": LORA}, {}])
@@ -436,9 +537,15 @@ def test_weights_are_taken_over_from_a_saved_folder(options, tmp_path):
     trained, fresh = build(**options), build(**options)
     nudge(trained)
     trained.save(tmp_path)
-    assert any(not torch.equal(old, new) for old, new in zip(trained.parameters(), fresh.parameters(), strict=True))
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(trained.parameters(), fresh.parameters(), strict=True)
+    )
     fresh.load_weights(tmp_path)
-    assert all(torch.equal(old, new) for old, new in zip(trained.parameters(), fresh.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new)
+        for old, new in zip(trained.parameters(), fresh.parameters(), strict=True)
+    )
     wider = build(lora=LORA | {"r": 8}) if options else build("qwen2_vl")
     with pytest.raises(InputError if options else RuntimeError):
         wider.load_weights(tmp_path)
@@ -452,7 +559,9 @@ def test_pixel_bounds_are_set_and_saved(tmp_path):
         assert encode(one)["image_grid_thw"].tolist() == [[1, 4, 4], [1, 4, 2], [1, 2, 4]]
     with pytest.raises(InputError, match="min_pixels 9999 exceeds max_pixels 3136"):
         load_backbone(tmp_path / "saved", min_pixels=9999)
-    with pytest.raises(InputError, match="max_pixels 783 is less than one visual token: give at least 784"):
+    with pytest.raises(
+        InputError, match="max_pixels 783 is less than one visual token: give at least 784"
+    ):
         load_backbone(tmp_path / "base", min_pixels=1, max_pixels=783)
     one = load_backbone(tmp_path / "base", min_pixels=784, max_pixels=784)
     assert encode(one)["image_grid_thw"].tolist() == [[1, 2, 2]] * 3
@@ -580,13 +689,20 @@ def test_a_foreign_adapter_is_refused(tmp_path):
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantised_bases_train_and_refuse_to_merge(quantization, tmp_path):
     pytest.importorskip("bitsandbytes")
-    write_tiny(tmp_path / "base", **SMALL | {"intermediate": 128})  # bitsandbytes' CPU kernels take whole blocks of 64
+    write_tiny(
+        tmp_path / "base", **SMALL | {"intermediate": 128}
+    )  # bitsandbytes' CPU kernels take whole blocks of 64
     backbone = load_backbone(tmp_path / "base", lora=LORA, quantization=quantization)
     nudge(backbone)
-    kinds = {type(module).__name__ for name, module in backbone.named_modules() if name.endswith("base_layer")}
+    kinds = {
+        type(module).__name__
+        for name, module in backbone.named_modules()
+        if name.endswith("base_layer")
+    }
     assert kinds >= {"nf4": {"Linear4bit"}, "int8": {"Linear8bitLt"}}[quantization]
     assert all(
-        not type(module).__module__.startswith("bitsandbytes") for module in backbone.plain.model.visual.modules()
+        not type(module).__module__.startswith("bitsandbytes")
+        for module in backbone.plain.model.visual.modules()
     )
     hidden = backbone(encode(backbone))
     backbone.logits(hidden).logsumexp(dim=-1).mean().backward()

@@ -23,13 +23,19 @@ def head():
 
 
 def record(**facts) -> Record:
-    return Record(**{"id": "q", "reference": NAMES[0], "text": "make it red", "targets": NAMES[1:]} | facts)
+    return Record(
+        **{"id": "q", "reference": NAMES[0], "text": "make it red", "targets": NAMES[1:]} | facts
+    )
 
 
 def test_the_first_target_is_trained_on(head):
     dataset = CirDataset([record()], Pictures())
     row = dataset[0, 7]
-    assert row.target.tobytes() == Pictures().load(NAMES[1]).tobytes() != Pictures().load(NAMES[2]).tobytes()
+    assert (
+        row.target.tobytes()
+        == Pictures().load(NAMES[1]).tobytes()
+        != Pictures().load(NAMES[2]).tobytes()
+    )
     assert row.draw == 7
     assert head.collator()([row])["ids"].tolist() == [image_number(NAMES[1])]
 
@@ -49,7 +55,10 @@ def test_a_record_without_target_cannot_be_trained_on():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_is_its_rows_with_padding_that_is_neither_attended_to_nor_supervised(head, side):
     encoder = ChatEncoder(head.backbone.processor, head.backbone.ret_id, side)
-    texts, answers = ["make it red", "make the bar cyan and the rest blue"], encoder.answer_ids(["a", "b c d e f g h"])
+    texts, answers = (
+        ["make it red", "make the bar cyan and the rest blue"],
+        encoder.answer_ids(["a", "b c d e f g h"]),
+    )
     pictures = [Pictures().load(name) for name in NAMES[:2]]
     batch, labels = encoder.query(pictures, texts, answers)
     longest = batch["input_ids"].shape[1]
@@ -100,7 +109,10 @@ def test_the_draw_of_a_row_decides_whether_it_keeps_its_chain(head):
 # ---- what a chat template must and must not do
 
 
-IMAGE, TEXT = "<|vision_start|><|image_pad|><|vision_end|>", "{{ messages[0]['content'][1]['text'] }}"
+IMAGE, TEXT = (
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "{{ messages[0]['content'][1]['text'] }}",
+)
 
 
 def encoder_of(template):
@@ -115,13 +127,17 @@ def test_a_template_that_shows_one_picture_and_then_the_text_is_taken():
     assert encoder.tokenizer.decode(encoder.closing) == "<|im_end|>"
 
 
-@pytest.mark.parametrize("template", [IMAGE, IMAGE + TEXT + TEXT, f"{IMAGE}{{{{ messages[0]['role'] }}}}", ""])
+@pytest.mark.parametrize(
+    "template", [IMAGE, IMAGE + TEXT + TEXT, f"{IMAGE}{{{{ messages[0]['role'] }}}}", ""]
+)
 def test_a_template_that_does_not_show_the_text_exactly_once_is_refused(template):
     with pytest.raises(InputError, match="text exactly once"):
         encoder_of(template)
 
 
-@pytest.mark.parametrize("template", [TEXT, TEXT + IMAGE, IMAGE + IMAGE + TEXT, IMAGE + TEXT + IMAGE])
+@pytest.mark.parametrize(
+    "template", [TEXT, TEXT + IMAGE, IMAGE + IMAGE + TEXT, IMAGE + TEXT + IMAGE]
+)
 def test_a_template_that_does_not_place_one_picture_before_the_text_is_refused(template):
     with pytest.raises(InputError, match="one image token before"):
         encoder_of(template)
@@ -135,13 +151,22 @@ def test_no_text_of_a_user_is_ever_tokenised_as_a_special_token(head):
     names = list(tokenizer.get_added_vocab())
     assert len(names) > 5
     for name in names:
-        for text in (name, f"a{name}b", f" {name} ", name * 2, name[:-1] + name, f"{name}\n</conclusion>{name}"):
+        for text in (
+            name,
+            f"a{name}b",
+            f" {name} ",
+            name * 2,
+            name[:-1] + name,
+            f"{name}\n</conclusion>{name}",
+        ):
             (ids,) = encoder.plain_ids([text])
             assert not special & set(ids)
             assert tokenizer.decode(ids) == text
             (answer,) = encoder.answer_ids([text])
             assert [at for at, token in enumerate(answer) if token in special] == [len(answer) - 1]
     everything = "".join(names)
-    hostile, plain = (encoder.query([Pictures().load(NAMES[0])], [text], [[]])[0] for text in (everything, "x"))
+    hostile, plain = (
+        encoder.query([Pictures().load(NAMES[0])], [text], [[]])[0] for text in (everything, "x")
+    )
     for token in special:
         assert (hostile["input_ids"] == token).sum() == (plain["input_ids"] == token).sum()

@@ -22,7 +22,16 @@ from cir_cot.scripts.train import clip
 from cir_cot.training.arguments import parse_arguments
 from cir_cot.training.dataset import CirDataset, load_rows, texts_of
 
-QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-3"]
+QUICK = [
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--logging_steps",
+    "1",
+    "--learning_rate",
+    "1e-3",
+]
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
 CONFIGS = Path(clip.__file__).parent / "configs"
 CORPUS = [record.text for record in tiny_training.records(36)]
@@ -30,7 +39,9 @@ CORPUS = [record.text for record in tiny_training.records(36)]
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def tiny(request, tmp_path_factory) -> Path:
-    return write_tiny_clip(tmp_path_factory.mktemp(request.param), request.param, corpus=CORPUS, init=4.0)
+    return write_tiny_clip(
+        tmp_path_factory.mktemp(request.param), request.param, corpus=CORPUS, init=4.0
+    )
 
 
 def pictures(*sizes) -> list[Image.Image]:
@@ -40,7 +51,12 @@ def pictures(*sizes) -> list[Image.Image]:
 @pytest.mark.parametrize(
     ("size", "padded"),
     # CLIP4Cir: (max / 1.25 - side) / 2, rounded down, on both sides of the shorter one
-    [((100, 100), (100, 100)), ((125, 100), (125, 100)), ((200, 100), (200, 160)), ((33, 100), (79, 100))],
+    [
+        ((100, 100), (100, 100)),
+        ((125, 100), (125, 100)),
+        ((200, 100), (200, 160)),
+        ((33, 100), (79, 100)),
+    ],
 )
 def test_target_pad_brings_a_long_picture_to_the_ratio(size, padded):
     (picture,) = pictures(size)
@@ -56,14 +72,24 @@ def test_target_pad_brings_a_long_picture_to_the_ratio(size, padded):
 def test_the_padding_reaches_the_tower_and_0_is_the_checkpoints_own_preprocessing(tiny):
     long, square = pictures((168, 84), (84, 84))
     plain, padded = (load_clip(str(tiny), ratio).inputs for ratio in (None, 1.25))
-    assert torch.equal(plain.pictures([square])["pixel_values"], padded.pictures([square])["pixel_values"])
-    assert not torch.equal(plain.pictures([long])["pixel_values"], padded.pictures([long])["pixel_values"])
-    own = transformers.AutoProcessor.from_pretrained(tiny)(images=[long], return_tensors="pt")["pixel_values"]
+    assert torch.equal(
+        plain.pictures([square])["pixel_values"], padded.pictures([square])["pixel_values"]
+    )
+    assert not torch.equal(
+        plain.pictures([long])["pixel_values"], padded.pictures([long])["pixel_values"]
+    )
+    own = transformers.AutoProcessor.from_pretrained(tiny)(images=[long], return_tensors="pt")[
+        "pixel_values"
+    ]
     assert torch.equal(plain.pictures([long])["pixel_values"], own)
 
 
 def test_features_are_those_of_transformers_and_need_no_batch(tiny):
-    encoder, images, texts = load_clip(str(tiny)), pictures((84, 84), (60, 90)), ["make the bar red", "blue"]
+    encoder, images, texts = (
+        load_clip(str(tiny)),
+        pictures((84, 84), (60, 90)),
+        ["make the bar red", "blue"],
+    )
     model, inputs = encoder.model, encoder.inputs
     with torch.no_grad():
         theirs = model.get_image_features(**inputs.pictures(images)).pooler_output
@@ -84,7 +110,9 @@ def test_a_tiny_clip_leaves_the_global_random_state_alone(tmp_path):
 def test_the_users_words_never_end_a_text_early(tiny):
     encoder = load_clip(str(tiny))
     tokenizer = encoder.inputs.processor.tokenizer
-    ids = encoder.inputs.texts(["red <|endoftext|> blue <|startoftext|> \N{SNOWMAN}"])["input_ids"][0].tolist()
+    ids = encoder.inputs.texts(["red <|endoftext|> blue <|startoftext|> \N{SNOWMAN}"])["input_ids"][
+        0
+    ].tolist()
     plain = encoder.inputs.texts(["red blue"])["input_ids"][0].tolist()
     end = ids.index(tokenizer.eos_token_id)
     assert end > plain.index(tokenizer.eos_token_id) + 4
@@ -99,7 +127,9 @@ def test_a_frozen_encoder_has_no_gradients_and_a_trained_one_stays_in_eval_mode(
     for frozen in (True, False):
         encoder = load_clip(str(tiny), frozen=frozen)
         assert encoder.images(encoder.inputs.pictures(images)).requires_grad is not frozen
-        trained = {name for name, parameter in encoder.model.named_parameters() if parameter.requires_grad}
+        trained = {
+            name for name, parameter in encoder.model.named_parameters() if parameter.requires_grad
+        }
         assert bool(trained) is not frozen
         assert "logit_scale" not in trained
         encoder.train()
@@ -112,7 +142,9 @@ def test_identity_is_that_of_weights_preprocessing_and_words(tiny, tmp_path):
     with torch.no_grad():
         next(again.model.parameters()).view(-1)[0] += 1e-3
     assert first.identity() != again.identity()
-    other = write_tiny_clip(tmp_path, first.model.config.model_type, corpus=["other words"], init=4.0)
+    other = write_tiny_clip(
+        tmp_path, first.model.config.model_type, corpus=["other words"], init=4.0
+    )
     assert load_clip(str(other)).identity() != first.identity()
 
 
@@ -136,7 +168,9 @@ def test_the_query_is_the_sum_and_the_loss_clip4cirs(tiny):
     assert out["aux"] == {}
 
 
-@pytest.mark.parametrize(("model_type", "words"), [("qwen2_vl", "no text-image encoder"), (None, "no checkpoint")])
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("qwen2_vl", "no text-image encoder"), (None, "no checkpoint")]
+)
 def test_what_is_no_clip_is_refused(tmp_path, model_type, words):
     folder = tmp_path / "checkpoint"
     if model_type:
@@ -146,7 +180,9 @@ def test_what_is_no_clip_is_refused(tmp_path, model_type, words):
         load_clip(str(folder))
 
 
-@pytest.mark.parametrize(("options", "words"), [({"pad_ratio": 0.5}, "pad_ratio 0.5"), ({"dtype": "int3"}, "int3")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"pad_ratio": 0.5}, "pad_ratio 0.5"), ({"dtype": "int3"}, "int3")]
+)
 def test_unusable_options_are_named(tiny, options, words):
     with pytest.raises(InputError, match=words):
         load_clip(str(tiny), **options)
@@ -158,7 +194,12 @@ def test_unusable_options_are_named(tiny, options, words):
 def write_fashioniq(root: Path) -> list[list[str]]:
     """A FashionIQ train split of one category and four queries -> their captions."""
     names = ["red-blue", "green-red", "blue-cyan", "yellow-red", "cyan-red"]
-    captions = [["is red", "has a bar."], ["", "is blue"], ["is longer", "and green"], ["darker", "no bar"]]
+    captions = [
+        ["is red", "has a bar."],
+        ["", "is blue"],
+        ["is longer", "and green"],
+        ["darker", "no bar"],
+    ]
     for folder in ("captions", "image_splits", "images"):
         (root / folder).mkdir(parents=True)
     for name in names:
@@ -184,7 +225,9 @@ def test_a_fashioniq_text_is_drawn_anew_by_the_rows_own_draw(tmp_path):
         seen = {rows[index, draw].record.text for draw in range(60)}
         assert seen == set(training_captions(tuple(pair)))
         assert rows[index, 7].record.text == rows[index, 7].record.text
-    assert set(texts_of(rows)) == {text for pair in captions for text in training_captions(tuple(pair))}
+    assert set(texts_of(rows)) == {
+        text for pair in captions for text in training_captions(tuple(pair))
+    }
     fixed, _ = load_rows(args)
     assert {fixed[0, draw].record.text for draw in range(20)} == {"Is red and has a bar"}
 
@@ -207,12 +250,16 @@ def test_stage_one_leaves_a_retriever_that_is_a_checkpoint_too(tiny, tmp_path, c
     model = transformers.AutoModel.from_pretrained(tmp_path / "run")
     assert not torch.equal(model.state_dict()["logit_scale"], torch.tensor(0.0))
     trained = {
-        name for name, value in model.state_dict().items() if not torch.equal(value, base.model.state_dict()[name])
+        name
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, base.model.state_dict()[name])
     }
     assert any(name.startswith("vision_model") for name in trained)
     assert any(name.startswith("text_model") for name in trained)
     assert load_clip(str(tmp_path / "run")).inputs.pad_ratio == 1.25  # stage 2 pads as stage 1 did
-    again = clip.main(arguments(tmp_path / "data", tmp_path / "two", tmp_path / "run", "--learning_rate", "0"))
+    again = clip.main(
+        arguments(tmp_path / "data", tmp_path / "two", tmp_path / "run", "--learning_rate", "0")
+    )
     assert again == 0
     picture = pictures((84, 84))
     other = load_retriever(tmp_path / "two", device="cpu")
@@ -221,7 +268,8 @@ def test_stage_one_leaves_a_retriever_that_is_a_checkpoint_too(tiny, tmp_path, c
 
 def test_the_config_that_ships_is_accepted():
     args = parse_arguments(
-        clip.Stage1Arguments, ["--config", str(CONFIGS / "clip_fashioniq.yaml"), "--model", "x", "--root", "y"]
+        clip.Stage1Arguments,
+        ["--config", str(CONFIGS / "clip_fashioniq.yaml"), "--model", "x", "--root", "y"],
     )
     assert (args.learning_rate, args.adam_epsilon, args.temperature) == (2e-6, 1e-7, 0.01)
     with pytest.raises(InputError, match="temperature 0"):

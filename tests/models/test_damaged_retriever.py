@@ -256,6 +256,7 @@ def test_a_harmless_change_is_read_rightly(saved, tmp_path, case):
     damage(tmp_path / "run" / name)
     picture = [tiny_training.Pictures().load("red-blue")]
     plain, changed = (
-        load_retriever(path, device="cpu").encode_target(picture) for path in (saved[kind], tmp_path / "run")
+        load_retriever(path, device="cpu").encode_target(picture)
+        for path in (saved[kind], tmp_path / "run")
     )
     torch.testing.assert_close(changed, plain, atol=2e-3, rtol=0)

@@ -62,7 +62,11 @@ def test_a_picture_is_encoded_once_and_found_by_every_later_run(tmp_path, store)
 def test_texts_and_pictures_do_not_meet(tmp_path, store):
     encoder, cache = Encoder(), FeatureCache(tmp_path / "cache", "a")
     words = text_vectors(cache, encoder.texts, ["red", "", "red", "shorter"])
-    assert {text: vector[0].item() for text, vector in words.items()} == {"red": 3, "": 0, "shorter": 7}
+    assert {text: vector[0].item() for text, vector in words.items()} == {
+        "red": 3,
+        "": 0,
+        "shorter": 7,
+    }
     assert encoder.asked == 3
     picture_vectors(cache, encoder.pictures, store, ["p0"])
     assert len(cache) == 4
@@ -106,8 +110,13 @@ def empty(path):
 
 @pytest.mark.parametrize("damage", [truncate, zero, empty])
 def test_a_torn_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, caplog, damage):
-    vectors = encode(tmp_path / "cache", store, ["p3"])[0] | encode(tmp_path / "cache", store, ["p4", "p5"])[0]
-    files = sorted((tmp_path / "cache").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    vectors = (
+        encode(tmp_path / "cache", store, ["p3"])[0]
+        | encode(tmp_path / "cache", store, ["p4", "p5"])[0]
+    )
+    files = sorted(
+        (tmp_path / "cache").rglob("*.safetensors"), key=lambda path: path.stat().st_size
+    )
     damage(files[-1])
     with caplog.at_level(logging.WARNING):
         again, asked = encode(tmp_path / "cache", store, ["p3", "p4", "p5"])
@@ -151,11 +160,15 @@ def test_a_cache_that_another_process_fills_is_refused_but_what_is_there_is_read
     cache = FeatureCache(tmp_path / "cache", "model a")
     with locked(cache.folder):
         assert picture_vectors(cache, Encoder().pictures, store, ["p3"])["p3"][0] == 3
-        with pytest.raises(InputError, match=f"{cache.folder}: process {os.getpid()} is writing it"):
+        with pytest.raises(
+            InputError, match=f"{cache.folder}: process {os.getpid()} is writing it"
+        ):
             picture_vectors(cache, Encoder().pictures, store, ["p4"])
 
 
-def test_what_another_process_has_written_since_the_cache_was_opened_is_not_computed_again(tmp_path, store):
+def test_what_another_process_has_written_since_the_cache_was_opened_is_not_computed_again(
+    tmp_path, store
+):
     cache, encoder = FeatureCache(tmp_path / "cache", "model a"), Encoder()
     encode(tmp_path / "cache", store, ["p3", "p4"])
     vectors = picture_vectors(cache, encoder.pictures, store, ["p3", "p4", "p5"])
@@ -170,7 +183,9 @@ def test_a_number_that_is_not_finite_is_not_kept(tmp_path, store):
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []
 
 
-def test_vectors_are_on_the_disk_before_they_get_their_name_and_the_name_before_they_count(tmp_path, store):
+def test_vectors_are_on_the_disk_before_they_get_their_name_and_the_name_before_they_count(
+    tmp_path, store
+):
     with recorded_os(tmp_path / "cache/model a") as events:
         encode(tmp_path / "cache", store, ["p3"])
     (file,) = (tmp_path / "cache").rglob("*.safetensors")

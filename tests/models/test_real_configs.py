@@ -23,7 +23,9 @@ def real(size: str, **options) -> Backbone:
 
 
 def count(backbone: Backbone, trained: bool = False) -> int:
-    return sum(weight.numel() for weight in backbone.parameters() if weight.requires_grad or not trained)
+    return sum(
+        weight.numel() for weight in backbone.parameters() if weight.requires_grad or not trained
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -51,7 +53,11 @@ def test_parameter_counts(size):
 def test_lora_hits_the_language_models_linear_layers_and_nothing_else(size):
     rank, sizes = 16, SIZES[size]
     backbone = real(size, lora={"r": rank})
-    width, wide, blocks = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
+    width, wide, blocks = (
+        sizes["hidden_size"],
+        sizes["intermediate_size"],
+        sizes["num_hidden_layers"],
+    )
     narrow = width // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
     shapes = {
         "self_attn.q_proj": (width, width),
@@ -64,10 +70,16 @@ def test_lora_hits_the_language_models_linear_layers_and_nothing_else(size):
     }
     path = "model.base_model.model.model.language_model.layers"
     expected = {f"{path}.{block}.{name}" for block in range(blocks) for name in shapes}
-    found = {name.removesuffix(".lora_A") for name, _ in backbone.named_modules() if name.endswith(".lora_A")}
+    found = {
+        name.removesuffix(".lora_A")
+        for name, _ in backbone.named_modules()
+        if name.endswith(".lora_A")
+    }
     assert found == expected
     assert len(found) == {"3B": 252, "7B": 196}[size]
-    rows = 1 if sizes["tie_word_embeddings"] else 2  # of the retrieval token: embedding, and an untied head
+    rows = (
+        1 if sizes["tie_word_embeddings"] else 2
+    )  # of the retrieval token: embedding, and an untied head
     adapters = blocks * rank * sum(one + other for one, other in shapes.values())
     assert count(backbone, trained=True) == adapters + rows * width
     assert adapters == {"3B": 29_933_568, "7B": 40_370_176}[size]

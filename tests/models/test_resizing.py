@@ -19,7 +19,14 @@ BOUNDS = ((1, 9), (4, 1280), (4, 16384), (256, 1280))  # of a picture's area, in
 def sizes(side: int, count: int) -> list[tuple[int, int]]:
     """Heights and widths of all shapes, all sides longer than half a visual token."""
     generator = random.Random(0)
-    edges = (side // 2 + 1, side - 1, side, 3 * side // 2, 2 * side, 5 * side // 2)  # where rounding turns
+    edges = (
+        side // 2 + 1,
+        side - 1,
+        side,
+        3 * side // 2,
+        2 * side,
+        5 * side // 2,
+    )  # where rounding turns
     found = [(height, width) for height in edges for width in edges]
     while len(found) < count:
         height, width = (int((side // 2 + 1) * 2 ** generator.uniform(0, 6)) for _ in range(2))
@@ -41,7 +48,9 @@ def test_a_size_is_the_grid_of_the_processor(patch, bounds):
     side = token_side(images)
     assert side == 2 * patch
     for height, width in sizes(side, 80):
-        (grid,) = images(images=[Image.new("RGB", (width, height))], return_tensors="pt")["image_grid_thw"].tolist()
+        (grid,) = images(images=[Image.new("RGB", (width, height))], return_tensors="pt")[
+            "image_grid_thw"
+        ].tolist()
         chosen = smart_size(height, width, side, *(bound * side**2 for bound in bounds))
         assert grid == [1, *(edge // patch for edge in chosen)], (height, width)
 
@@ -52,7 +61,12 @@ def test_a_picture_of_a_message_has_the_sides_that_the_processor_gives_it(patch,
     images = processor(patch, bounds)
     for height, width in sizes(2 * patch, 60):
         picture = Image.new("RGB", (width, height))
-        chat = [{"role": "user", "content": [{"type": "image", "image": picture, **picture_bounds(images)}]}]
+        chat = [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": picture, **picture_bounds(images)}],
+            }
+        ]
         (prepared,) = process_vision_info(chat, image_patch_size=patch)[0]
         for one in (picture, prepared):
             (grid,) = images(images=[one], return_tensors="pt")["image_grid_thw"].tolist()
@@ -60,7 +74,11 @@ def test_a_picture_of_a_message_has_the_sides_that_the_processor_gives_it(patch,
 
 
 def test_the_thinnest_picture_keeps_a_visual_token_on_its_short_side():
-    part = {"type": "image", "image": Image.new("RGB", (20, 20 * MAX_RATIO)), **picture_bounds(processor(14, (1, 9)))}
+    part = {
+        "type": "image",
+        "image": Image.new("RGB", (20, 20 * MAX_RATIO)),
+        **picture_bounds(processor(14, (1, 9))),
+    }
     assert process_vision_info([{"role": "user", "content": [part]}])[0][0].width == 28
     assert smart_size(20, 20 * MAX_RATIO, max_pixels=9 * 28 * 28)[0] == 28
     assert smart_size(20 * MAX_RATIO, 20, max_pixels=9 * 28 * 28)[1] == 28

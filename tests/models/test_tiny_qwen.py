@@ -46,7 +46,9 @@ def test_words_tags_and_hyphens_are_single_tokens(tokenizer):
     assert tokenizer.tokenize(" keep</caption>") == ["Ġkeep", "</caption>"]
 
 
-@pytest.mark.parametrize("text", ["", "naïve 日本 🙂", " a  b\n\n c ", "a<b></c>< d >", "top-left- -x", "\x00\t<|im"])
+@pytest.mark.parametrize(
+    "text", ["", "naïve 日本 🙂", " a  b\n\n c ", "a<b></c>< d >", "top-left- -x", "\x00\t<|im"]
+)
 def test_any_text_encodes_and_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -84,7 +86,9 @@ def test_a_written_checkpoint_loads_as_a_real_one(model_type, tie, tmp_path):
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_the_seed_decides_the_weights_and_the_global_state_is_left_alone(model_type, tokenizer):
     before = torch.get_rng_state()
-    first, again, other = (tiny_model(model_type, tokenizer, seed, **SMALL).lm_head.weight for seed in (3, 3, 4))
+    first, again, other = (
+        tiny_model(model_type, tokenizer, seed, **SMALL).lm_head.weight for seed in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
@@ -94,12 +98,21 @@ def test_there_are_spare_rows(tokenizer):
     rows = tiny_model("qwen2_5_vl", tokenizer, **SMALL).get_input_embeddings().num_embeddings
     assert rows % 64 == 0
     assert rows - len(tokenizer) >= 16
-    full = tiny_tokenizer(CORPUS, vocab_size=320 - len(SPECIALS))  # 320 entries fill five times 64 rows
+    full = tiny_tokenizer(
+        CORPUS, vocab_size=320 - len(SPECIALS)
+    )  # 320 entries fill five times 64 rows
     assert tiny_model("qwen2_5_vl", full, **SMALL).get_input_embeddings().num_embeddings == 384
 
 
 def test_sizes_are_taken(tokenizer):
-    sizes = {"hidden": 96, "layers": 3, "heads": 3, "kv_heads": 1, "vision_depth": 3, "vision_hidden": 48}
+    sizes = {
+        "hidden": 96,
+        "layers": 3,
+        "heads": 3,
+        "kv_heads": 1,
+        "vision_depth": 3,
+        "vision_hidden": 48,
+    }
     config = tiny_model("qwen2_5_vl", tokenizer, **sizes).config
     text, vision = config.text_config, config.vision_config
     assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (96, 3, 3)
@@ -127,7 +140,10 @@ def test_visual_tokens_are_the_cells_in_reading_order(tokenizer):
     images = tiny_processor("qwen2_5_vl", tokenizer).image_processor
     plain, dotted = np.zeros((84, 84, 3), np.uint8), np.zeros((84, 84, 3), np.uint8)
     dotted[28:56, 56:84] = 255  # row 1, column 2
-    first, second = (images(images=[Image.fromarray(a)], return_tensors="pt")["pixel_values"] for a in (plain, dotted))
+    first, second = (
+        images(images=[Image.fromarray(a)], return_tensors="pt")["pixel_values"]
+        for a in (plain, dotted)
+    )
     changed = (first != second).any(dim=1).reshape(9, 4)  # (visual tokens, patches)
     assert changed.all(dim=1).nonzero().flatten().tolist() == [5]
     assert changed.any(dim=1).sum() == 1

@@ -51,16 +51,24 @@ def test_peak_sees_the_backward_pass():
 def test_kept_bytes_are_those_of_saved_activations():
     weight, x = torch.randn(KB, requires_grad=True), torch.randn(KB)
     known = {weight.untyped_storage().data_ptr()}
-    assert kept_bytes(lambda: (weight * x).exp(), known) == 2 * 1024  # x for the product, the result of exp for itself
+    assert (
+        kept_bytes(lambda: (weight * x).exp(), known) == 2 * 1024
+    )  # x for the product, the result of exp for itself
     assert kept_bytes(lambda: weight + 1, known) == 0
     leaf = torch.randn(KB, requires_grad=True)
-    assert kept_bytes(lambda: weight * leaf, known) == 1024, "both are kept, and the weight is there anyhow"
+    assert kept_bytes(lambda: weight * leaf, known) == 1024, (
+        "both are kept, and the weight is there anyhow"
+    )
     assert kept_bytes(lambda: weight * leaf, set()) == 2 * 1024
 
 
 def test_sides_are_measured_in_turn_after_a_warm_up():
     calls = []
-    found = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, lambda: calls.append("-"))
+    found = seconds(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        2,
+        lambda: calls.append("-"),
+    )
     assert calls == ["-", "a", "-", "b"] * 3
     assert set(found) == {"a", "b"}
 
@@ -76,7 +84,14 @@ def test_the_warm_up_is_not_timed_and_the_median_is(monkeypatch):
 
 
 def test_ratios_are_written_with_versions(tmp_path):
-    table = write_ratios(tmp_path / "x.json", "x", {"bytes": 1000}, {"bytes": 4000}, {"bytes": 4.0}, settings={"n": 1})
+    table = write_ratios(
+        tmp_path / "x.json",
+        "x",
+        {"bytes": 1000},
+        {"bytes": 4000},
+        {"bytes": 4.0},
+        settings={"n": 1},
+    )
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["ratio"] == {"bytes": pytest.approx(4.0)}
     assert found["settings"] == {"n": 1}

@@ -5,7 +5,9 @@ from cir_cot.profiling.synthetic import NoisePairs
 
 def test_noise_differs_from_row_to_row_and_side_to_side_and_every_third_chain_is_half_as_long():
     rows = NoisePairs(6, [(20, 10), (10, 30)], words=60)
-    lengths = [sum(len(part.split()) for part in vars(record.cot).values()) for record in rows.records]
+    lengths = [
+        sum(len(part.split()) for part in vars(record.cot).values()) for record in rows.records
+    ]
     assert lengths == [30, 60, 60, 30, 60, 60]
     seen = [rows[index, 3] for index in range(6)]
     assert [row.reference.size for row in seen] == [(20, 10), (10, 30)] * 3

@@ -47,7 +47,10 @@ def test_a_dialogue_goes_on_from_a_result(page):
     *_, answer = page.ask(state, "40", "full")
     assert ids(answer)[0] == "s100"
     state = kept(state, "40", answer)
-    assert [(turn["text"], turn["first"]) for turn in state["turns"]] == [("40", "s060"), ("40", "s100")]
+    assert [(turn["text"], turn["first"]) for turn in state["turns"]] == [
+        ("40", "s060"),
+        ("40", "s100"),
+    ]
 
 
 def test_editing_any_part_of_the_chain_searches_with_it(page):
@@ -71,14 +74,23 @@ def test_an_upload_is_a_reference_and_the_reference_is_no_hit(page):
 
 
 @pytest.mark.parametrize(
-    "data", [b"no picture", png()[:40], b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a", b"x" * (MAX_BYTES + 1)]
+    "data",
+    [
+        b"no picture",
+        png()[:40],
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"GIF89a",
+        b"x" * (MAX_BYTES + 1),
+    ],
 )
 def test_hostile_uploads_are_refused(page, data):
     with pytest.raises(InputError):
         page.upload(data)
 
 
-@pytest.mark.parametrize("name", ["../index/index", "/etc/passwd", "s031", "", "images/s030", "s030.png", "x" * 10**6])
+@pytest.mark.parametrize(
+    "name", ["../index/index", "/etc/passwd", "s031", "", "images/s030", "s030.png", "x" * 10**6]
+)
 def test_only_pictures_of_the_gallery_can_be_had(page, name):
     with pytest.raises(InputError, match="not in the gallery") as caught:
         page.start_from(name, [])
@@ -101,7 +113,12 @@ def test_what_is_missing_or_too_long_is_said(page):
 def test_as_many_are_found_as_asked_for_whatever_is_left_out(tmp_path):
     search = make_search(tmp_path, Toy())
     for without in ((), ["s030"], ["s240"], ["s030", "s040", "s240"]):
-        hits = [name for name, _ in search.one(Image.new("RGB", (8, 6), (30,) * 3), "0", 3, without=without).hits]
+        hits = [
+            name
+            for name, _ in search.one(
+                Image.new("RGB", (8, 6), (30,) * 3), "0", 3, without=without
+            ).hits
+        ]
         assert len(hits) == 3
         assert not set(hits) & set(without)
 
@@ -206,7 +223,9 @@ def in_browser(test):
 
 
 def visit(browser, address, **screen):
-    page = browser.new_context(**({"viewport": {"width": 1280, "height": 1400}} | screen)).new_page()
+    page = browser.new_context(
+        **({"viewport": {"width": 1280, "height": 1400}} | screen)
+    ).new_page()
     page.set_default_timeout(SLOW)
     page.goto(address)
     page.get_by_label("What should be different?").wait_for()
@@ -225,7 +244,9 @@ def ask(page, text):
 
 
 def first_found(page, score="1.000"):
-    caption = page.locator(".gallery-item, .thumbnail-item, .caption-label").filter(has_text=f"1 · {score}")
+    caption = page.locator(".gallery-item, .thumbnail-item, .caption-label").filter(
+        has_text=f"1 · {score}"
+    )
     caption.first.wait_for()
     return re.search(r"s\d{3}", caption.first.inner_text())[0]
 
@@ -265,7 +286,11 @@ def test_hostile_text_and_files_in_a_browser(served, browser):
     page.get_by_role("button", name="Search again with this chain").click()
     page.get_by_text("with your chain").wait_for()
     page.locator("input[type=file]").first.set_input_files(
-        {"name": "x.png", "mimeType": "image/png", "buffer": b"<html><script>window.hacked=1</script>"}
+        {
+            "name": "x.png",
+            "mimeType": "image/png",
+            "buffer": b"<html><script>window.hacked=1</script>",
+        }
     )
     page.get_by_text("no readable picture").wait_for()
     choose(page, BAD_NAME)
@@ -282,7 +307,11 @@ def test_hostile_text_and_files_in_a_browser(served, browser):
     page.get_by_role("button", name="Search", exact=True).click()
     assert page.evaluate("window.hacked") is None
     assert problems == []
-    for path in ("/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/file=../../../../etc/passwd"):
+    for path in (
+        "/gradio_api/file=/etc/passwd",
+        "/file=/etc/passwd",
+        "/gradio_api/file=../../../../etc/passwd",
+    ):
         assert page.request.get(served.rstrip("/") + path).status in (400, 403, 404)
     page.context.close()
 
@@ -290,7 +319,9 @@ def test_hostile_text_and_files_in_a_browser(served, browser):
 @in_browser
 def test_two_visitors_do_not_mix_and_a_phone_needs_no_sideways_scrolling(served, browser):
     first = visit(browser, served)
-    second = visit(browser, served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    second = visit(
+        browser, served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
     choose(first, "s020")
     choose(second, "s100")
     ask(first, "40")
@@ -341,14 +372,23 @@ def test_a_picture_is_uploaded_and_read_by_the_page_alone(served):
     address = f"{served}gradio_api/file={answer.json()[0]}"
     for headers in OTHERS:
         assert httpx.get(address, headers=headers).status_code == 403
-    for headers in (own(served), {"sec-fetch-site": "same-origin"}, {"referer": served}, {"sec-fetch-site": "none"}):
+    for headers in (
+        own(served),
+        {"sec-fetch-site": "same-origin"},
+        {"referer": served},
+        {"sec-fetch-site": "none"},
+    ):
         assert httpx.get(address, headers=headers).content == png(31)
 
 
 @over_http
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-@pytest.mark.parametrize("path", ["", "config", "gradio_api/upload", "gradio_api/queue/join", "gradio_api/info"])
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:7860", "evil", ""])
+@pytest.mark.parametrize(
+    "path", ["", "config", "gradio_api/upload", "gradio_api/queue/join", "gradio_api/info"]
+)
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:7860", "evil", ""]
+)
 def test_a_name_that_leads_here_is_not_answered(served, host, path, method):
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
     answer = httpx.request(method, served + path, headers=headers)
@@ -357,7 +397,9 @@ def test_a_name_that_leads_here_is_not_answered(served, host, path, method):
 
 
 @over_http
-@pytest.mark.parametrize("host", ["localhost:9000", "LOCALHOST", "127.0.0.1", "[::1]:7860", "demo.example"])
+@pytest.mark.parametrize(
+    "host", ["localhost:9000", "LOCALHOST", "127.0.0.1", "[::1]:7860", "demo.example"]
+)
 def test_this_machines_names_and_named_hosts_are_answered(served, host):
     assert "Composed image retrieval" in httpx.get(served, headers={"host": host}).text
     assert upload(served, {"host": host, "origin": f"https://{host}"}).status_code == 200
@@ -372,15 +414,24 @@ def test_a_link_from_another_site_opens_the_page_and_nothing_else(served):
     for path in ("config", "gradio_api/info", "theme.css"):
         assert httpx.get(served + path, headers=link).status_code == 403
     assert httpx.post(served, headers=link).status_code == 403
-    assert upload(served, {"sec-fetch-site": "none"}).status_code == 403  # a form that was opened as a file
+    assert (
+        upload(served, {"sec-fetch-site": "none"}).status_code == 403
+    )  # a form that was opened as a file
 
 
 @over_http
 def test_every_answer_has_the_security_headers(served):
     from cir_cot.search.same_origin import HEADERS
 
-    for answer in (httpx.get(served), httpx.get(f"{served}nothing"), upload(served, {}), upload(served, own(served))):
-        assert {name.lower(): value for name, value in HEADERS.items()}.items() <= dict(answer.headers).items()
+    for answer in (
+        httpx.get(served),
+        httpx.get(f"{served}nothing"),
+        upload(served, {}),
+        upload(served, own(served)),
+    ):
+        assert {name.lower(): value for name, value in HEADERS.items()}.items() <= dict(
+            answer.headers
+        ).items()
     policy = HEADERS["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in policy
     assert "http" not in policy, "the page loads nothing from elsewhere"
@@ -432,12 +483,20 @@ def test_an_event_takes_no_file_that_was_not_uploaded(served, tmp_path, inside):
     kinds = {part["id"]: part["type"] for part in config["components"]}
     (event,) = [e for e in config["dependencies"] if [kinds[i] for i in e["inputs"]] == ["file"]]
     file = {"path": str(path), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    join = {"data": [file], "fn_index": event["id"], "session_hash": "forged", "event_data": None, "trigger_id": None}
+    join = {
+        "data": [file],
+        "fn_index": event["id"],
+        "session_hash": "forged",
+        "event_data": None,
+        "trigger_id": None,
+    }
     answer = httpx.post(f"{served}gradio_api/queue/join", json=join, headers=own(served))
     assert answer.status_code == 200
     asked = {"params": {"session_hash": "forged"}, "headers": own(served)}
     with httpx.stream("GET", f"{served}gradio_api/queue/data", **asked) as stream:
-        messages = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]
+        messages = [
+            json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")
+        ]
     (done,) = [message for message in messages if message["msg"] == "process_completed"]
     assert done["success"] == inside
     assert bool(done["output"].get("data")) == inside
@@ -452,7 +511,9 @@ def test_a_port_that_is_taken_or_none_is_one_clear_line():
 
     with listen(0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1: Address already in use; .*--port"):
+        with pytest.raises(
+            InputError, match=f"port {port} of 127.0.0.1: Address already in use; .*--port"
+        ):
             listen(port)
         assert taken.getsockname()[0] == "127.0.0.1"
     for port in (-1, 65536):
@@ -467,7 +528,17 @@ def test_a_busy_port_ends_the_command_before_a_model_is_loaded(tmp_path, capsys)
     from cir_cot.search.local_server import listen
 
     with listen(0) as taken, pytest.raises(SystemExit) as exit:
-        run(main, ["--model", str(tmp_path), "--index", str(tmp_path), "--port", str(taken.getsockname()[1])])
+        run(
+            main,
+            [
+                "--model",
+                str(tmp_path),
+                "--index",
+                str(tmp_path),
+                "--port",
+                str(taken.getsockname()[1]),
+            ],
+        )
     assert exit.value.code == UNUSABLE
     error = capsys.readouterr().err
     assert "already in use" in error  # and nothing of the model, which is none
@@ -497,20 +568,26 @@ run(lambda argv: serve(lambda: make_dialogue(Path(sys.argv[2])), 0))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
 def test_copies_are_private_and_gone_after_a_signal(tmp_path, monkeypatch, number, code):
     pytest.importorskip("gradio")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     command = [sys.executable, "-c", DEMO, str(Path(__file__).resolve().parents[1]), str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as demo:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as demo:
         address = re.match(r"http://127\.0\.0\.1:\d+/", demo.stderr.readline())[0]
         assert upload(address, own(address)).status_code == 200
         (folder,) = temporary.glob("cir-cot-demo-*")
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len(list(folder.rglob("x.png"))) == 1
-        with httpx.stream("GET", f"{address}gradio_api/heartbeat/visitor", headers=own(address)):  # never ends
+        with httpx.stream(
+            "GET", f"{address}gradio_api/heartbeat/visitor", headers=own(address)
+        ):  # never ends
             demo.send_signal(number)
             out, errors = demo.communicate(timeout=60)
         assert demo.returncode == code

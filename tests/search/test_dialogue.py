@@ -19,7 +19,12 @@ from cir_cot.search.search import Answer
 
 
 def answer(**facts) -> Answer:
-    values = {"hits": [("s060", 0.9876), ("gone", 0.5), ("s070", 0.25)], "explanation": "", "flag": "", "choices": {}}
+    values = {
+        "hits": [("s060", 0.9876), ("gone", 0.5), ("s070", 0.25)],
+        "explanation": "",
+        "flag": "",
+        "choices": {},
+    }
     return Answer(**values | {"encode_seconds": 1.234, "search_seconds": 0.0056} | facts)
 
 
@@ -40,7 +45,9 @@ def test_pictures_are_shown_with_place_score_and_id_and_what_the_folder_lacks_is
 
 def test_the_longest_text_is_read_and_no_longer_one():
     assert checked_text(f"  {'x' * MAX_WORDS} ") == "x" * MAX_WORDS
-    with pytest.raises(InputError, match=f"the reasoning has {MAX_WORDS + 1} characters, more than the {MAX_WORDS}"):
+    with pytest.raises(
+        InputError, match=f"the reasoning has {MAX_WORDS + 1} characters, more than the {MAX_WORDS}"
+    ):
         checked_text("x" * (MAX_WORDS + 1), "reasoning")
 
 
@@ -56,7 +63,14 @@ def test_the_last_turns_are_remembered_with_small_pictures():
 
 
 def test_an_answer_is_told_with_times_flag_and_the_parts_that_took_a_share():
-    words = told(answer(flag="cut", choices={"a": 0.75, "b": 0.0, "c": 0.25}, explanation="x"), "fast", 1234)
-    assert words == "fast: read in 1.23 s, 1,234 pictures searched in 5.6 ms. Note: cut. Chosen: a 75%, c 25%"
-    assert told(answer(explanation="the words weigh 0.5"), "own", 1).endswith(" ms. the words weigh 0.5")
+    words = told(
+        answer(flag="cut", choices={"a": 0.75, "b": 0.0, "c": 0.25}, explanation="x"), "fast", 1234
+    )
+    assert (
+        words
+        == "fast: read in 1.23 s, 1,234 pictures searched in 5.6 ms. Note: cut. Chosen: a 75%, c 25%"
+    )
+    assert told(answer(explanation="the words weigh 0.5"), "own", 1).endswith(
+        " ms. the words weigh 0.5"
+    )
     assert told(answer(explanation="<caption>a</caption>"), "own", 1).endswith(" ms.")

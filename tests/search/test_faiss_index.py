@@ -50,10 +50,16 @@ def test_an_exact_index_ranks_as_float64_does(count):
 
 def test_equal_scores_come_in_the_order_of_the_gallery_however_many_there_are():
     """More equal pictures than candidates are looked at first: the search has to go deeper to be certain."""
-    gallery = np.repeat(unit(3, 16), 3 * DEEPER, axis=0)[np.random.default_rng(0).permutation(9 * DEEPER)]
+    gallery = np.repeat(unit(3, 16), 3 * DEEPER, axis=0)[
+        np.random.default_rng(0).permutation(9 * DEEPER)
+    ]
     (answer,) = memory_index(gallery).search(unit(1, 16, seed=2), 5)
-    scores = (gallery.astype(np.float64) @ unit(1, 16, seed=2)[0].astype(np.float64)).astype(np.float32)
-    assert [name for name, _ in answer] == [f"i{n}" for n in np.flatnonzero(scores == scores.max())[:5]]
+    scores = (gallery.astype(np.float64) @ unit(1, 16, seed=2)[0].astype(np.float64)).astype(
+        np.float32
+    )
+    assert [name for name, _ in answer] == [
+        f"i{n}" for n in np.flatnonzero(scores == scores.max())[:5]
+    ]
 
 
 def test_near_equal_scores_that_float32_sums_may_swap_are_ordered_by_float64():
@@ -61,8 +67,12 @@ def test_near_equal_scores_that_float32_sums_may_swap_are_ordered_by_float64():
     steps = np.random.default_rng(0).standard_normal((400, 256)) * 3e-8
     gallery = (base + steps).astype(np.float32)
     (answer,) = memory_index(gallery).search(base[None].astype(np.float32), 20)
-    exact = (gallery.astype(np.float64) @ base.astype(np.float32).astype(np.float64)).astype(np.float32)
-    assert [name for name, _ in answer] == [f"i{n}" for n in np.lexsort((np.arange(400), -exact))[:20]]
+    exact = (gallery.astype(np.float64) @ base.astype(np.float32).astype(np.float64)).astype(
+        np.float32
+    )
+    assert [name for name, _ in answer] == [
+        f"i{n}" for n in np.lexsort((np.arange(400), -exact))[:20]
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "loss"), [("float32", 0.0), ("float16", 1e-3), ("int8", 2e-2)])
@@ -80,13 +90,21 @@ def test_shortened_vectors_are_unit_and_rank_by_their_first_numbers():
     index = memory_index(gallery, width=16)
     assert np.allclose(np.linalg.norm(index.vectors(np.arange(500)), axis=1), 1, atol=1e-6)
     for query, answer in zip(queries, index.search(queries, 5), strict=True):
-        scores = shorten(gallery, 16).astype(np.float64) @ shorten(query[None], 16)[0].astype(np.float64)
+        scores = shorten(gallery, 16).astype(np.float64) @ shorten(query[None], 16)[0].astype(
+            np.float64
+        )
         assert [name for name, _ in answer] == [f"i{n}" for n in np.argsort(-scores)[:5]]
-    assert np.array_equal(shorten(gallery, 64), gallery), "whole vectors stay as the retriever gave them"
+    assert np.array_equal(shorten(gallery, 64), gallery), (
+        "whole vectors stay as the retriever gave them"
+    )
 
 
-@pytest.mark.parametrize(("kind", "tuned"), [("IVF16,Flat", "nprobe=16"), ("HNSW16", "efSearch=400")])
-def test_an_approximate_kind_that_looks_everywhere_finds_what_the_exact_one_does(kind, tuned, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "tuned"), [("IVF16,Flat", "nprobe=16"), ("HNSW16", "efSearch=400")]
+)
+def test_an_approximate_kind_that_looks_everywhere_finds_what_the_exact_one_does(
+    kind, tuned, tmp_path
+):
     gallery, queries = unit(1500, 32), unit(20, 32, seed=1)
     index, exact = memory_index(gallery, kind), memory_index(gallery)
     index.tune(tuned)
@@ -141,7 +159,11 @@ FITTING = [
     ({"size": 3}, set()),
     ({}, {"a", "b", "c", "d"}),
 ]
-GOODS = {"a": {"kind": "dress", "price": 10}, "b": {"kind": "dress", "price": 20}, "c": {"kind": "shoe", "price": 30}}
+GOODS = {
+    "a": {"kind": "dress", "price": 10},
+    "b": {"kind": "dress", "price": 20},
+    "c": {"kind": "shoe", "price": 30},
+}
 
 
 @pytest.mark.parametrize(("where", "wanted"), FITTING)
@@ -181,7 +203,9 @@ def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind)
     (images.root / "s000.png").unlink()
     retriever, store = Counting(), list_pictures(images.root)
     index = made(store, folder, retriever, kind=kind)
-    assert retriever.encoded == 2, "the changed one and the new one; a renamed file is the same picture"
+    assert retriever.encoded == 2, (
+        "the changed one and the new one; a renamed file is the same picture"
+    )
     assert sorted(index.ids) == sorted(names(store))
     assert {name for name, _ in index.search(query, 2)[0]} == {"renamed", "s200"}
     smaller = index.remove(["renamed"])
@@ -196,7 +220,10 @@ def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind)
 
 
 def test_payloads_filter_and_stay_through_updates(images, tmp_path, kind):
-    payloads = {f"s{shade:03}": {"kind": "dark" if shade < 100 else "light", "price": shade} for shade in SHADES[1:]}
+    payloads = {
+        f"s{shade:03}": {"kind": "dark" if shade < 100 else "light", "price": shade}
+        for shade in SHADES[1:]
+    }
     folder = tmp_path / "index"
     made(images, folder, kind=kind, payloads=payloads).close()
     (images.root / "s240.png").unlink()
@@ -222,7 +249,9 @@ def shop(tmp_path):
 def test_what_another_index_put_into_a_collection_stays(images, tmp_path, shop):
     made(images, tmp_path / "index", kind=shop).close()
     write_shades(tmp_path / "others", [5, 10, 15])
-    with pytest.raises(InputError, match=f"'shop': holds {len(SHADES) - 1} pictures of another index"):
+    with pytest.raises(
+        InputError, match=f"'shop': holds {len(SHADES) - 1} pictures of another index"
+    ):
         made(list_pictures(tmp_path / "others"), tmp_path / "other", kind=shop)
     index = open_index(tmp_path / "index")
     assert len(index) == len(SHADES)
@@ -240,7 +269,9 @@ def test_points_that_are_not_of_an_index_are_refused(images, tmp_path, shop):
         made(images, tmp_path / "index", kind=shop)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves its lock file open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the client leaves its lock file open
 def test_a_collection_that_cannot_be_opened_is_one_line(images, tmp_path, shop):
     index = made(images, tmp_path / "index", kind=shop)
     with pytest.raises(InputError, match="collection: no Qdrant collection can be opened here"):
@@ -278,7 +309,9 @@ def test_an_interrupted_run_goes_on_where_it_was(images, tmp_path):
     index = made(images, tmp_path / "index", again)
     assert again.encoded == len(SHADES) - 12, "three batches of four were done"
     whole = made(images, tmp_path / "other")
-    assert np.array_equal(index.vectors(np.arange(len(index))), whole.vectors(np.arange(len(whole))))
+    assert np.array_equal(
+        index.vectors(np.arange(len(index))), whole.vectors(np.arange(len(whole)))
+    )
     assert not (tmp_path / "index/encoding").exists()
 
 
@@ -311,7 +344,9 @@ def test_a_torn_end_is_cut_off_wherever_the_machine_died(tmp_path):
         assert list(torn.rows) == rows[: size // width]
         torn.append(["f" * HASH], vectors[:1])
         again = Vectors(folder, 5)
-        assert np.array_equal(again[[*torn.rows, "f" * HASH]], np.vstack([vectors[: len(torn.rows)], vectors[:1]]))
+        assert np.array_equal(
+            again[[*torn.rows, "f" * HASH]], np.vstack([vectors[: len(torn.rows)], vectors[:1]])
+        )
 
 
 @pytest.mark.parametrize("place", ["hash", "vector", "checksum"])
@@ -373,7 +408,9 @@ def test_any_number_of_processes_shares_the_work_and_may_change(images, tmp_path
     assert set(seen) == set(all_names)
     assert not unreadable
     vectors = Vectors(folder, 2)[[seen[name] for name in all_names]]
-    assert np.array_equal(vectors, Plain().encode_target([images.load(name) for name in all_names]).numpy())
+    assert np.array_equal(
+        vectors, Plain().encode_target([images.load(name) for name in all_names]).numpy()
+    )
 
 
 def test_equal_files_are_encoded_once(tmp_path):
@@ -383,7 +420,9 @@ def test_equal_files_are_encoded_once(tmp_path):
     retriever = Counting()
     index = made(list_pictures(tmp_path / "images"), tmp_path / "index", retriever, batch_size=2)
     assert retriever.encoded == 1
-    assert [name for name, _ in index.search(Plain().encode_target([Image.new("RGB", (8, 8))]), 3)[0]] == [
+    assert [
+        name for name, _ in index.search(Plain().encode_target([Image.new("RGB", (8, 8))]), 3)[0]
+    ] == [
         "a",
         "b",
         "s007",
@@ -402,7 +441,9 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(images, tmp_path):
         made(images, tmp_path / "other")
 
 
-def test_pictures_are_found_in_folders_whatever_their_case_and_two_of_one_name_are_refused(tmp_path):
+def test_pictures_are_found_in_folders_whatever_their_case_and_two_of_one_name_are_refused(
+    tmp_path,
+):
     write_shades(tmp_path / "images/deep/er", [1, 2])
     (tmp_path / "images/deep/er/s001.png").rename(tmp_path / "images/deep/er/s001.PNG")
     (tmp_path / "images/notes.txt").write_text("x")
@@ -428,7 +469,12 @@ def test_a_settled_index_keeps_its_settings(images, tmp_path):
 def test_saving_again_leaves_one_state_and_a_missing_file_is_named(images, tmp_path):
     folder = tmp_path / "index"
     made(images, folder).save(folder)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.json", "rows.2.jsonl", "vectors.2.faiss"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "index.json",
+        "rows.2.jsonl",
+        "vectors.2.faiss",
+    ]
     facts = json.loads((folder / "index.json").read_text())
     assert (facts["count"], facts["images"]) == (len(SHADES), str(images.root))
     assert facts["versions"]["torch"]
@@ -457,7 +503,9 @@ def test_kill_9_costs_at_most_one_batch(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_ten_times_costs_at_most_a_batch_each_and_a_hundredth_changed_is_a_hundredth_encoded(tmp_path):
+def test_kill_9_ten_times_costs_at_most_a_batch_each_and_a_hundredth_changed_is_a_hundredth_encoded(
+    tmp_path,
+):
     write_shades(tmp_path / "images", range(200))
     store, index, chance = list_pictures(tmp_path / "images"), tmp_path / "index", random.Random(0)
     for _ in range(10):
@@ -465,7 +513,9 @@ def test_kill_9_ten_times_costs_at_most_a_batch_each_and_a_hundredth_changed_is_
     retriever = Counting()
     resumed = made(store, index, retriever)
     twice = encoded + retriever.encoded - 200
-    print(f"{encoded} pictures encoded by ten processes that were killed, {retriever.encoded} after; {twice} twice")
+    print(
+        f"{encoded} pictures encoded by ten processes that were killed, {retriever.encoded} after; {twice} twice"
+    )
     assert 0 <= twice <= 10 * 4
     whole = made(store, tmp_path / "whole")
     assert np.array_equal(resumed.vectors(np.arange(200)), whole.vectors(np.arange(200)))

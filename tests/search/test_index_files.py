@@ -40,7 +40,11 @@ def saved(folder, count=20, kind="exact", **options):
 
 def content(folder):
     """Every file below a folder with its bytes, but for the lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def same(index, other):
@@ -67,7 +71,9 @@ def test_files_of_others_stay_whatever_an_index_does_beside_them(images, tmp_pat
     index = made(list_pictures(images.root), folder)
     index.remove(["new"]).save(folder)
     assert len(open_index(folder)) == len(SHADES)
-    assert {name: (folder / name).read_text() for name in FOREIGN} == {name: f"paid for: {name}" for name in FOREIGN}
+    assert {name: (folder / name).read_text() for name in FOREIGN} == {
+        name: f"paid for: {name}" for name in FOREIGN
+    }
     ours = set(content(folder)) - set(FOREIGN)
     assert ours == {"index.json", "rows.10.jsonl", "vectors.10.faiss"}
 
@@ -114,7 +120,9 @@ def test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order(tm
     assert after.count("rename index.json") == 1
 
 
-def test_wherever_a_save_is_killed_the_old_or_the_new_state_is_whole_and_the_rest_is_removed_later(tmp_path):
+def test_wherever_a_save_is_killed_the_old_or_the_new_state_is_whole_and_the_rest_is_removed_later(
+    tmp_path,
+):
     """The folder is copied before each call that changes it: what kill -9 would have left there."""
     old = saved(tmp_path / "index", 60, "IVF2,Flat")
     new, copies = old.remove(["i5", "i9"]), []
@@ -156,7 +164,10 @@ def test_a_full_disk_leaves_the_old_index_and_nothing_else(tmp_path, size):
     before = content(tmp_path)
     bigger = memory_index(unit(200, 8))
     bigger.facts["probe"] = old.facts["probe"]
-    with largest_file(size), pytest.raises(InputError, match=rf"{tmp_path}.*File too large.*; make room"):
+    with (
+        largest_file(size),
+        pytest.raises(InputError, match=rf"{tmp_path}.*File too large.*; make room"),
+    ):
         bigger.save(tmp_path)
     assert content(tmp_path) == before
     assert same(open_index(tmp_path), old)
@@ -188,7 +199,10 @@ def test_a_second_process_on_the_folder_is_refused_and_the_first_ones_index_is_r
             assert process.poll() is None
         with pytest.raises(InputError, match=rf"index: process {process.pid} is writing it"):
             made(store, tmp_path / "index", Turned())
-        for change_it in (lambda: change(tmp_path / "index").__enter__(), lambda: open_index(tmp_path / "index")):
+        for change_it in (
+            lambda: change(tmp_path / "index").__enter__(),
+            lambda: open_index(tmp_path / "index"),
+        ):
             with pytest.raises(InputError, match=r"no index\.json here"):
                 change_it()
 
@@ -234,7 +248,9 @@ def edit(**changes):
 
 
 def write(name, text):
-    return lambda folder: (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return lambda folder: (folder / name).write_bytes(
+        text.encode() if isinstance(text, str) else text
+    )
 
 
 def flip(name, at):
@@ -293,7 +309,10 @@ DAMAGED = {
     "vectors cut": cut("vectors.1.faiss", 400),
     "vectors empty": cut("vectors.1.faiss", 0),
     "rows cut at a line": cut("rows.1.jsonl", 0),
-    "rows a folder": lambda folder: ((folder / "rows.1.jsonl").unlink(), (folder / "rows.1.jsonl").mkdir()),
+    "rows a folder": lambda folder: (
+        (folder / "rows.1.jsonl").unlink(),
+        (folder / "rows.1.jsonl").mkdir(),
+    ),
 }
 
 
@@ -328,7 +347,10 @@ WITHOUT_DIGEST = {
     "an id that is a number": (line(3, '{"id": 3, "hash": "3"}\n'), "rows.1.jsonl:4"),
     "a list": (line(3, "[]\n"), "rows.1.jsonl:4: no row"),
     "not JSON": (line(3, "{\n"), "rows.1.jsonl:4: not valid JSON"),
-    "a payload that is a word": (line(3, '{"id": "i3", "hash": "3", "payload": "x"}\n'), "rows.1.jsonl:4: no row"),
+    "a payload that is a word": (
+        line(3, '{"id": "i3", "hash": "3", "payload": "x"}\n'),
+        "rows.1.jsonl:4: no row",
+    ),
     "not a number": (infinite, "vectors.1.faiss: holds a number that is not finite"),
     "cut": (cut("vectors.1.faiss", 400), "vectors.1.faiss: cannot be read"),
     "no store": (write("vectors.1.faiss", b"x" * 500), "vectors.1.faiss: cannot be read"),
@@ -372,12 +394,16 @@ def test_a_damaged_fingerprint_of_an_interrupted_run_is_one_line(images, tmp_pat
 # ---- names and pictures
 
 
-def test_a_file_name_that_is_no_utf_8_is_left_out_by_name_before_anything_is_encoded(images, tmp_path):
+def test_a_file_name_that_is_no_utf_8_is_left_out_by_name_before_anything_is_encoded(
+    images, tmp_path
+):
     odd = os.fsencode(images.root) + b"/caf\xe9.png"
     shutil.copy(images.root / "s010.png", odd)
     index = made(list_pictures(images.root), tmp_path / "index")
     assert len(index) == len(SHADES)
-    assert index.facts["unreadable"] == {"caf\\udce9": "the name of its file is no UTF-8; rename the file"}
+    assert index.facts["unreadable"] == {
+        "caf\\udce9": "the name of its file is no UTF-8; rename the file"
+    }
 
 
 def test_a_folder_name_that_is_no_utf_8_does_not_stop_an_index(tmp_path):
@@ -403,7 +429,9 @@ class Tilted(Plain):
     """The toy retriever, whose space is turned by the angle of a cosine."""
 
     def __init__(self, cosine):
-        self.turn = torch.tensor([[cosine, -((1 - cosine**2) ** 0.5)], [(1 - cosine**2) ** 0.5, cosine]])
+        self.turn = torch.tensor(
+            [[cosine, -((1 - cosine**2) ** 0.5)], [(1 - cosine**2) ** 0.5, cosine]]
+        )
 
     def encode_target(self, images):
         return super().encode_target(images) @ self.turn.T

@@ -70,7 +70,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_is
 
 
 def test_folders_that_are_not_known_to_be_its_own_are_kept(temporary):
-    for name, lock in (("held-photos", None), ("other", LOCK), ("held-begun", f"{LOCK}.new"), ("elsewhere", LOCK)):
+    for name, lock in (
+        ("held-photos", None),
+        ("other", LOCK),
+        ("held-begun", f"{LOCK}.new"),
+        ("elsewhere", LOCK),
+    ):
         (temporary / name).mkdir()
         (temporary / name / "picture.jpg").write_text("a user's")
         if lock:

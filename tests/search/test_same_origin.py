@@ -48,5 +48,8 @@ def test_who_may_read_write_and_open(headers, read, write, page):
 
 
 def test_names_are_compared_without_regard_to_case():
-    for host, origin in (("Demo.Example", "http://demo.example"), ("demo.example", "http://DEMO.example")):
+    for host, origin in (
+        ("Demo.Example", "http://demo.example"),
+        ("demo.example", "http://DEMO.example"),
+    ):
         assert not refusal("POST", "/api/x", {"host": host, "origin": origin}, DATA)

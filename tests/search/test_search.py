@@ -25,7 +25,16 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     write_shades(folder / "images", SHADES)
     tiny_head(lora=False, max_new_tokens=4).save(folder / "model")
-    argv = ["--model", folder / "model", "--images", folder / "images", "--out", folder / "index", "--device", "cpu"]
+    argv = [
+        "--model",
+        folder / "model",
+        "--images",
+        folder / "images",
+        "--out",
+        folder / "index",
+        "--device",
+        "cpu",
+    ]
     assert build_index.main([str(word) for word in argv]) == 0
     return folder
 
@@ -66,7 +75,10 @@ def test_a_chain_that_somebody_corrects_changes_what_is_found(toy):
 def test_options_of_a_search(toy):
     picture = Image.new("RGB", (8, 6), (20, 20, 20))
     assert toy.one(picture, "40", reading="fast").hits[0][0] == "s020"
-    assert [name for name, _ in toy.one(picture, "40", k=2, where={"shade": {"gt": 100}}).hits] == ["s120", "s140"]
+    assert [name for name, _ in toy.one(picture, "40", k=2, where={"shade": {"gt": 100}}).hits] == [
+        "s120",
+        "s140",
+    ]
     answer = toy.one(picture, "0", k=3, without=["s020"])
     assert "s020" not in [name for name, _ in answer.hits]
     assert len(answer.hits) == 3
@@ -91,7 +103,9 @@ def test_a_stream_ends_with_the_answer(toy, checkpoint):
     *written, answer = found.stream(picture, "40", 3)
     assert len(written) > 10
     assert written[-1] == answer.explanation
-    assert all(after.startswith(before) for before, after in zip(written, written[1:], strict=False))
+    assert all(
+        after.startswith(before) for before, after in zip(written, written[1:], strict=False)
+    )
 
 
 def test_a_picture_file_is_opened_safely(tmp_path):
@@ -106,7 +120,9 @@ def test_a_picture_file_is_opened_safely(tmp_path):
 
 
 def test_one_query_from_the_command_line(checkpoint, capsys):
-    argv = command(checkpoint, "--image", checkpoint / "images/s040.png", "--text", "darker", "--k", 4)
+    argv = command(
+        checkpoint, "--image", checkpoint / "images/s040.png", "--text", "darker", "--k", 4
+    )
     assert search.main([*argv, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["hits"]) == 4
@@ -123,11 +139,20 @@ def test_a_file_of_queries_is_answered_line_by_line(checkpoint, tmp_path, capsys
     rows = [{"id": str(n), "image": image, "text": f"text {n}"} for n in range(3)]
     rows += [{"id": "edited", "image": image, "text": "x", "cot": cot}]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert search.main(command(checkpoint, "--queries", tmp_path / "queries.jsonl", "--batch-size", 2, "--k", 2)) == 0
+    assert (
+        search.main(
+            command(
+                checkpoint, "--queries", tmp_path / "queries.jsonl", "--batch-size", 2, "--k", 2
+            )
+        )
+        == 0
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "2", "edited"]
     assert "c <|im_end|>" in lines[3]["explanation"]
-    one = open_search(checkpoint / "model", checkpoint / "index", device="cpu").one(image, "text 1", 2)
+    one = open_search(checkpoint / "model", checkpoint / "index", device="cpu").one(
+        image, "text 1", 2
+    )
     assert [hit["id"] for hit in lines[1]["hits"]] == [name for name, _ in one.hits]
 
 
@@ -143,10 +168,19 @@ def test_a_file_of_queries_is_answered_line_by_line(checkpoint, tmp_path, capsys
         ('{"id": "1", "image": "x.png", "text": "a\\u0000b"}', ":1: 'text' holds a NUL character"),
         ('{"id": "1", "image": "x.png", "text": "\\ud83d"}', ":1: holds half a surrogate pair"),
         ('{"id": "\\ude00", "image": "x.png", "text": "x"}', ":1: holds half a surrogate pair"),
-        ('{"id": "1", "image": "x.png", "text": "%s"}' % ("x" * 90_000), ":1: 'text' has 90000 characters, more than"),
-        ('{"id": "1", "image": "%s.png", "text": "x"}' % ("x" * 3_000), "cannot be opened (File name too long)"),
+        (
+            '{"id": "1", "image": "x.png", "text": "%s"}' % ("x" * 90_000),
+            ":1: 'text' has 90000 characters, more than",
+        ),
+        (
+            '{"id": "1", "image": "%s.png", "text": "x"}' % ("x" * 3_000),
+            "cannot be opened (File name too long)",
+        ),
         ('{"id": "1", "image": null, "text": "x"}', ":1: 'image' must be a string, got None"),
-        ('{"id": "1", "image": "x.png", "text": "x", "cot": []}', ":1: 'cot' must be an object or null, got list"),
+        (
+            '{"id": "1", "image": "x.png", "text": "x", "cot": []}',
+            ":1: 'cot' must be an object or null, got list",
+        ),
         ('{"id": "1", "image": "x.png", "text": "x", "where": 3}', "no such file"),
     ],
 )
@@ -161,7 +195,10 @@ def test_bad_queries_end_in_one_line(checkpoint, tmp_path, line, words, capsys):
 
 def test_a_chain_of_null_is_no_chain(checkpoint, tmp_path, capsys):
     image = str(checkpoint / "images/s040.png")
-    rows = [{"id": "1", "image": image, "text": "x"}, {"id": "2", "image": image, "text": "x", "cot": None}]
+    rows = [
+        {"id": "1", "image": image, "text": "x"},
+        {"id": "2", "image": image, "text": "x", "cot": None},
+    ]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert search.main(command(checkpoint, "--queries", tmp_path / "queries.jsonl")) == 0
     one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
@@ -170,9 +207,15 @@ def test_a_chain_of_null_is_no_chain(checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("x" * 4001, "has 4001 characters, more than the 4000 allowed"), ("a\udcff", "half a surrogate"), ("\0", "NUL")],
+    [
+        ("x" * 4001, "has 4001 characters, more than the 4000 allowed"),
+        ("a\udcff", "half a surrogate"),
+        ("\0", "NUL"),
+    ],
 )
-def test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded(checkpoint, toy, capsys, text, words):
+def test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded(
+    checkpoint, toy, capsys, text, words
+):
     picture = Image.new("RGB", (8, 6), (20, 20, 20))
     for refused in (lambda: toy.one(picture, text), lambda: next(toy.stream(picture, text))):
         with pytest.raises(InputError, match=f"the text of the query .*{words}"):
@@ -180,12 +223,21 @@ def test_texts_that_are_too_long_or_none_are_refused_before_they_are_encoded(che
     with pytest.raises(InputError, match=f"the chain of the query: 'caption' .*{words.split()[0]}"):
         toy.one(picture, "40", chain=Cot(text * 3, "b", "c"))
     with pytest.raises(SystemExit, match="2"):
-        run(search.main, command(checkpoint, "--image", checkpoint / "images/s040.png", "--text", text))
+        run(
+            search.main,
+            command(checkpoint, "--image", checkpoint / "images/s040.png", "--text", text),
+        )
     assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "more", [["--image", "a.png"], [], ["--text", "x"], ["--image", "a.png", "--text", "x", "--queries", "q"]]
+    "more",
+    [
+        ["--image", "a.png"],
+        [],
+        ["--text", "x"],
+        ["--image", "a.png", "--text", "x", "--queries", "q"],
+    ],
 )
 def test_half_a_query_is_refused(checkpoint, more, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -197,7 +249,16 @@ def test_an_index_is_updated_reduced_and_reported(checkpoint, tmp_path, capsys):
     images = tmp_path / "images"
     write_shades(images, [1, 2, 3])
     (tmp_path / "goods.jsonl").write_text('{"id": "s001", "kind": "dress"}\n')
-    base = ["--model", checkpoint / "model", "--images", images, "--out", tmp_path / "index", "--device", "cpu"]
+    base = [
+        "--model",
+        checkpoint / "model",
+        "--images",
+        images,
+        "--out",
+        tmp_path / "index",
+        "--device",
+        "cpu",
+    ]
     base = [str(word) for word in base]
     assert build_index.main([*base, "--payload", str(tmp_path / "goods.jsonl"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -34,7 +34,10 @@ def config(tmp_path: Path, text: str | bytes) -> list[str]:
 
 
 def test_defaults_then_file_then_command_line(tmp_path):
-    argv = config(tmp_path, "output_dir: here\nlearning_rate: 3e-5\nseed: 7\nmodel: base\nlayers: [1, 2]\nbf16: yes\n")
+    argv = config(
+        tmp_path,
+        "output_dir: here\nlearning_rate: 3e-5\nseed: 7\nmodel: base\nlayers: [1, 2]\nbf16: yes\n",
+    )
     args = parse_arguments(Recipe, [*argv, "--seed", "8", "--kind=b"])
     assert (args.output_dir, args.learning_rate, args.seed) == ("here", 3e-5, 8)
     assert (args.model, args.layers, args.kind, args.bf16) == ("base", [1, 2], "b", True)
@@ -78,12 +81,16 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, text, message):
 @pytest.mark.parametrize("name", hostile_text.YAML_REFUSED)
 def test_a_hostile_file_is_one_short_line(tmp_path, name):
     with pytest.raises(InputError) as error:
-        parse_arguments(Recipe, [*config(tmp_path, hostile_text.YAML_REFUSED[name]), "--output_dir", "x"])
+        parse_arguments(
+            Recipe, [*config(tmp_path, hostile_text.YAML_REFUSED[name]), "--output_dir", "x"]
+        )
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize(("text", "values"), hostile_text.YAML_READ.values(), ids=hostile_text.YAML_READ)
+@pytest.mark.parametrize(
+    ("text", "values"), hostile_text.YAML_READ.values(), ids=hostile_text.YAML_READ
+)
 def test_an_unusual_file_is_read_rightly(tmp_path, text, values):
     args = parse_arguments(Recipe, [*config(tmp_path, text), "--output_dir", "x"])
     assert {name: getattr(args, name) for name in values} == values
@@ -102,9 +109,15 @@ def test_a_file_that_unfolds_to_gigabytes_takes_no_memory(tmp_path):
     [
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999: numpy takes"),
         (["--learning_rate", "nan"], "learning_rate is nan: give a finite number"),
-        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0: give at least 1"),
+        (
+            ["--per_device_train_batch_size", "0"],
+            "per_device_train_batch_size is 0: give at least 1",
+        ),
         (["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
-        (["--learnin_rate", "1"], "unknown argument '--learnin_rate'; did you mean 'learning_rate'"),
+        (
+            ["--learnin_rate", "1"],
+            "unknown argument '--learnin_rate'; did you mean 'learning_rate'",
+        ),
         (["--learning", "1"], "unknown argument '--learning'"),  # no abbreviations
         (["stray"], "unknown argument 'stray'"),
         (["--group_by", "colour"], "invalid choice: 'colour'"),
@@ -134,7 +147,9 @@ def test_every_argument_of_ours_has_a_help_text():
         assert field.metadata.get("help"), field.name
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="shows what happens without an accelerator")
+@pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="shows what happens without an accelerator"
+)
 def test_the_cpu_is_taken_where_there_is_nothing_else():
     args = CirArguments(output_dir="x")
     assert args.use_cpu
@@ -160,12 +175,26 @@ def test_run_json_says_what_was_run(tmp_path):
     argv = ["--output_dir", "x", "--hub_token", "secret", "--hub-token=secret", "--seed", "5"]
     write_run_json(tmp_path / "deep" / "run", argv, parse_arguments(Recipe, argv))
     run = json.loads((tmp_path / "deep" / "run" / "run.json").read_text())
-    assert run["argv"] == ["--output_dir", "x", "--hub_token", "...", "--hub-token=...", "--seed", "5"]
-    assert (run["seed"], run["arguments"]["seed"], run["arguments"]["learning_rate"]) == (5, 5, 2e-4)
+    assert run["argv"] == [
+        "--output_dir",
+        "x",
+        "--hub_token",
+        "...",
+        "--hub-token=...",
+        "--seed",
+        "5",
+    ]
+    assert (run["seed"], run["arguments"]["seed"], run["arguments"]["learning_rate"]) == (
+        5,
+        5,
+        2e-4,
+    )
     assert run["versions"]["torch"] == version("torch")
     assert run["device"].split()[0] in ("cpu", "NVIDIA")
     assert run["processes"] == 1
-    here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    here = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     assert run["git"]["commit"] == (here.stdout.strip() or None)
     assert "secret" not in json.dumps(run)
 

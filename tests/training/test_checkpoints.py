@@ -31,15 +31,28 @@ from cir_cot.training.checkpoints import (  # fmt: skip
 # Dropout in the adapters, chain dropout in the collator, a learned temperature, chunks: all that has a state.
 NOISY = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
          "chunk_tokens": 400}  # fmt: skip
-TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
+TOUCHES = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.scandir",
+    "os.listdir",
+    "shutil.rmtree",
+}
 
 
 def train(folder: Path) -> None:
     """Train to the end, from the newest complete checkpoint if there is one, and leave the weights."""
-    head = tiny_training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
+    head = tiny_training.tiny_head(
+        dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True
+    )
     run = tiny_training.trainer(folder / "run", head, rows=20, **NOISY)
     run.train(resume_from_checkpoint="last")
-    trained = {name: value.detach() for name, value in run.model.named_parameters() if value.requires_grad}
+    trained = {
+        name: value.detach() for name, value in run.model.named_parameters() if value.requires_grad
+    }
     save_file(trained, folder / "weights.safetensors")
 
 
@@ -47,7 +60,9 @@ def in_child(work, kill_after: float | None = None) -> int:
     """Exit code of a process of its own that does `work`; minus the signal's number when a signal ended it."""
     sys.stdout.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which do not matter here
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12 warns of threads, which do not matter here
         child = os.fork()
     if child == 0:
         code = 1
@@ -74,7 +89,9 @@ def touching(folder: Path, number: int | None = None) -> None:
 
     def hook(event: str, args: tuple) -> None:
         nonlocal count
-        if event in TOUCHES and any(str(arg).startswith(place) for arg in args if isinstance(arg, (str, os.PathLike))):
+        if event in TOUCHES and any(
+            str(arg).startswith(place) for arg in args if isinstance(arg, (str, os.PathLike))
+        ):
             count += 1
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -102,7 +119,10 @@ def assert_same(folder: Path, weights: dict) -> None:
 def test_killed_while_saving(uninterrupted, tmp_path, moment):
     weights, touches = uninterrupted
     assert touches > 30
-    assert in_child(lambda: (touching(tmp_path, int(moment * touches)), train(tmp_path))) == -signal.SIGKILL
+    assert (
+        in_child(lambda: (touching(tmp_path, int(moment * touches)), train(tmp_path)))
+        == -signal.SIGKILL
+    )
     assert not (tmp_path / "weights.safetensors").exists()
     assert in_child(lambda: train(tmp_path)) == 0
     assert_same(tmp_path, weights)
@@ -116,7 +136,10 @@ def test_killed_ten_times_at_random_moments(uninterrupted, tmp_path):
     duration, chance, saving = time.monotonic() - started, random.Random(0), 0
     for killed in range(10):
         folder = tmp_path / str(killed)
-        while in_child(lambda folder=folder: train(folder), kill_after=chance.uniform(0, duration)) == 0:
+        while (
+            in_child(lambda folder=folder: train(folder), kill_after=chance.uniform(0, duration))
+            == 0
+        ):
             pass  # it was done before the kill: nothing was interrupted, once more from its last checkpoint
         saving += (folder / "run" / SAVING).exists()
         assert in_child(lambda folder=folder: train(folder)) == 0
@@ -144,7 +167,10 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     publish(tmp_path, "checkpoint-3", {"rows": 4})
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
-    assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {"rows": 4, "files": {"weights": 3}}
+    assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {
+        "rows": 4,
+        "files": {"weights": 3},
+    }
     assert not (tmp_path / SAVING).exists()
 
 
@@ -232,21 +258,29 @@ def test_a_kill_at_any_moment_of_rotation_leaves_no_hollow_checkpoint_under_its_
         assert in_child(lambda f=folder, n=number: rotated(f, n)) == -signal.SIGKILL
         left = checkpoints(folder / "run")
         assert 16 in left
-        assert all((path / "weights").exists() and (path / COMPLETE).exists() for path in left.values())
+        assert all(
+            (path / "weights").exists() and (path / COMPLETE).exists() for path in left.values()
+        )
 
 
 @pytest.mark.parametrize("damaged", ["missing", "shorter", "longer"])
-def test_a_checkpoint_that_lost_a_file_is_passed_over_by_last_and_refused_by_name(tmp_path, caplog, damaged):
+def test_a_checkpoint_that_lost_a_file_is_passed_over_by_last_and_refused_by_name(
+    tmp_path, caplog, damaged
+):
     published(tmp_path, 8, 16)
     weights = tmp_path / "checkpoint-16" / "weights"
-    weights.unlink() if damaged == "missing" else weights.write_text({"shorter": "w", "longer": "weights!"}[damaged])
+    weights.unlink() if damaged == "missing" else weights.write_text(
+        {"shorter": "w", "longer": "weights!"}[damaged]
+    )
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     assert "weights" in caplog.text
     with pytest.raises(InputError, match="checkpoint-16: no complete checkpoint: weights"):
         check_resumable(tmp_path / "checkpoint-16", {"rows": 4})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": []}', '{"rows": 4, "rows": 4}', "NaN", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"files": []}', '{"rows": 4, "rows": 4}', "NaN", "\x00"]
+)
 def test_a_damaged_marker_is_one_line_by_name_and_passed_over_by_last(tmp_path, content):
     published(tmp_path, 8, 16)
     (tmp_path / "checkpoint-16" / COMPLETE).write_text(content)
@@ -281,7 +315,10 @@ def test_a_checkpoint_reaches_the_disk_before_its_marker_and_the_marker_before_i
         "rename checkpoint-3", "fsync .", f"rmdir {SAVING}",
     ]  # fmt: skip
     assert [event for event in named if event in order] == order
-    marked, placed = named.index("rename checkpoint-3/complete.json"), named.index("rename checkpoint-3")
+    marked, placed = (
+        named.index("rename checkpoint-3/complete.json"),
+        named.index("rename checkpoint-3"),
+    )
     assert "fsync checkpoint-3" in named[marked:placed]
 
 

@@ -13,16 +13,24 @@ from cir_cot.training.dataset import load_rows, texts_of, used
 
 
 def arguments(root, kind=DataArguments, **options):
-    return kind(output_dir=str(root / "out"), report_to="none", model="x", root=str(root), **options)
+    return kind(
+        output_dir=str(root / "out"), report_to="none", model="x", root=str(root), **options
+    )
 
 
 def test_training_needs_references_and_first_targets_alone():
     assert used([Record("q", "a", "x", ("b", "c")), Record("p", "b", "y", ())]) == ["a", "b", "b"]
 
 
-def test_rows_without_their_reference_or_target_are_left_out_when_asked_and_named_when_not(tmp_path):
+def test_rows_without_their_reference_or_target_are_left_out_when_asked_and_named_when_not(
+    tmp_path,
+):
     write_dataset(tmp_path, [])
-    rows = [Record("0", "a", "t", ("b",)), Record("1", "a", "t", ("gone",)), Record("2", "gone", "t", ("a",))]
+    rows = [
+        Record("0", "a", "t", ("b",)),
+        Record("1", "a", "t", ("gone",)),
+        Record("2", "gone", "t", ("a",)),
+    ]
     for name in "ab":
         draw(tmp_path / "images" / f"{name}.png")
     write_records(tmp_path / "records.train.jsonl", [*rows, Record("3", "b", "t", ("a", "gone"))])

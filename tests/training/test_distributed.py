@@ -27,12 +27,21 @@ from cir_cot.models.tiny_qwen import write_tiny
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # 18 and 19 have the targets of 0 and 1, on the other process
 SPLITS = {"equal": 4, "unequal": 3, "alone": 1}  # how many of them the first process holds
-CHUNK = {"plain": {}, "cached": {"chunk_tokens": 130}}  # one row a chunk: the processes have unequally many chunks
+CHUNK = {
+    "plain": {},
+    "cached": {"chunk_tokens": 130},
+}  # one row a chunk: the processes have unequally many chunks
 BITS = importlib.util.find_spec("bitsandbytes") is not None
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 # 23 rows in batches of 4: the last batch of an epoch has three rows, one on the first process and two on the second.
 # Two micro-batches a step, so the last step of an epoch has as many rows as the others but for one.
-RUN = {"rows": 23, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-3, "warmup_steps": 0}
+RUN = {
+    "rows": 23,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0,
+}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 # Accumulated and at once, in chunks and not, adapters and all weights: each is another way through the trainer.
@@ -54,11 +63,19 @@ def batch(trainer, rows: tuple[int, ...]) -> dict:
 
 
 def gradients(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.grad for name, value in trainer.model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad
+        for name, value in trainer.model.named_parameters()
+        if value.grad is not None
+    }
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    return {
+        name: value.detach()
+        for name, value in trainer.model.named_parameters()
+        if value.requires_grad
+    }
 
 
 def worker(out: Path) -> None:
@@ -78,9 +95,13 @@ def worker(out: Path) -> None:
                 facts["loss"][name] = one.accelerator.reduce(loss.detach(), "mean").item()
                 if rank == 0:
                     save_file(gradients(one), out / f"{name}.safetensors")
-    complete = tiny_training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
+    complete = tiny_training.trainer(
+        out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING
+    )
     complete.train()
-    resumed = tiny_training.trainer(out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING)
+    resumed = tiny_training.trainer(
+        out / "run", head(), per_device_train_batch_size=2, **RUN | SAVING
+    )
     resumed.train(resume_from_checkpoint=str(out / "run" / "checkpoint-2"))
     facts["ranks"] = one.accelerator.gather(torch.tensor([rank])).tolist()
     facts["processes"] = complete.accelerator.num_processes
@@ -90,34 +111,50 @@ def worker(out: Path) -> None:
         save_file(trained(resumed), out / "resumed.safetensors")
         (out / "facts.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()
-    os._exit(0)  # taking gloo's group apart at the interpreter's end can deadlock (torch 2.13: a join holds the GIL)
+    os._exit(
+        0
+    )  # taking gloo's group apart at the interpreter's end can deadlock (torch 2.13: a join holds the GIL)
 
 
 def sharding(kind: str) -> dict:
     """Arguments that ask for ZeRO or FSDP as the shipped configurations do."""
     if kind == "fsdp":
         config = yaml.safe_load((CONFIGS / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
-        return {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+        return {
+            "fsdp": True,
+            "fsdp_config": config,
+            "accelerator_config": {"use_configured_state": True},
+        }
     config = json.loads((CONFIGS / "deepspeed" / f"{kind}.json").read_text())
     if kind == "zero3":
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or weights so small stay whole
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = (
+            0  # or weights so small stay whole
+        )
     return {"deepspeed": config}
 
 
 def sharded_trainer(folder: Path, way: str, **options):
     options = SHARDED_WAYS[way] | options
-    return tiny_training.trainer(folder, head(lora=options.pop("lora", True)), **RUN | SAVING | options)
+    return tiny_training.trainer(
+        folder, head(lora=options.pop("lora", True)), **RUN | SAVING | options
+    )
 
 
 def held(kind: str, run) -> float:
     """Share of what is sharded that this process holds: of the optimizer's weights (ZeRO-2), of all weights."""
     weights = list(run.model.parameters())
     if kind == "zero2":
-        mine = sum(value.numel() for group in run.optimizer.param_groups for value in group["params"])
+        mine = sum(
+            value.numel() for group in run.optimizer.param_groups for value in group["params"]
+        )
         return mine / sum(value.numel() for value in weights if value.requires_grad)
     if kind == "zero3":
-        return sum(value.ds_tensor.numel() for value in weights) / sum(value.ds_numel for value in weights)
-    return sum(value.to_local().numel() for value in weights) / sum(value.numel() for value in weights)
+        return sum(value.ds_tensor.numel() for value in weights) / sum(
+            value.ds_numel for value in weights
+        )
+    return sum(value.to_local().numel() for value in weights) / sum(
+        value.numel() for value in weights
+    )
 
 
 def sharded_worker(out: Path, kind: str) -> None:
@@ -130,7 +167,9 @@ def sharded_worker(out: Path, kind: str) -> None:
         import deepspeed
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # or it is compiled first, for a minute
+        )
     facts = {}
     for way in SHARDED_WAYS:
         for name, start in ((way, None), (f"{way} resumed", str(out / way / "checkpoint-2"))):
@@ -140,7 +179,9 @@ def sharded_worker(out: Path, kind: str) -> None:
             run.train(resume_from_checkpoint=start)
             full = run.accelerator.get_state_dict(run.model_wrapped)
             if run.args.process_index == 0:
-                save_file({key: full[key].clone() for key in trained(run)}, out / f"{name}.safetensors")
+                save_file(
+                    {key: full[key].clone() for key in trained(run)}, out / f"{name}.safetensors"
+                )
             facts[name] = {"log": run.state.log_history, "world": run.args.world_size, "held": held(kind, run),
                            "type": run.accelerator.distributed_type}  # fmt: skip
     if int(os.environ["RANK"]) == 0:
@@ -150,10 +191,25 @@ def sharded_worker(out: Path, kind: str) -> None:
 
 
 def launch(out: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
-        [*command, __file__, str(out), *arguments], capture_output=True, text=True, env=environment, timeout=1800
+        [*command, __file__, str(out), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -183,14 +239,20 @@ def assert_one_process_agrees(two: Path, facts: dict, name: str, one) -> None:
     ours, theirs = gradients(one), load_file(two / f"{name}.safetensors")
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        torch.testing.assert_close(theirs[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=key: f"{n}: {m}")
+        torch.testing.assert_close(
+            theirs[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=key: f"{n}: {m}"
+        )
     assert max(value.abs().max() for value in ours.values()) > 0.1  # 1e-5 is small beside them
 
 
 @pytest.mark.parametrize("way", CHUNK)
 @pytest.mark.parametrize("split", SPLITS)
-def test_loss_and_gradients_are_those_of_one_process_on_the_whole_batch(two, facts, split, way, tmp_path):
-    assert_one_process_agrees(two, facts, f"{split} {way}", tiny_training.trainer(tmp_path, head(), **RUN))
+def test_loss_and_gradients_are_those_of_one_process_on_the_whole_batch(
+    two, facts, split, way, tmp_path
+):
+    assert_one_process_agrees(
+        two, facts, f"{split} {way}", tiny_training.trainer(tmp_path, head(), **RUN)
+    )
 
 
 @pytest.mark.skipif(not BITS, reason="needs bitsandbytes: pip install 'cir-cot[quant]'")
@@ -203,7 +265,12 @@ def test_a_4_bit_base_too(two, facts, way, tmp_path):
 
 
 SHARDED = [
-    pytest.param(kind, marks=pytest.mark.skipif(kind != "fsdp" and not DEEPSPEED, reason="needs cir-cot[deepspeed]"))
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            kind != "fsdp" and not DEEPSPEED, reason="needs cir-cot[deepspeed]"
+        ),
+    )
     for kind in ("zero2", "zero3", "fsdp")
 ]
 
@@ -215,9 +282,14 @@ def test_sharded_trainings_are_those_of_one_process_and_save_exactly(kind, tmp_p
     facts = json.loads((tmp_path / "facts.json").read_text())
     for way in SHARDED_WAYS:
         found, log = load_file(tmp_path / f"{way}.safetensors"), facts[way]["log"]
-        assert (facts[way]["world"], facts[way]["type"]) == (2, "FSDP" if kind == "fsdp" else "DEEPSPEED")
+        assert (facts[way]["world"], facts[way]["type"]) == (
+            2,
+            "FSDP" if kind == "fsdp" else "DEEPSPEED",
+        )
         assert 0.4 < facts[way]["held"] < 0.6
-        one = sharded_trainer(tmp_path / "one" / way, way, per_device_train_batch_size=4, save_strategy="no")
+        one = sharded_trainer(
+            tmp_path / "one" / way, way, per_device_train_batch_size=4, save_strategy="no"
+        )
         before = {name: value.clone() for name, value in trained(one).items()}
         one.train()
         assert_same_log(log, one.state)
@@ -231,14 +303,18 @@ def test_sharded_trainings_are_those_of_one_process_and_save_exactly(kind, tmp_p
                 torch.testing.assert_close(value, trained(one)[name], atol=1e-5, rtol=1e-4)
         assert any("trainable_tokens" in name for name in found) or way == "all weights"
         resumed = load_file(tmp_path / f"{way} resumed.safetensors")
-        assert [name for name, value in found.items() if not torch.equal(value, resumed[name])] == []
+        assert [
+            name for name, value in found.items() if not torch.equal(value, resumed[name])
+        ] == []
 
 
 def assert_same_log(theirs: list[dict], state) -> None:
     for name in LOGGED:
         ours = [entry[name] for entry in state.log_history if name in entry]
         assert len(ours) == state.max_steps
-        assert [entry[name] for entry in theirs if name in entry] == pytest.approx(ours, abs=1e-5, rel=1e-4), name
+        assert [entry[name] for entry in theirs if name in entry] == pytest.approx(
+            ours, abs=1e-5, rel=1e-4
+        ), name
 
 
 def test_the_batch_is_one_that_could_go_wrong(tmp_path):

@@ -27,7 +27,11 @@ CHUNKS = {1: 8, 400: 4, 600: 3, 10_000: 1}  # chunk_tokens -> chunks of these ro
 
 
 def gradients(run) -> dict[str, torch.Tensor]:
-    return {name: value.grad.clone() for name, value in run.model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad.clone()
+        for name, value in run.model.named_parameters()
+        if value.grad is not None
+    }
 
 
 def batch_of(run, rows=ROWS) -> dict:
@@ -69,7 +73,9 @@ def test_the_chunks_of_that_test_are_as_many_as_it_says(tmp_path):
     assert {tokens: len(cut(batch, tokens)) for tokens in CHUNKS} == CHUNKS
 
 
-@pytest.mark.parametrize("weights", [{"lm_weight": 0.0}, {"contrastive_weight": 0.0}, {"lm_weight": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "weights", [{"lm_weight": 0.0}, {"contrastive_weight": 0.0}, {"lm_weight": 0.3}], ids=str
+)
 def test_each_loss_alone_and_weighted(tmp_path, weights):
     model = head()
     model.log_temperature.requires_grad_("contrastive_weight" not in weights)
@@ -97,12 +103,16 @@ def test_with_recomputed_activations_and_in_bfloat16(tmp_path, kind):
     ours = step(tmp_path, model, chunk_tokens=400, **options)
     model.backbone.checkpoint_activations(False)
     model.zero_grad()
-    theirs = step(tmp_path, model, **options | ({"chunk_tokens": 400} if kind == "recompute" else {}))
+    theirs = step(
+        tmp_path, model, **options | ({"chunk_tokens": 400} if kind == "recompute" else {})
+    )
     if kind == "recompute":
         return assert_same(ours, theirs)  # with the same dropout in every pass
     assert ours[0] == pytest.approx(theirs[0], rel=1e-2)
     for name, value in theirs[1].items():
-        assert nn.functional.cosine_similarity(ours[1][name].flatten(), value.flatten(), dim=0) > 0.99, name
+        assert (
+            nn.functional.cosine_similarity(ours[1][name].flatten(), value.flatten(), dim=0) > 0.99
+        ), name
     return None
 
 
@@ -182,7 +192,9 @@ def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):
     tower = run.model.backbone.plain.model.visual
     tower.patch_embed.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
     run.training_step(run.model, batch, (8, 100))
-    pictures = {(query.reference, target) for query in run.train_dataset.records for target in query.targets}
+    pictures = {
+        (query.reference, target) for query in run.train_dataset.records for target in query.targets
+    }
     names = {name for index in ROWS for name in (run.train_dataset.records[index].reference,
                                                  run.train_dataset.records[index].targets[0])}  # fmt: skip
     assert len(pictures) > 8
@@ -196,7 +208,9 @@ def test_chunks_hold_every_row_once_and_no_needless_padding(tmp_path):
     batch = batch_of(run)
     for budget in CHUNKS:
         chunks = cut(batch, budget)
-        assert sorted(id for chunk in chunks for id in chunk.batch["ids"].tolist()) == sorted(batch["ids"].tolist())
+        assert sorted(id for chunk in chunks for id in chunk.batch["ids"].tolist()) == sorted(
+            batch["ids"].tolist()
+        )
         assert sum(supervised_tokens(chunk.batch) for chunk in chunks) == supervised_tokens(batch)
         for chunk in chunks:
             shapes = [chunk.batch[side]["input_ids"].shape for side in ("query", "target")]
@@ -248,16 +262,34 @@ def test_pictures_are_loaded_a_part_at_a_time():
 
 def test_a_whole_training_in_chunks_is_the_plain_one(tmp_path):
     """Parts, chunks, accumulation, clipping and logging together."""
-    options = {"gradient_accumulation_steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 6}
+    options = {
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 6,
+    }
     plain = tiny_training.trainer(tmp_path / "plain", head(), **options)
     chunked = tiny_training.trainer(tmp_path / "chunked", head(), chunk_tokens=400, **options)
     plain.train()
     chunked.train()
-    for name in ("loss", "lm_loss", "contrastive_loss", "in_batch_r1", "grad_norm", "supervised_tokens", "temperature"):
+    for name in (
+        "loss",
+        "lm_loss",
+        "contrastive_loss",
+        "in_batch_r1",
+        "grad_norm",
+        "supervised_tokens",
+        "temperature",
+    ):
         theirs = [entry[name] for entry in plain.state.log_history if name in entry]
-        assert [e[name] for e in chunked.state.log_history if name in e] == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-    for (name, ours), theirs in zip(chunked.model.named_parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        assert [e[name] for e in chunked.state.log_history if name in e] == pytest.approx(
+            theirs, rel=1e-4, abs=1e-6
+        )
+    for (name, ours), theirs in zip(
+        chunked.model.named_parameters(), plain.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            ours, theirs, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 class Routed(nn.Module):
@@ -274,7 +306,10 @@ class Routed(nn.Module):
         score = self.line(query["features"])
         rows = {"score": score, "chosen": score.argmax(dim=1)}
         sides = {"query": query} if target is None else {"query": query, "target": target}
-        unit = {side: nn.functional.normalize(self.line(inputs["features"]), dim=-1) for side, inputs in sides.items()}
+        unit = {
+            side: nn.functional.normalize(self.line(inputs["features"]), dim=-1)
+            for side, inputs in sides.items()
+        }
         return unit | {"aux": {}, "rows": rows, "temperature": 0.1}
 
     def batch_losses(self, rows):

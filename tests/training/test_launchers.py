@@ -19,7 +19,9 @@ def asked(stage: int = 0, kind: DistributedType = DistributedType.MULTI_GPU, **o
     known = {"fsdp": None, "use_cpu": False, "world_size": 8, "fp16": False}
     plugin = SimpleNamespace(zero_stage=stage) if stage else None
     return SimpleNamespace(
-        deepspeed_plugin=plugin, distributed_state=SimpleNamespace(distributed_type=kind), **known | options
+        deepspeed_plugin=plugin,
+        distributed_state=SimpleNamespace(distributed_type=kind),
+        **known | options,
     )
 
 
@@ -29,7 +31,11 @@ REFUSED = {
     "nf4 in fp16": ({"fp16": True}, {"quantization": "nf4"}, "use --bf16"),
     "features under ZeRO-3": ({"stage": 3}, {"vision_cache": True}, "wait forever"),
     "features under FSDP": ({"fsdp": True}, {"vision_cache": True}, "wait forever"),
-    "features of a tower that trains": ({}, {"vision_cache": True, "trains_vision": True}, "out of date"),
+    "features of a tower that trains": (
+        {},
+        {"vision_cache": True, "trains_vision": True},
+        "out of date",
+    ),
     "FSDP on CPUs": ({"fsdp": True, "kind": DistributedType.MULTI_CPU}, {}, "several accelerators"),
     "FSDP in one process": ({"fsdp": True, "kind": DistributedType.NO}, {}, "several accelerators"),
 }
@@ -74,7 +80,9 @@ def test_a_recipe_refuses_on_its_own(tmp_path):
     assert not CirArguments(output_dir=str(tmp_path)).shards_parameters
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_accelerate_configs(path):
     """accelerate itself reads them; each says how many processes, and names files that exist."""
     from accelerate.commands.config.config_args import load_config_from_file
@@ -83,4 +91,6 @@ def test_accelerate_configs(path):
     content = yaml.safe_load(path.read_text())
     assert config.num_processes == content["num_processes"] >= 1
     if "deepspeed_config" in content:
-        assert (CONFIGS.parent.parent / content["deepspeed_config"]["deepspeed_config_file"]).is_file()
+        assert (
+            CONFIGS.parent.parent / content["deepspeed_config"]["deepspeed_config_file"]
+        ).is_file()

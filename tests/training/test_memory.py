@@ -22,7 +22,13 @@ def estimated(folder, free: int | None = None, recompute: bool = False, **argume
     run = tiny_training.trainer(folder, tiny_training.tiny_head(), rows=12, **arguments)
     run.model.backbone.checkpoint_activations(recompute)
     return estimate(
-        run.model, run.train_dataset, run.data_collator, run.args, side=28, max_pixels=56 * 56 - 1, free=free
+        run.model,
+        run.train_dataset,
+        run.data_collator,
+        run.args,
+        side=28,
+        max_pixels=56 * 56 - 1,
+        free=free,
     )
 
 
@@ -30,7 +36,13 @@ def test_what_is_counted(tmp_path):
     facts = estimated(tmp_path)
     assert (facts["rows"], facts["sampled"], facts["pictures"]) == (12, 12, 24)
     assert facts["pictures_above_max_pixels"] == 24
-    assert facts["tokens"]["visual"] == {"least": 8, "median": 8, "p95": 8, "most": 8, "mean": 8}  # 2 x 2 a picture
+    assert facts["tokens"]["visual"] == {
+        "least": 8,
+        "median": 8,
+        "p95": 8,
+        "most": 8,
+        "mean": 8,
+    }  # 2 x 2 a picture
     assert sum(rows for _, rows in facts["histogram"]) == 12
     assert "24 of 24" in describe(facts)
 
@@ -38,13 +50,20 @@ def test_what_is_counted(tmp_path):
 def test_bytes_of_a_step_are_those_of_its_tokens(tmp_path):
     facts = estimated(tmp_path)
     tokens = 4 * (facts["tokens"]["query"]["most"] + facts["tokens"]["target"]["most"])
-    assert facts["bytes"]["step"] == facts["bytes"]["step_without_chunks"] == facts["bytes"]["per_token"] * tokens
+    assert (
+        facts["bytes"]["step"]
+        == facts["bytes"]["step_without_chunks"]
+        == facts["bytes"]["per_token"] * tokens
+    )
     chunked = estimated(tmp_path, chunk_tokens=100)
     assert chunked["bytes"]["step"] == chunked["bytes"]["per_token"] * 100
 
 
 def test_recomputing_keeps_less(tmp_path):
-    assert estimated(tmp_path, recompute=True)["bytes"]["per_token"] < 0.6 * estimated(tmp_path)["bytes"]["per_token"]
+    assert (
+        estimated(tmp_path, recompute=True)["bytes"]["per_token"]
+        < 0.6 * estimated(tmp_path)["bytes"]["per_token"]
+    )
 
 
 def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):
@@ -73,7 +92,9 @@ def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "ROUND", 16)  # far less than a row has
     run = tiny_training.trainer(tmp_path, rows=12)
     counts = token_counts(run.data_collator([run.train_dataset[index, 0] for index in range(12)]))
-    longest = max(query + target for query, target in zip(counts["query"], counts["target"], strict=True))
+    longest = max(
+        query + target for query, target in zip(counts["query"], counts["target"], strict=True)
+    )
     assert longest > 2 * 16
     assert estimated(tmp_path, free=0)["proposed_chunk_tokens"] == -(-longest // 16) * 16
 
@@ -103,4 +124,8 @@ def test_histogram_and_spread():
 
 def test_rows_of_features_have_a_token_a_side():
     side = {"features": torch.zeros(3, 2)}
-    assert token_counts({"query": side, "target": side}) == {"query": [1] * 3, "target": [1] * 3, "visual": [0] * 3}
+    assert token_counts({"query": side, "target": side}) == {
+        "query": [1] * 3,
+        "target": [1] * 3,
+        "visual": [0] * 3,
+    }

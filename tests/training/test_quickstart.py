@@ -20,11 +20,29 @@ READINGS = {"full", "fast", "oracle", "no_chain", "image_only", "text_only"}
 
 @pytest.mark.slow
 def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path):
-    arguments = ["--references", "20", "--test-references", "20", "--queries", "30", "--max-steps", "2"]
+    arguments = [
+        "--references",
+        "20",
+        "--test-references",
+        "20",
+        "--queries",
+        "30",
+        "--max-steps",
+        "2",
+    ]
     assert main(["quickstart", "--out", str(tmp_path), *arguments]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
-        *("iid", "novel", "exact_conclusion", "gallery", "queries", "minutes", "peak_memory_mb", "device")
+        *(
+            "iid",
+            "novel",
+            "exact_conclusion",
+            "gallery",
+            "queries",
+            "minutes",
+            "peak_memory_mb",
+            "device",
+        )
     }
     for split in ("iid", "novel"):
         assert set(summary[split]) == READINGS
@@ -59,19 +77,25 @@ def until(condition) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
     """Trainers wait for a named pipe in place of their records, so that they are there when the signal comes."""
     for split in ("train", "iid", "novel"):
         (tmp_path / "scenes").mkdir(exist_ok=True)
         os.mkfifo(tmp_path / "scenes" / f"records.{split}.jsonl")
-    work = (
-        "import sys; from pathlib import Path; from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
-    )
+    work = "import sys; from pathlib import Path; from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
     work += "from cir_cot.scripts.train.quickstart import train_both\n"
-    work += "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), [])\nrun(main)"
-    with subprocess.Popen([sys.executable, "-c", work, str(tmp_path)], start_new_session=True) as process:
-        until(lambda: len(running(f"{tmp_path}/stage1")) + len(running(f"{tmp_path}/no_chain")) >= 2)
+    work += (
+        "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), [])\nrun(main)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", work, str(tmp_path)], start_new_session=True
+    ) as process:
+        until(
+            lambda: len(running(f"{tmp_path}/stage1")) + len(running(f"{tmp_path}/no_chain")) >= 2
+        )
         process.send_signal(number)
         assert process.wait(60) == code
     assert running(str(tmp_path)) == []

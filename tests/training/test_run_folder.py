@@ -14,7 +14,9 @@ from cir_cot.training.run_folder import WRITTEN, check_run_folder, identity, run
 
 
 def arguments(folder: Path, **more) -> DataArguments:
-    return DataArguments(output_dir=str(folder), model="base", root="data", report_to="none", **more)
+    return DataArguments(
+        output_dir=str(folder), model="base", root="data", report_to="none", **more
+    )
 
 
 def start(folder: Path, **more) -> None:
@@ -41,7 +43,9 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
 def test_a_trained_retriever_is_not_replaced(tmp_path):
     fill(tmp_path, "run.json", "retriever.json", "head.safetensors")
     for more in ({}, {"resume_from_checkpoint": "last"}, {"resume_from_checkpoint": "elsewhere"}):
-        with pytest.raises(InputError, match="holds a trained retriever; give another --output_dir, or --overwrite"):
+        with pytest.raises(
+            InputError, match="holds a trained retriever; give another --output_dir, or --overwrite"
+        ):
             start(tmp_path, **more)
     start(tmp_path, overwrite=True)
     assert (tmp_path / "retriever.json").exists()  # it goes when the new one is saved
@@ -49,7 +53,10 @@ def test_a_trained_retriever_is_not_replaced(tmp_path):
 
 def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path):
     fill(tmp_path, "run.json", f"checkpoint-8/{COMPLETE}")
-    with pytest.raises(InputError, match="checkpoints of an earlier run; .* or --resume_from_checkpoint last to go on"):
+    with pytest.raises(
+        InputError,
+        match="checkpoints of an earlier run; .* or --resume_from_checkpoint last to go on",
+    ):
         start(tmp_path)
     start(tmp_path, resume_from_checkpoint="last")
     assert (tmp_path / "checkpoint-8" / COMPLETE).exists()
@@ -57,7 +64,12 @@ def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path):
 
 def test_overwrite_removes_checkpoints_and_nothing_else(tmp_path):
     fill(tmp_path, "retriever.json", f"checkpoint-8/{COMPLETE}", "checkpoint-9/trainer_state.json")
-    kept = ["checkpoint-16-backup/notes.txt", "checkpoint-7/mine.txt", "chains.jsonl", "features/x.safetensors"]
+    kept = [
+        "checkpoint-16-backup/notes.txt",
+        "checkpoint-7/mine.txt",
+        "chains.jsonl",
+        "features/x.safetensors",
+    ]
     fill(tmp_path, *kept)
     start(tmp_path, overwrite=True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -100,9 +112,21 @@ def test_what_decides_the_weights_makes_another_run_and_nothing_else_does(tmp_pa
     rows = tiny_training.records(6)
     ours = identity(arguments(tmp_path), rows)
     assert ours == json.loads(json.dumps(ours))
-    same = {"logging_steps": 3, "chunk_tokens": 100, "save_steps": 7, "dataloader_num_workers": 1, "overwrite": True}
+    same = {
+        "logging_steps": 3,
+        "chunk_tokens": 100,
+        "save_steps": 7,
+        "dataloader_num_workers": 1,
+        "overwrite": True,
+    }
     assert identity(arguments(tmp_path / "elsewhere", **same), rows) == ours
-    changes = {"learning_rate": 1.0, "num_train_epochs": 9.0, "lm_weight": 0.5, "category": "dress", "warmup_steps": 3}
+    changes = {
+        "learning_rate": 1.0,
+        "num_train_epochs": 9.0,
+        "lm_weight": 0.5,
+        "category": "dress",
+        "warmup_steps": 3,
+    }
     for name, value in changes.items():
         assert identity(arguments(tmp_path, **{name: value}), rows) != ours
     assert identity(arguments(tmp_path), rows[::-1]) != ours

@@ -25,7 +25,9 @@ def epoch(sampler: RowSampler, number: int) -> list[tuple[int, int]]:
     return list(sampler)
 
 
-@pytest.mark.parametrize(("group_by", "group_size"), [("none", 1), ("reference", 3), ("category", 4)])
+@pytest.mark.parametrize(
+    ("group_by", "group_size"), [("none", 1), ("reference", 3), ("category", 4)]
+)
 def test_an_epoch_holds_every_row_once_and_depends_on_seed_and_epoch_only(group_by, group_size):
     rows = catalogue(5, 4) + catalogue(1, 2)
     sampler = RowSampler(rows, 7, group_by, group_size)
@@ -47,26 +49,44 @@ def test_draws_are_distinct_numbers_of_63_bits():
 
 
 def test_the_order_of_an_epoch_is_a_promise_to_those_who_resume():
-    assert [index for index, _ in epoch(RowSampler(catalogue(4, 2), 3), 1)] == [5, 3, 2, 6, 0, 1, 7, 4]
+    assert [index for index, _ in epoch(RowSampler(catalogue(4, 2), 3), 1)] == [
+        5,
+        3,
+        2,
+        6,
+        0,
+        1,
+        7,
+        4,
+    ]
     grouped = RowSampler(catalogue(4, 2), 3, "reference", 2)
     assert [index for index, _ in epoch(grouped, 1)] == [0, 1, 3, 2, 6, 7, 5, 4]
 
 
 @pytest.mark.parametrize(("group_by", "group_size"), [("none", 1), ("reference", 2)])
 def test_rows_of_like_length_share_a_batch_and_nothing_else_changes(group_by, group_size):
-    rows = [replace(row, text="x" * (1 + 7 * int(row.reference[1:]) % 31)) for row in catalogue(100, 4)]
+    rows = [
+        replace(row, text="x" * (1 + 7 * int(row.reference[1:]) % 31)) for row in catalogue(100, 4)
+    ]
     plain, alike = (RowSampler(rows, 3, group_by, group_size, batch) for batch in (0, 8))
     assert sorted(epoch(alike, 0)) == sorted(epoch(plain, 0))  # the same rows with the same draws
     assert epoch(alike, 0) == epoch(RowSampler(rows, 3, group_by, group_size, 8), 0)
     assert epoch(alike, 1) != epoch(alike, 0)
 
     def batches(sampler):
-        return [[len(rows[index].text) for index, _ in batch] for batch in ShardedBatches(sampler, 8)]
+        return [
+            [len(rows[index].text) for index, _ in batch] for batch in ShardedBatches(sampler, 8)
+        ]
 
-    waste = [sum(8 * max(batch) - sum(batch) for batch in batches(sampler)) for sampler in (plain, alike)]
+    waste = [
+        sum(8 * max(batch) - sum(batch) for batch in batches(sampler)) for sampler in (plain, alike)
+    ]
     assert waste[1] < 0.1 * waste[0]
     longest = [max(batch) for batch in batches(alike)]
-    assert longest not in (sorted(longest), sorted(longest, reverse=True))  # batches come in no order of length
+    assert longest not in (
+        sorted(longest),
+        sorted(longest, reverse=True),
+    )  # batches come in no order of length
     for batch in ShardedBatches(alike, 8):
         blocks = [batch[at : at + group_size] for at in range(0, 8, group_size)]
         if group_by == "reference":
@@ -80,7 +100,9 @@ def test_rows_left_over_stay_at_the_end_of_an_epoch_of_like_lengths():
     assert {rows[index].reference for index in order[20:]} == {"r0"}
 
 
-@pytest.mark.parametrize(("group_by", "group_size"), [("reference", 2), ("reference", 4), ("category", 8)])
+@pytest.mark.parametrize(
+    ("group_by", "group_size"), [("reference", 2), ("reference", 4), ("category", 8)]
+)
 def test_a_batch_is_made_of_groups_with_distinct_targets(group_by, group_size):
     rows = catalogue(8, 4)
     sampler = RowSampler(rows, 0, group_by, group_size)
@@ -90,12 +112,17 @@ def test_a_batch_is_made_of_groups_with_distinct_targets(group_by, group_size):
         assert len(batch) == 8
         for at in range(0, 8, group_size):
             block = batch[at : at + group_size]
-            assert len({row.reference if group_by == "reference" else row.source for row in block}) == 1
+            assert (
+                len({row.reference if group_by == "reference" else row.source for row in block})
+                == 1
+            )
             assert len({target for row in block for target in row.targets}) == group_size
 
 
 def test_rows_with_a_common_target_are_not_put_into_one_group():
-    rows = [Record(str(i), "r", "text", (f"t{i // 2}", f"u{i}")) for i in range(8)]  # four targets, twice each
+    rows = [
+        Record(str(i), "r", "text", (f"t{i // 2}", f"u{i}")) for i in range(8)
+    ]  # four targets, twice each
     order = [index for index, _ in epoch(RowSampler(rows, 0, "reference", 4), 0)]
     for block in (order[:4], order[4:]):
         assert len({rows[index].targets[0] for index in block}) == 4
@@ -106,7 +133,9 @@ def test_leftovers_of_small_groups_are_packed_and_not_lost():
     order = [index for index, _ in epoch(RowSampler(rows, 0, "reference", 4), 0)]
     blocks = [[rows[index].reference for index in order[at : at + 4]] for at in range(0, 35, 4)]
     assert Counter(len(set(block)) for block in blocks) == {1: 7, 4: 1, 3: 1}
-    assert len(blocks[-1]) == 3  # a short block comes last: it would shift all others across the batches
+    assert (
+        len(blocks[-1]) == 3
+    )  # a short block comes last: it would shift all others across the batches
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -114,9 +143,15 @@ def test_leftovers_of_small_groups_are_packed_and_not_lost():
 def test_processes_share_an_epoch_without_repeating_or_losing_a_row(processes, batch_size):
     for count in range(processes, 50):
         sampler = RowSampler(catalogue(count, 1), 0)
-        shards = [list(ShardedBatches(sampler, batch_size, rank, processes)) for rank in range(processes)]
-        assert {len(shard) for shard in shards} == {len(ShardedBatches(sampler, batch_size, 0, processes))}
-        assert Counter(row for shard in shards for batch in shard for row in batch) == Counter(sampler)
+        shards = [
+            list(ShardedBatches(sampler, batch_size, rank, processes)) for rank in range(processes)
+        ]
+        assert {len(shard) for shard in shards} == {
+            len(ShardedBatches(sampler, batch_size, 0, processes))
+        }
+        assert Counter(row for shard in shards for batch in shard for row in batch) == Counter(
+            sampler
+        )
         sizes = [len(batch) for shard in shards for batch in shard]
         assert min(sizes) >= 1
         assert max(sizes) <= max(batch_size, 2)  # a batch of one cannot lend: at most one row more
@@ -145,18 +180,26 @@ def test_consecutive_epochs_do_not_repeat_an_order():
 
 def test_settings_that_cannot_work_are_refused():
     rows = catalogue(4, 2)
-    with pytest.raises(InputError, match="group_size 3 does not divide the 8 rows of a micro-batch"):
+    with pytest.raises(
+        InputError, match="group_size 3 does not divide the 8 rows of a micro-batch"
+    ):
         ShardedBatches(RowSampler(rows, 0, "reference", 3), 4, 0, 2)
     with pytest.raises(InputError, match="8 training rows are too few for 9 processes"):
         ShardedBatches(RowSampler(rows, 0), 1, 0, 9)
-    with pytest.raises(InputError, match="group_by must be one of none, reference, category, got 'colour'"):
+    with pytest.raises(
+        InputError, match="group_by must be one of none, reference, category, got 'colour'"
+    ):
         RowSampler(rows, 0, "colour")
 
 
 def test_a_short_block_never_shifts_the_others_across_the_batches():
-    rows = catalogue(7, 5)  # seven blocks of four of one reference, seven rows left over: a block of four, one of three
+    rows = catalogue(
+        7, 5
+    )  # seven blocks of four of one reference, seven rows left over: a block of four, one of three
     for number in range(40):
-        order = [rows[index].reference for index, _ in epoch(RowSampler(rows, 0, "reference", 4), number)]
+        order = [
+            rows[index].reference for index, _ in epoch(RowSampler(rows, 0, "reference", 4), number)
+        ]
         blocks = [order[at : at + 4] for at in range(0, 35, 4)]
         assert sum(len(set(block)) == 1 for block in blocks[:-1]) == 7
         assert len(blocks[-1]) == 3

@@ -18,7 +18,16 @@ from cir_cot.scripts.train import sft
 from cir_cot.training.arguments import parse_arguments
 
 CONFIGS = Path(sft.__file__).parent / "configs"
-QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4", "--logging_steps", "1"]
+QUICK = [
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--lora_r",
+    "4",
+    "--logging_steps",
+    "1",
+]
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
 
 
@@ -33,22 +42,45 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     corpus = [
-        f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}" for r in tiny_training.records(36) if r.cot
+        f"{r.text} {r.cot.caption} {r.cot.reasoning} {r.cot.conclusion}"
+        for r in tiny_training.records(36)
+        if r.cot
     ]
-    return write_tiny(tmp_path_factory.mktemp("base"), corpus=corpus, vocab_size=400, **tiny_training.SIZES)
+    return write_tiny(
+        tmp_path_factory.mktemp("base"), corpus=corpus, vocab_size=400, **tiny_training.SIZES
+    )
 
 
 @pytest.fixture(scope="module")
 def stage1(base, data, tmp_path_factory) -> Path:
     """The run folder of a first stage."""
     out = tmp_path_factory.mktemp("stage1")
-    config = ["--config", str(CONFIGS / "stage1.yaml"), "--projection", "16", "--learning_rate", "1e-2"]
+    config = [
+        "--config",
+        str(CONFIGS / "stage1.yaml"),
+        "--projection",
+        "16",
+        "--learning_rate",
+        "1e-2",
+    ]
     assert train(base, data, out, *config) == 0
     return out
 
 
 def train(model, root, out, *more: str) -> int:
-    return sft.main(["--model", str(model), "--root", str(root), "--output_dir", str(out), *QUICK, *QUIET, *more])
+    return sft.main(
+        [
+            "--model",
+            str(model),
+            "--root",
+            str(root),
+            "--output_dir",
+            str(out),
+            *QUICK,
+            *QUIET,
+            *more,
+        ]
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +93,9 @@ def test_a_run_leaves_a_retriever_and_its_papers(base, data, tmp_path, capsys):
     run_json = json.loads((tmp_path / "run.json").read_text())
     assert run_json["arguments"]["model"] == str(base)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["train_loss"] == pytest.approx(sum(entry["loss"] for entry in metrics["history"][:2]) / 2)
+    assert metrics["train_loss"] == pytest.approx(
+        sum(entry["loss"] for entry in metrics["history"][:2]) / 2
+    )
     retriever = load_retriever(tmp_path, device="cpu")
     assert retriever.settings()["chain_dropout"] == 0.1
     picture = tiny_training.Pictures().load("red-blue")
@@ -70,7 +104,14 @@ def test_a_run_leaves_a_retriever_and_its_papers(base, data, tmp_path, capsys):
 
 def test_stage_one_leaves_the_readout_alone(base, data, stage1, tmp_path):
     untrained = tmp_path / "untrained"
-    config = ["--config", str(CONFIGS / "stage1.yaml"), "--projection", "16", "--learning_rate", "0"]
+    config = [
+        "--config",
+        str(CONFIGS / "stage1.yaml"),
+        "--projection",
+        "16",
+        "--learning_rate",
+        "0",
+    ]
     train(base, data, untrained, *config)
     before, after = weights(untrained), weights(stage1)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -81,7 +122,9 @@ def test_stage_one_leaves_the_readout_alone(base, data, stage1, tmp_path):
 def test_a_trained_retriever_is_replaced_only_when_asked(data, stage1, base, tmp_path):
     assert train(stage1, data, tmp_path, "--learning_rate", "0") == 0
     before = (tmp_path / "head.safetensors").read_bytes()
-    with pytest.raises(InputError, match="holds a trained retriever; give another --output_dir, or --overwrite"):
+    with pytest.raises(
+        InputError, match="holds a trained retriever; give another --output_dir, or --overwrite"
+    ):
         train(stage1, data, tmp_path)
     assert (tmp_path / "head.safetensors").read_bytes() == before
     assert train(base, data, tmp_path, "--overwrite") == 0
@@ -96,8 +139,13 @@ def test_the_decoupled_stage_cannot_change_a_chain(data, stage1, tmp_path):
         "project.weight",
         "log_temperature",
     }
-    assert torch.exp(after["log_temperature"]).item() == pytest.approx(0.02)  # asked for, not trained
-    pictures, texts = [tiny_training.Pictures().load("red-green")] * 2, ["make the bar blue", "make the bar red"]
+    assert torch.exp(after["log_temperature"]).item() == pytest.approx(
+        0.02
+    )  # asked for, not trained
+    pictures, texts = (
+        [tiny_training.Pictures().load("red-green")] * 2,
+        ["make the bar blue", "make the bar red"],
+    )
     first, second = (load_retriever(folder, device="cpu") for folder in (stage1, tmp_path))
     first.max_new_tokens = second.max_new_tokens = 8
     ours, theirs = first.encode_query(pictures, texts), second.encode_query(pictures, texts)
@@ -117,25 +165,48 @@ def test_the_decoupled_stage_trains_the_row_where_it_is_not_the_output_row(data,
     untied = write_tiny(tmp_path / "untied", tie=False, **tiny_training.SIZES)
     first, second = tmp_path / "first", tmp_path / "second"
     train(untied, data, first, "--projection", "16")
-    train(first, data, second, "--train_only", "readout", "--lm_weight", "0", "--learning_rate", "1e-2")
+    train(
+        first,
+        data,
+        second,
+        "--train_only",
+        "readout",
+        "--lm_weight",
+        "0",
+        "--learning_rate",
+        "1e-2",
+    )
     before, after = weights(first), weights(second)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed == {"project.weight", next(n for n in after if "embed_tokens" in n and "token_adapter" in n)}
+    assert changed == {
+        "project.weight",
+        next(n for n in after if "embed_tokens" in n and "token_adapter" in n),
+    }
 
 
 def test_full_fine_tuning_leaves_a_whole_checkpoint(base, data, tmp_path):
     assert train(base, data, tmp_path / "one", "--lora_r", "0") == 0
     assert (tmp_path / "one" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "one" / "retriever.json").read_text())["backbone"] == "."
-    assert train(tmp_path / "one", data, tmp_path / "two", "--lora_r", "0", "--learning_rate", "0") == 0
+    assert (
+        train(tmp_path / "one", data, tmp_path / "two", "--lora_r", "0", "--learning_rate", "0")
+        == 0
+    )
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_recomputed_activations_change_no_loss(base, data, tmp_path):
     for name, more in {"plain": [], "recomputed": ["--recompute", "true"]}.items():
-        assert train(base, data, tmp_path / name, "--lora_dropout", "0", "--learning_rate", "1e-2", *more) == 0
-    plain, recomputed = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("plain", "recomputed"))
+        assert (
+            train(
+                base, data, tmp_path / name, "--lora_dropout", "0", "--learning_rate", "1e-2", *more
+            )
+            == 0
+        )
+    plain, recomputed = (
+        json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("plain", "recomputed")
+    )
     assert recomputed["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
 
 
@@ -185,7 +256,9 @@ def test_data_that_cannot_be_trained_on_is_refused_before_the_model_is_loaded(da
     tiny_training.write_dataset(root, [Record(r.id, r.reference, r.text, r.targets) for r in rows])
     with pytest.raises(InputError, match="no record has a chain; give --chains FILE"):
         train("nowhere", root, tmp_path / "run")
-    write_records(root / "records.train.jsonl", [Record(r.id, r.reference, r.text, ()) for r in rows])
+    write_records(
+        root / "records.train.jsonl", [Record(r.id, r.reference, r.text, ()) for r in rows]
+    )
     with pytest.raises(InputError, match="query '0' of train has no target"):
         train("nowhere", root, tmp_path / "run", "--lm_weight", "0")
     with pytest.raises(InputError, match="records.none.jsonl"):
@@ -196,7 +269,9 @@ def test_data_that_cannot_be_trained_on_is_refused_before_the_model_is_loaded(da
 
 
 def test_a_stage_with_nothing_to_train_is_refused(base, data, tmp_path):
-    with pytest.raises(InputError, match="train_only readout has nothing to train here; give --projection"):
+    with pytest.raises(
+        InputError, match="train_only readout has nothing to train here; give --projection"
+    ):
         train(base, data, tmp_path, "--train_only", "readout")
 
 
@@ -206,8 +281,23 @@ def test_a_stage_with_nothing_to_train_is_refused(base, data, tmp_path):
         (["--root", "x", "--output_dir", "y"], "no model: give it"),
         (["--model", "x", "--output_dir", "y"], "no root: give it"),
         (["--model", "x", "--root", "x"], "no output_dir"),
-        (["--model", "x", "--root", "x", "--output_dir", "y", "--gradient_checkpointing", "true"], "--recompute"),
-        (["--model", "x", "--root", "x", "--output_dir", "y", "--benchmark", "imagenet"], "invalid choice: 'imagenet'"),
+        (
+            [
+                "--model",
+                "x",
+                "--root",
+                "x",
+                "--output_dir",
+                "y",
+                "--gradient_checkpointing",
+                "true",
+            ],
+            "--recompute",
+        ),
+        (
+            ["--model", "x", "--root", "x", "--output_dir", "y", "--benchmark", "imagenet"],
+            "invalid choice: 'imagenet'",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -223,7 +313,9 @@ OTHERS = ("prompt_pool", "clip", "moe")  # other recipes' configs begin so
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.startswith(OTHERS)], ids=lambda path: path.stem
+    "path",
+    [p for p in sorted(CONFIGS.glob("*.yaml")) if not p.stem.startswith(OTHERS)],
+    ids=lambda path: path.stem,
 )
 def test_every_config_that_ships_is_accepted(path):
     argv = ["--config", str(path), "--root", "data", "--model", "x", "--output_dir", "y"]
@@ -245,9 +337,21 @@ def test_real_photographs_of_three_categories_train(base, shared_data, tmp_path,
     """FashionIQ's layout, a chain file a category; no accuracy is claimed, but the loss must fall."""
     root = shared_data / "wardrobe"
     chains = sorted(str(path) for path in (root / "chains").glob("*.train.jsonl"))
-    more = ["--benchmark", "fashioniq", "--chains", *chains, "--group_by", "category", "--group_size", "4"]
+    more = [
+        "--benchmark",
+        "fashioniq",
+        "--chains",
+        *chains,
+        "--group_by",
+        "category",
+        "--group_size",
+        "4",
+    ]
     # All weights: an adapter cannot teach a random base any words.
     more += ["--lora_r", "0", "--max_steps", "8", "--learning_rate", "5e-3"]
     assert train(base, root, tmp_path, *more) == 0
-    losses = [entry["lm_loss"] for entry in json.loads((tmp_path / "metrics.json").read_text())["history"][:8]]
+    losses = [
+        entry["lm_loss"]
+        for entry in json.loads((tmp_path / "metrics.json").read_text())["history"][:8]
+    ]
     assert losses[-1] < losses[0] - 0.3

@@ -40,4 +40,7 @@ def test_means_weigh_what_they_are_means_of_and_start_anew_after_each_log():
 def test_the_first_position_of_a_row_is_predicted_from_nothing_and_not_counted():
     labels = torch.tensor([[5, -100, 7], [-100, 3, 4]])
     assert supervised_tokens({"labels": labels}) == 3
-    assert supervised_tokens({"parts": [{"labels": labels}, {"query": {}}, {"labels": labels[:1]}]}) == 4
+    assert (
+        supervised_tokens({"parts": [{"labels": labels}, {"query": {}}, {"labels": labels[:1]}]})
+        == 4
+    )

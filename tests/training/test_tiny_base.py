@@ -56,13 +56,19 @@ def drawn(task: str, rows: int = 40, test: bool = False) -> list:
 def test_half_of_the_selections_describe_first_and_every_verdict_is_true():
     described = 0
     for scene, prompt, answer in drawn("select"):
-        before, selector, verdicts = re.fullmatch(r"(.*?)(?:; )?meant by: ([^;]*); (.*)", answer).groups()
+        before, selector, verdicts = re.fullmatch(
+            r"(.*?)(?:; )?meant by: ([^;]*); (.*)", answer
+        ).groups()
         assert before in ("", scenes.scene_text(scene))
         described += bool(before)
-        assert prompt == (prompts.DESCRIBE_SELECT if before else prompts.SELECT).replace("{text}", selector)
+        assert prompt == (prompts.DESCRIBE_SELECT if before else prompts.SELECT).replace(
+            "{text}", selector
+        )
         names = [scenes.object_text(slot, thing) for slot, thing in enumerate(scene) if thing]
         wanted = set(selector.split()) - {"object"}
-        assert verdicts.split("; ") == [f"{n}: {'yes' if wanted <= set(n.split()) else 'no'}" for n in names]
+        assert verdicts.split("; ") == [
+            f"{n}: {'yes' if wanted <= set(n.split()) else 'no'}" for n in names
+        ]
     assert 10 < described < 30
 
 
@@ -82,7 +88,11 @@ def test_notes_name_each_object_and_lead_to_the_answer():
         kept = [name for name in names if name not in meant]
         changed = [name for name in answer.split(", ") if name not in kept]
         assert [name for name in answer.split(", ") if name in kept] == kept
-        assert changed == [] if word == "remove" else all(action.split()[1] in name for name in changed)
+        assert (
+            changed == []
+            if word == "remove"
+            else all(action.split()[1] in name for name in changed)
+        )
     assert kinds == {"add", "remove", "make"}
 
 
@@ -105,14 +115,18 @@ def parse(text: str) -> list:
 
 
 @pytest.mark.parametrize("pictures", [True, False])
-def test_of_a_selection_the_selector_and_the_verdicts_are_supervised_and_no_name(base, encoder, pictures):
+def test_of_a_selection_the_selector_and_the_verdicts_are_supervised_and_no_name(
+    base, encoder, pictures
+):
     rows = drawn("select", 12)
     batch = language_batch(base, encoder, random.Random(0), rows, True, pictures)
     assert ("pictures" in batch) == pictures
     for (_, _, answer), row in zip(rows, batch["labels"], strict=True):
         selector = re.search(r"meant by: ([^;]*);", answer)[1]
         verdicts = re.findall(r": (yes|no)", answer)
-        assert encoder.tokenizer.decode(row[row != IGNORE]) == f" by: {selector} {' '.join(verdicts)}"
+        assert (
+            encoder.tokenizer.decode(row[row != IGNORE]) == f" by: {selector} {' '.join(verdicts)}"
+        )
 
 
 def test_pictures_of_one_size_are_read_as_the_model_itself_reads_them(base, encoder):
@@ -120,7 +134,10 @@ def test_pictures_of_one_size_are_read_as_the_model_itself_reads_them(base, enco
     batch = to_device(language_batch(base, encoder, random.Random(3), rows), CPU)
     rng = random.Random(3)
     pictures = [scenes.render(row.scene, rng) for row in rows]
-    answers = [[*ids, encoder.tokenizer.eos_token_id] for ids in encoder.plain_ids([row.answer for row in rows])]
+    answers = [
+        [*ids, encoder.tokenizer.eos_token_id]
+        for ids in encoder.plain_ids([row.answer for row in rows])
+    ]
     inputs, labels = encoder(pictures, [row.prompt for row in rows], answers)
     with torch.no_grad():
         ours = hidden_states(base, batch)
@@ -194,7 +211,9 @@ def test_training_lowers_the_loss_and_is_the_same_again():
         base = new_base(2)
         curriculum = Curriculum(6, 3)
         assert train(base, curriculum, 12, 3e-3) == 12
-        return curriculum.losses["describe"], base.plain.get_input_embeddings().weight.detach().clone()
+        return curriculum.losses[
+            "describe"
+        ], base.plain.get_input_embeddings().weight.detach().clone()
 
     (loss, weights), (again, same) = trained(), trained()
     assert loss < 2.5  # 6.2 at the start
@@ -203,7 +222,9 @@ def test_training_lowers_the_loss_and_is_the_same_again():
 
 
 def test_the_command_saves_a_checkpoint_with_its_facts(tmp_path, capsys):
-    assert main(["--out", str(tmp_path), "--steps", "2", "--batch-size", "2", "--held-out", "4"]) == 0
+    assert (
+        main(["--out", str(tmp_path), "--steps", "2", "--batch-size", "2", "--held-out", "4"]) == 0
+    )
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["steps"] == 2
     assert facts["held_out_scenes"]["describe"] == 0
@@ -212,6 +233,8 @@ def test_the_command_saves_a_checkpoint_with_its_facts(tmp_path, capsys):
 
 def test_the_shipped_base_answers_and_aligns_as_its_run_says(base):
     for name in ("describe", "select", "revise"):
-        assert exact_rows(base, drawn(name, 48, True), random.Random(0), name == "select") > 0.97  # run.json: 100 %
+        assert (
+            exact_rows(base, drawn(name, 48, True), random.Random(0), name == "select") > 0.97
+        )  # run.json: 100 %
     assert exact_rows(base, drawn("apply", 48, True), random.Random(0)) > 0.75  # run.json: 90 %
     assert alignment_recall(base, 64) > 98  # run.json: 100 % among 500

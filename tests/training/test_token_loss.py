@@ -19,7 +19,9 @@ def loss_and_gradients(tile: int | None) -> list[torch.Tensor]:
     wanted = torch.randint(WORDS, (ROWS,))
     at_once = tile is None
     loss = (
-        functional.cross_entropy(layer(hidden), wanted) if at_once else token_loss(layer, hidden, wanted, WORDS, tile)
+        functional.cross_entropy(layer(hidden), wanted)
+        if at_once
+        else token_loss(layer, hidden, wanted, WORDS, tile)
     )
     loss.backward()
     return [loss.detach(), hidden.grad, layer.weight.grad, layer.bias.grad]
@@ -31,7 +33,9 @@ def test_tiles_change_neither_loss_nor_gradients(tile):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("tile", "most", "calls"), [(1, 1, 64), (7 * WORDS, 7, 10), (8 * WORDS - 1, 7, 10)])
+@pytest.mark.parametrize(
+    ("tile", "most", "calls"), [(1, 1, 64), (7 * WORDS, 7, 10), (8 * WORDS - 1, 7, 10)]
+)
 def test_a_tile_holds_as_many_whole_rows_as_fit_and_at_least_one(tile, most, calls):
     sizes = []
 
@@ -62,7 +66,9 @@ def test_a_single_word_of_a_bfloat16_model_has_its_cross_entropy_in_float32():
 
 
 def test_tiles_bound_memory():
-    whole, tiled = (peak_bytes(lambda tile=tile: loss_and_gradients(tile)) for tile in (ROWS * WORDS, 8 * WORDS))
+    whole, tiled = (
+        peak_bytes(lambda tile=tile: loss_and_gradients(tile)) for tile in (ROWS * WORDS, 8 * WORDS)
+    )
     assert whole > 3 * 4 * ROWS * WORDS  # logits, their logarithmic softmax, their gradient
     assert tiled < whole / 3
 
@@ -87,9 +93,15 @@ print(*calls)
 def test_processes_with_unequal_rows_compute_equally_many_tiles(tmp_path):
     call = [sys.executable, "-c", RANK]
     with (
-        subprocess.Popen([*call, "0", tmp_path / "store"], stdout=subprocess.PIPE, text=True) as many,
-        subprocess.Popen([*call, "1", tmp_path / "store"], stdout=subprocess.PIPE, text=True) as few,
+        subprocess.Popen(
+            [*call, "0", tmp_path / "store"], stdout=subprocess.PIPE, text=True
+        ) as many,
+        subprocess.Popen(
+            [*call, "1", tmp_path / "store"], stdout=subprocess.PIPE, text=True
+        ) as few,
     ):
-        sizes = [[int(size) for size in process.communicate()[0].split()] for process in (many, few)]
+        sizes = [
+            [int(size) for size in process.communicate()[0].split()] for process in (many, few)
+        ]
     # once more each in the backward pass, in reverse
     assert sizes == [[3, 3, 3, 3, 3, 3], [1, 1, 0, 0, 1, 1]]

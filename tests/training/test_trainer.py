@@ -49,11 +49,18 @@ def assert_same(ours: dict, theirs: dict):
 
 
 # Dropout in the adapters, chain dropout in the collator, two micro-batches a step, three steps an epoch.
-NOISY = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
+NOISY = {
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
 
 
 def noisy_head():
-    return tiny_training.tiny_head(dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True)
+    return tiny_training.tiny_head(
+        dropout=0.2, chain_dropout=0.3, projection=16, learn_temperature=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +70,14 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("killed_after", [1, 3, 5], ids=["first epoch", "between epochs", "second epoch"])
+@pytest.mark.parametrize(
+    "killed_after", [1, 3, 5], ids=["first epoch", "between epochs", "second epoch"]
+)
 def test_a_killed_run_resumes_to_the_very_same_bits(uninterrupted, tmp_path, killed_after):
     torch.manual_seed(killed_after)  # what the random state was before must not matter
-    killed = tiny_training.trainer(tmp_path, noisy_head(), callbacks=[Interrupt(killed_after + 1)], **NOISY)
+    killed = tiny_training.trainer(
+        tmp_path, noisy_head(), callbacks=[Interrupt(killed_after + 1)], **NOISY
+    )
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     resumed = tiny_training.trainer(tmp_path, noisy_head(), **NOISY)
@@ -75,8 +86,14 @@ def test_a_killed_run_resumes_to_the_very_same_bits(uninterrupted, tmp_path, kil
     assert_same(weights(resumed), weights(uninterrupted))
     for name in PARTS:
         assert logged(resumed, name) == logged(uninterrupted, name)
-    ours, theirs = resumed.optimizer.state_dict()["state"], uninterrupted.optimizer.state_dict()["state"]
-    assert_same({i: s["exp_avg_sq"] for i, s in ours.items()}, {i: s["exp_avg_sq"] for i, s in theirs.items()})
+    ours, theirs = (
+        resumed.optimizer.state_dict()["state"],
+        uninterrupted.optimizer.state_dict()["state"],
+    )
+    assert_same(
+        {i: s["exp_avg_sq"] for i, s in ours.items()},
+        {i: s["exp_avg_sq"] for i, s in theirs.items()},
+    )
 
 
 def test_the_noise_of_the_resumed_run_is_real(uninterrupted, tmp_path):
@@ -109,18 +126,32 @@ def test_last_starts_anew_where_there_is_no_checkpoint(tmp_path):
 def test_resuming_in_another_order_is_refused(uninterrupted):
     folder = uninterrupted.args.output_dir
     checkpoint = f"{folder}/checkpoint-2"
-    for name, value in {"per_device_train_batch_size": 2, "seed": 5, "group_by": "reference"}.items():
-        other = tiny_training.trainer(folder, noisy_head(), **NOISY | {name: value, "group_size": 2})
+    for name, value in {
+        "per_device_train_batch_size": 2,
+        "seed": 5,
+        "group_by": "reference",
+    }.items():
+        other = tiny_training.trainer(
+            folder, noisy_head(), **NOISY | {name: value, "group_size": 2}
+        )
         with pytest.raises(InputError, match=f"{name}|group_size"):
             other.train(resume_from_checkpoint=checkpoint)
     with pytest.raises(InputError, match="no complete checkpoint"):
-        tiny_training.trainer(folder, noisy_head(), **NOISY).train(resume_from_checkpoint=f"{folder}/nowhere")
+        tiny_training.trainer(folder, noisy_head(), **NOISY).train(
+            resume_from_checkpoint=f"{folder}/nowhere"
+        )
 
 
 def test_a_checkpoint_holds_adapter_and_head_and_no_base_weights(uninterrupted):
     folder = Path(uninterrupted.args.output_dir) / "checkpoint-6"
     files = {path.name for path in folder.iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "head.safetensors", "retriever.json", COMPLETE} <= files
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "head.safetensors",
+        "retriever.json",
+        COMPLETE,
+    } <= files
     assert not files & {"model.safetensors", "pytorch_model.bin", "training_args.bin"}
     stored = {}
     for name in ("adapter_model.safetensors", "head.safetensors"):
@@ -131,8 +162,13 @@ def test_a_checkpoint_holds_adapter_and_head_and_no_base_weights(uninterrupted):
 
 
 def test_old_checkpoints_are_deleted_only_beyond_the_limit(tmp_path):
-    tiny_training.trainer(tmp_path, rows=16, save_strategy="steps", save_steps=1, save_total_limit=2).train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    tiny_training.trainer(
+        tmp_path, rows=16, save_strategy="steps", save_steps=1, save_total_limit=2
+    ).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
     assert all((path / COMPLETE).is_file() for path in tmp_path.glob("checkpoint-*"))
 
 
@@ -143,7 +179,9 @@ def test_group_size_zero_fills_a_micro_batch_with_one_group(tmp_path):
         rows, batches = run.train_dataset.records, run.get_train_dataloader().batch_sampler
         return sum(len({rows[index].source for index, _ in batch}) == 1 for batch in batches)
 
-    assert pure(group_by="category", group_size=0) >= 6  # six categories of four rows: the fourth ones are left over
+    assert (
+        pure(group_by="category", group_size=0) >= 6
+    )  # six categories of four rows: the fourth ones are left over
     assert pure() < 3
 
 
@@ -182,9 +220,13 @@ def test_accumulated_micro_batches_weigh_tokens_and_rows_not_batches(tmp_path):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
-    run = tiny_training.trainer(tmp_path, lm_weight=0.25, contrastive_weight=2.0, gradient_accumulation_steps=2)
+    run = tiny_training.trainer(
+        tmp_path, lm_weight=0.25, contrastive_weight=2.0, gradient_accumulation_steps=2
+    )
     run.train()
-    parts = zip(logged(run, "lm_loss"), logged(run, "contrastive_loss"), logged(run, "loss"), strict=True)
+    parts = zip(
+        logged(run, "lm_loss"), logged(run, "contrastive_loss"), logged(run, "loss"), strict=True
+    )
     for lm, contrastive, loss in parts:
         assert loss == pytest.approx(0.25 * lm + 2.0 * contrastive, rel=1e-5)
 
@@ -192,7 +234,9 @@ def test_the_loss_is_the_weighted_sum_of_its_logged_parts(tmp_path):
 def test_loading_workers_change_nothing(tmp_path):
     head = {"chain_dropout": 0.5}
     alone = tiny_training.trainer(tmp_path, tiny_training.tiny_head(**head), rows=12)
-    helped = tiny_training.trainer(tmp_path, tiny_training.tiny_head(**head), rows=12, dataloader_num_workers=2)
+    helped = tiny_training.trainer(
+        tmp_path, tiny_training.tiny_head(**head), rows=12, dataloader_num_workers=2
+    )
     alone.train()
     helped.train()
     assert logged(helped, "loss") == logged(alone, "loss")
@@ -230,11 +274,15 @@ def test_what_is_logged(tmp_path):
     assert entry["peak_memory_mb"] > 50
     batches = list(run.get_train_dataloader())[1:2]  # the first step is logged alone
     assert entry["step"] == 2
-    assert entry["supervised_tokens"] == sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    assert entry["supervised_tokens"] == sum(
+        int((batch["labels"] != -100).sum()) for batch in batches
+    )
 
 
 def test_only_adapters_and_the_token_row_change(tmp_path):
-    run = tiny_training.trainer(tmp_path, tiny_training.tiny_head(projection=16, learn_temperature=True), max_steps=2)
+    run = tiny_training.trainer(
+        tmp_path, tiny_training.tiny_head(projection=16, learn_temperature=True), max_steps=2
+    )
     before = weights(run)
     run.train()
     changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
@@ -247,7 +295,9 @@ def test_only_adapters_and_the_token_row_change(tmp_path):
 def test_stage_one_trains_the_chain_without_encoding_targets(tmp_path):
     run = tiny_training.trainer(tmp_path, contrastive_weight=0.0, max_steps=2)
     targets = []
-    run.model.register_forward_pre_hook(lambda _, args, kwargs: targets.append(kwargs["target"]), with_kwargs=True)
+    run.model.register_forward_pre_hook(
+        lambda _, args, kwargs: targets.append(kwargs["target"]), with_kwargs=True
+    )
     run.train()
     assert targets == [None, None]
     assert not logged(run, "contrastive_loss")
@@ -263,16 +313,22 @@ def test_retrieval_alone_computes_no_language_model_loss(tmp_path):
 
 def test_an_auxiliary_loss_without_a_weight_is_an_error(tmp_path):
     run = tiny_training.trainer(tmp_path)
-    run.model.register_forward_hook(lambda _, args, out: out | {"aux": {"pull": out["query"].sum()}})
+    run.model.register_forward_hook(
+        lambda _, args, out: out | {"aux": {"pull": out["query"].sum()}}
+    )
     with pytest.raises(ValueError, match="'pull'"):
         run.train()
 
 
 def test_full_fine_tuning_resumes_too(tmp_path):
     options = {"rows": 8, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
-    whole = tiny_training.trainer(tmp_path / "whole", tiny_training.tiny_head(lora=False), **options)
+    whole = tiny_training.trainer(
+        tmp_path / "whole", tiny_training.tiny_head(lora=False), **options
+    )
     whole.train()
-    resumed = tiny_training.trainer(tmp_path / "whole", tiny_training.tiny_head(lora=False), **options)
+    resumed = tiny_training.trainer(
+        tmp_path / "whole", tiny_training.tiny_head(lora=False), **options
+    )
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     assert_same(weights(resumed), weights(whole))
 
@@ -285,7 +341,12 @@ GOLDEN = {
 
 
 def test_the_first_losses_are_what_they_were(tmp_path):
-    options = {"group_by": "reference", "group_size": 2, "gradient_accumulation_steps": 2, "warmup_steps": 0}
+    options = {
+        "group_by": "reference",
+        "group_size": 2,
+        "gradient_accumulation_steps": 2,
+        "warmup_steps": 0,
+    }
     run = tiny_training.trainer(tmp_path, max_steps=4, learning_rate=1e-3, **options)
     run.train()
     for name, values in GOLDEN.items():
@@ -304,7 +365,9 @@ def test_bf16_trains_when_asked(tmp_path):
 
 
 def test_state_of_a_checkpoint_is_readable_json(uninterrupted):
-    complete = json.loads((Path(uninterrupted.args.output_dir) / "checkpoint-6" / COMPLETE).read_text())
+    complete = json.loads(
+        (Path(uninterrupted.args.output_dir) / "checkpoint-6" / COMPLETE).read_text()
+    )
     assert complete["rows"] == 22
     assert complete["processes"] == 1
 

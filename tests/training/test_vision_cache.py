@@ -44,7 +44,9 @@ def pictures(names=NAMES) -> list:
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_hidden_states_are_those_without_a_cache(kind, tmp_path):
     tokenizer = tiny_tokenizer()
-    backbone = load_backbone((tiny_model(kind, tokenizer, **tiny_training.SIZES), tiny_processor(kind, tokenizer)))
+    backbone = load_backbone(
+        (tiny_model(kind, tokenizer, **tiny_training.SIZES), tiny_processor(kind, tokenizer))
+    )
     inputs = ChatEncoder(backbone.processor, backbone.ret_id).target(pictures())
     tower = backbone.plain.model.visual
     with torch.no_grad():
@@ -67,7 +69,9 @@ def test_training_and_gallery_share_what_is_on_the_disk(tmp_path):
     options = {"rows": 12, "num_train_epochs": 2, "learning_rate": 1e-3}
     plain = tiny_training.trainer(tmp_path / "plain", **options)
     plain.train()
-    cached = tiny_training.trainer(tmp_path / "cached", vision_cache=str(tmp_path / "features"), **options)
+    cached = tiny_training.trainer(
+        tmp_path / "cached", vision_cache=str(tmp_path / "features"), **options
+    )
     read = patches_read(tower_of(cached.model))
     cached.train()
     names = {name for row in cached.train_dataset.records for name in (row.reference, *row.targets)}
@@ -82,7 +86,9 @@ def test_training_and_gallery_share_what_is_on_the_disk(tmp_path):
     with again.vision.attached():
         gallery = again.model.encode_target(pictures(sorted(names)))
     assert read == []
-    torch.testing.assert_close(gallery, again.model.encode_target(pictures(sorted(names))), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gallery, again.model.encode_target(pictures(sorted(names))), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_tower_that_trains_is_refused(tmp_path):
@@ -99,7 +105,9 @@ def test_augmented_pictures_are_refused(tmp_path):
         def load(self, name):
             return super().load(name).rotate(next(turned))
 
-    run = tiny_training.trainer(tmp_path, head, rows=8, num_train_epochs=3, vision_cache=str(tmp_path / "features"))
+    run = tiny_training.trainer(
+        tmp_path, head, rows=8, num_train_epochs=3, vision_cache=str(tmp_path / "features")
+    )
     run.train_dataset.images = Augmented()
     with pytest.raises(InputError, match="augmented"):
         run.train()
@@ -123,12 +131,17 @@ def test_another_tower_or_processor_is_refused(tmp_path):
 
 
 def test_a_run_is_not_resumed_with_other_features(tmp_path):
-    options = {"rows": 8, "save_strategy": "steps", "save_steps": 1, "vision_cache": str(tmp_path / "features")}
+    options = {
+        "rows": 8,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "vision_cache": str(tmp_path / "features"),
+    }
     tiny_training.trainer(tmp_path / "run", **options).train()
     with pytest.raises(InputError, match="vision_cache"):
-        tiny_training.trainer(tmp_path / "run", bf16=True, **options | {"vision_cache": str(tmp_path / "other")}).train(
-            resume_from_checkpoint="last"
-        )
+        tiny_training.trainer(
+            tmp_path / "run", bf16=True, **options | {"vision_cache": str(tmp_path / "other")}
+        ).train(resume_from_checkpoint="last")
 
 
 def test_a_torn_file_is_named_and_an_unfinished_one_ignored(tmp_path):
@@ -221,7 +234,11 @@ def test_keys_tell_pictures_and_shapes_apart():
     swapped = one.clone()
     swapped[[0, 1]] = one[[1, 0]]
     square, long = torch.tensor([[1, 4, 4]]), torch.tensor([[1, 2, 8]])
-    keys = {content_keys([block], grid)[0] for block in (one, other, swapped, one[:, :5]) for grid in (square, long)}
+    keys = {
+        content_keys([block], grid)[0]
+        for block in (one, other, swapped, one[:, :5])
+        for grid in (square, long)
+    }
     assert len(keys) == 8
     assert content_keys([one, other], torch.cat([square, long])) == [
         content_keys([one.clone()], square)[0],
