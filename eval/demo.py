@@ -215,9 +215,8 @@ def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI
     """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks.state_session_capacity = 200
-    blocks.has_launched = (
-        True  # only then does gradio refuse, as an upload, a file that was not uploaded
-    )
+    # only then does gradio refuse, as an upload, a file that was not uploaded
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         fastapi.FastAPI(middleware=checks(hosts, data="/gradio_api/"), openapi_url=None),
         blocks,

@@ -210,7 +210,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/backbone.py",
-        "cache.reorder_cache(rows)",
+        "cache.reorder_cache(\n            rows\n        )",
         "pass",
         ["tests/models/test_backbone.py::test_decoding_with_the_cache_equals_the_full_forward"],
         "rows that have finished stay in the cache",
@@ -534,7 +534,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/cli.py",
-        "if error.filename else error.strerror or str(error)",
+        "if error.filename\n            else error.strerror or str(error)",
         "if error.filename else str(error.strerror)",
         ["tests/test_cli.py::test_what_the_system_refuses_is_one_line_and_code_2"],
         "an error without a number says None",
@@ -1001,7 +1001,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/dialogue.py",
-        "for name, share in answer.choices.items() if share)",
+        "for name, share in answer.choices.items() if share\n        )",
         "for name, share in answer.choices.items())",
         ["tests/search/test_dialogue.py"],
         "parts that took no share are named",
@@ -1048,7 +1048,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/vector_store.py",
-        "for n, good in enumerate(whole) if good}",
+        "for n, good in enumerate(whole) if good\n        }",
         "for n, good in enumerate(whole)}",
         ["tests/search/test_faiss_index.py::test_a_row_with_a_flipped_bit_is_not_used_and_said"],
         "a damaged row is used",
@@ -1241,7 +1241,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/data/fashioniq.py",
-        "alone[0] or alone[1], alone[1] or alone[0]",
+        "alone[0] or alone[1],\n        alone[1] or alone[0]",
         "alone[0], alone[1]",
         ["tests/data/test_datasets.py::test_training_captions_are_a_quarter_each"],
         "a blank caption stands alone",
@@ -1307,7 +1307,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "{key: i for i, key in enumerate(keys)}.items() if key not in self]",
+        "{key: i for i, key in enumerate(keys)}.items()\n            if key not in self\n        ]",
         "{i: key for i, key in enumerate(keys)}.items() if index not in self]",
         ["tests/models/test_feature_cache.py"],
         "the cache is never asked",
@@ -1580,23 +1580,23 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "return None if confidence > CONFIDENCE",
-        "return None if confidence >= CONFIDENCE",
+        "if confidence > CONFIDENCE\n",
+        "if confidence >= CONFIDENCE\n",
         ["tests/chains/test_filters.py::test_the_verifier_has_to_be_confident"],
         "a confidence at the threshold",
     ),
     # ---- cir_cot/data/genecis.py
     (
         "cir_cot/data/genecis.py",
-        "list(dict.fromkeys([target, *(image(item, where)",
+        "list(\n            dict.fromkeys([target, *(image(item, where)",
         "list(([target, *(image(item, where)",
         ["tests/data/test_datasets.py::test_genecis_ranks_its_own_candidates"],
         "a candidate listed twice counts twice",
     ),
     (
         "cir_cot/data/genecis.py",
-        "if len(box) != 4 or",
-        "if len(box) < 4 or",
+        "len(box) != 4\n",
+        "len(box) < 4\n",
         ["tests/data/test_datasets.py::test_genecis_of_other_forms_is_refused"],
         "a box of five numbers",
     ),
@@ -1616,8 +1616,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/data/genecis.py",
-        "or min(box[2:]) <= 0:",
-        "or min(box[2:]) < 0:",
+        "or min(box[2:]) <= 0\n",
+        "or min(box[2:]) < 0\n",
         ["tests/data/test_datasets.py::test_genecis_of_other_forms_is_refused"],
         "an empty box is read",
     ),
@@ -1646,7 +1646,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/gradcache.py",
-        "(query[row] + target[row], -row), reverse=True)",
+        "(query[row] + target[row], -row), reverse=True\n    )",
         "(query[row] + target[row], -row))",
         [
             "tests/training/test_gradcache.py::test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled",
@@ -1787,7 +1787,7 @@ MUTANTS = [
     # ---- cir_cot/heads/cot.py
     (
         "cir_cot/heads/cot.py",
-        '"full": PARTS, "short": ("conclusion",)',
+        '"full": PARTS,\n    "short": ("conclusion",)',
         '"full": PARTS, "short": PARTS',
         [
             "tests/heads/test_decoding.py::test_whatever_the_model_would_write_the_chain_is_in_form_and_within_its_budget"
@@ -1932,7 +1932,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/prompt_pool.py",
-        "+ even_use(probabilities))",
+        "+ even_use(probabilities)\n                )",
         ")",
         ["tests/heads/test_prompt_pool.py::test_losses_have_their_closed_form"],
         "nothing revives an idle prompt",
@@ -1980,7 +1980,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/prompt_pool.py",
-        ".clamp(min=1)",
+        ".clamp(\n        min=1\n    )",
         "",
         ["tests/heads/test_prompt_pool.py::test_a_query_without_words_is_read"],
         "a mean over no word is not a number",
@@ -2036,7 +2036,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/qwen.py",
-        "requires_grad=learn_temperature)",
+        "requires_grad=learn_temperature\n        )",
         "requires_grad=True)",
         [
             "tests/contract/test_retriever_contract.py::test_a_learned_temperature_starts_where_it_is_told_and_stays_within_its_bounds"
@@ -2178,8 +2178,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/faiss_index.py",
-        "slack = queries.shape[1] * 2.0**-23",
-        "slack = 0 * 2.0**-23",
+        "queries.shape[1] * 2.0**-23",
+        "0 * 2.0**-23",
         [
             "tests/search/test_faiss_index.py::test_equal_scores_come_in_the_order_of_the_gallery_however_many_there_are",
             "tests/search/test_faiss_index.py::test_near_equal_scores_that_float32_sums_may_swap_are_ordered_by_float64",
@@ -2551,7 +2551,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/loading.py",
-        "or kind is Exception ",
+        "or kind is Exception",
         "",
         [
             "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[tokenizer.json: no words]"
@@ -2662,7 +2662,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/losses.py",
-        'target.shape[0]), float("-inf"))',
+        'target.shape[0]), float("-inf")\n    )',
         "target.shape[0]), 0.0)",
         ["tests/test_losses.py"],
         "another row of the target image stays a negative",
@@ -3371,7 +3371,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "key=lambda name: -weights[name])",
+        "key=lambda name: -weights[name]\n    )",
         "key=lambda name: weights[name])",
         [
             "tests/evaluation/test_ranking.py",
@@ -3468,7 +3468,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "for r in annotated)",
+        "for r in annotated\n            )",
         "for r in records if r.cot)",
         [
             "tests/evaluation/test_evaluate.py::test_chain_metrics_in_closed_form",
@@ -3549,7 +3549,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        'key=lambda point: point["tokens"])',
+        'key=lambda point: point["tokens"],\n    )',
         'key=lambda point: -point["tokens"])',
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
@@ -3558,7 +3558,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "values[-1] + 1e-6]",
+        "values[-1] + 1e-6,\n    ]",
         "values[-1]]",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
@@ -3672,7 +3672,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        'self.redact(" ".join(error.response.text[:QUOTED].split()))[:300]',
+        'self.redact(" ".join(error.response.text[:QUOTED].split()))[\n            :300\n        ]',
         '" ".join(error.response.text[:QUOTED].split())[:300]',
         ["tests/chains/test_teacher.py::test_no_half_of_a_key_is_left_where_an_error_is_cut"],
         "half a key is left in a refusal",
@@ -3796,7 +3796,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/report.py",
-        'if there[k]) + "."',
+        'if there[k])\n        + "."',
         'if shown[k]) + "."',
         ["tests/evaluation/test_report.py"],
         "kinds of queries of which none is shown are left out",
@@ -3861,7 +3861,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/resizing.py",
-        "side, 1, 2**62)",
+        "side, 1, 2**62\n    )",
         "side, 1, max_pixels)",
         [
             "tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"
@@ -3878,7 +3878,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/results.py",
-        "if values.count(values[0]) == len(values) else",
+        "if values.count(values[0]) == len(values)\n            else",
         "if True else",
         ["tests/evaluation/test_evaluate.py::test_saved_rankings_score_to_the_same_numbers"],
         "the protocol of several categories is that of the first",
@@ -4098,7 +4098,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/base.py",
-        '{**facts, **facts["settings"]}.items() if key != "settings"',
+        '{**facts, **facts["settings"]}.items()\n        if key != "settings"',
         'facts.items() if key != "settings"',
         ["tests/contract/test_retriever_contract.py::test_the_card_states_every_setting"],
         "the card leaves out the settings",
@@ -4205,7 +4205,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/run_folder.py",
-        "if any((path / name).exists() for name in SAVED)]",
+        "if any((path / name).exists() for name in SAVED)\n    ]",
         "]",
         ["tests/training/test_run_folder.py::test_overwrite_removes_checkpoints_and_nothing_else"],
         "overwrite deletes a user's folder named like a checkpoint",
@@ -4297,7 +4297,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/same_origin.py",
-        'return "" if referer.lower().startswith(tuple(f"{name}/" for name in own)) else "the referer is not this page"',
+        'return "" if same else "the referer is not this page"',
         'return ""',
         ["tests/search/test_demo.py::test_an_upload_from_another_origin_is_refused"],
         "any referer may upload",
@@ -4387,8 +4387,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/data/scenes.py",
-        "if result == scene or not any(result)",
-        "if not any(result)",
+        "result == scene\n        or not any(result)",
+        "not any(result)",
         [
             "tests/data/test_scenes.py::test_targets_are_all_pictures_of_the_target_scene_and_never_the_reference",
             "tests/data/test_scenes.py::test_large_things_are_drawn_larger_than_small_ones",
@@ -4490,7 +4490,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/integrations/sentence_transformers.py",
-        '"text": {"truncation": False}',
+        '"text": {\n                "truncation": False\n            }',
         '"text": {"truncation": True}',
         [
             "tests/integrations/test_export.py::test_it_cuts_no_text_and_lets_none_write_a_special_token",
@@ -4914,7 +4914,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/vision_cache.py",
-        "for key, value in self.memory.items() if key not in self.stored})",
+        "for key, value in self.memory.items() if key not in self.stored}\n                )",
         "for key, value in self.memory.items()})",
         ["tests/training/test_vision_cache.py::test_two_runs_at_once_store_every_picture_once"],
         "features are stored twice",
@@ -4985,7 +4985,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "(math.log10(cost) - low) / (high - low), height",
+        "(math.log10(cost) - low) / (high - low),\n            height",
         "(cost - low) / (high - low), height",
         [
             "tests/benchmarks/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"
@@ -5112,7 +5112,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        'redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[:80]',
+        'redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[\n            :80\n        ]',
         'redact(" ".join(raw[:80].decode("utf-8", "replace").split()))',
         ["tests/chains/test_teacher.py::test_no_half_of_a_key_is_left_where_an_error_is_cut"],
         "half a key is left in an error",
@@ -5149,7 +5149,7 @@ MUTANTS = [
     ),
     (
         "data_gen/annotate.py",
-        "all(0 <= price < math.inf for price in args.price or ())",
+        "all(\n        0 <= price < math.inf for price in args.price or ()\n    )",
         "min(args.price or [0.0]) >= 0",
         ["tests/chains/test_annotate.py::test_unusable_arguments_end_in_one_line[no price]"],
         "a price that is no number",
@@ -5203,8 +5203,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/data/triplets.py",
-        "WORDS_CHANGED, ALIKE = 3, 0.5",
-        "WORDS_CHANGED, ALIKE = 4, 0.5",
+        "WORDS_CHANGED, ALIKE = (\n    3,",
+        "WORDS_CHANGED, ALIKE = (\n    4,",
         ["tests/data/test_triplets.py::test_edits_of_captions_say_what_differs"],
         "an edit has four parts",
     ),
@@ -5294,7 +5294,7 @@ MUTANTS = [
     # ---- eval/score.py
     (
         "eval/score.py",
-        "values[0] if values.count(values[0]) == len(values)",
+        "values[0]\n            if values.count(values[0]) == len(values)",
         "values[0] if True",
         ["tests/data/test_score_script.py::test_all_categories_and_their_mean"],
         "the protocol of the first category stands for all",

@@ -106,9 +106,8 @@ class Plan:
 
 def prepare(picture: Image.Image, max_pixels: int) -> Picture:
     """Shrink a picture to a budget of pixels and encode it anew, without EXIF, comments, profiles or thumbnails."""
-    if (
-        picture.width * picture.height > max_pixels
-    ):  # to whole visual tokens, so that Qwen's servers leave it as it is
+    # to whole visual tokens, so that Qwen's servers leave it as it is
+    if picture.width * picture.height > max_pixels:
         height, width = smart_size(picture.height, picture.width, max_pixels=max_pixels)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     clean = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()

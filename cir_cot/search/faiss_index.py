@@ -89,9 +89,8 @@ class Index:
         self, queries: np.ndarray, k: int, among: np.ndarray | None = None
     ) -> list[np.ndarray]:
         """Return for each query rows that certainly hold its k best: all whose float32 score may reach the k-th."""
-        slack = (
-            queries.shape[1] * 2.0**-23
-        )  # twice the bound of a float32 sum's error, for unit vectors
+        # twice the bound of a float32 sum's error, for unit vectors
+        slack = queries.shape[1] * 2.0**-23
         params = None if among is None else faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
         count, asked, depth = len(self) if among is None else len(among), np.arange(len(queries)), k
         found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(queries)

@@ -51,11 +51,8 @@ def refusal(method: str, path: str, headers: Mapping[str, str], data: str) -> st
     if origin is not None:
         return ""
     if referer is not None:
-        return (
-            ""
-            if referer.lower().startswith(tuple(f"{name}/" for name in own))
-            else "the referer is not this page"
-        )
+        same = referer.lower().startswith(tuple(f"{name}/" for name in own))
+        return "" if same else "the referer is not this page"
     return "" if reading and not path.startswith(data) else "it does not say that this page asks"
 
 

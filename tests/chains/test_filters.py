@@ -9,7 +9,10 @@ from cir_cot.data import load_benchmark
 from cir_cot.records import Cot, Record, attach_chains
 
 CAPTION = "A sleeveless knee-length dress in a black and white print."
-REASONING = "The fitted shape and the knee length are kept. The print is replaced with plain grey, and sleeves are added."
+REASONING = (
+    "The fitted shape and the knee length are kept. "
+    "The print is replaced with plain grey, and sleeves are added."
+)
 CONCLUSION = "A solid grey knee-length dress with sleeves."
 NAMES = [name for name, _ in FILTERS]
 

@@ -21,8 +21,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "fullsize.py"
 spec = importlib.util.spec_from_file_location("fullsize_benchmark", SCRIPT)
 fullsize = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fullsize)
-TINY = "--size tiny --batches 2 --chunk-tokens 600 60 --plain-batches 2 --chains 2 --pictures 2 --words 6 --new-tokens 4"
-TINY += " --steps 1 --max-pixels 3136"
+TINY = "--size tiny --batches 2 --chunk-tokens 600 60 --plain-batches 2 --chains 2 --pictures 2"
+TINY += " --words 6 --new-tokens 4 --steps 1 --max-pixels 3136"
 CPU = torch.device("cpu")
 
 

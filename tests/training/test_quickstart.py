@@ -85,7 +85,8 @@ def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
     for split in ("train", "iid", "novel"):
         (tmp_path / "scenes").mkdir(exist_ok=True)
         os.mkfifo(tmp_path / "scenes" / f"records.{split}.jsonl")
-    work = "import sys; from pathlib import Path; from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
+    work = "import sys; from pathlib import Path\n"
+    work += "from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
     work += "from cir_cot.scripts.train.quickstart import train_both\n"
     work += (
         "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), [])\nrun(main)"
