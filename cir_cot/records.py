@@ -10,10 +10,6 @@ from pathlib import Path
 
 from .errors import InputError, shown
 from .files import check_keys, read_jsonl, write_text_atomic
-from .files import parse_json as parse_json
-from .files import read_bytes as read_bytes
-from .files import read_json as read_json
-from .files import write_bytes_atomic as write_bytes_atomic
 
 
 @dataclass(frozen=True)

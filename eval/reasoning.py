@@ -15,11 +15,16 @@ from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import reader, texts_of, with_chains
-from cir_cot.evaluation.report import REPORT, text_table, write_report
+from cir_cot.evaluation.report import text_table, write_report
 from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.results_folder import (
+    REPORT,
+    RESULTS,
+    check_results_folder,
+    writing_results,
+)
 from cir_cot.evaluation.tables import Table, flat, summary_table
 from cir_cot.files import write_text_atomic
-from cir_cot.outputs import RESULTS, check, claim, finish
 from cir_cot.records import Record
 from cir_cot.storage import locked, written
 
@@ -206,8 +211,9 @@ def main(argv: Sequence[str]) -> int:
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
     if args.out:
-        readings = [f"{reading}/{name}" for reading in ASKED for name in result_files(benchmarks)]
-        check(args.out, (RESULTS, *REPORT, *readings), args.overwrite)
+        check_results_folder(args.out, (RESULTS, *REPORT), args.overwrite)
+        for reading in ASKED:
+            check_results_folder(Path(args.out) / reading, result_files(benchmarks), args.overwrite)
 
     from cir_cot.heads import (
         load_retriever,  # peft takes ten seconds: not before the arguments are known to be good
@@ -233,22 +239,19 @@ def write(
 ) -> None:
     """Write a folder for each reading, results.json and the report; results.json goes first and comes last."""
     out = Path(args.out)
-    with written(out):
-        claim(out, [RESULTS], args.overwrite)
-    for reading, found in by_reading(studies).items():
-        save_results(found, out / reading, args.overwrite)
-    title = "Chains and retrieval"
-    write_report(
-        out,
-        results,
-        title=title,
-        tables=tables_of(content),
-        seed=args.seed,
-        overwrite=args.overwrite,
-    )
-    with written(out):
+    with written(out), writing_results(out, [RESULTS], [RESULTS], args.overwrite):
+        for reading, found in by_reading(studies).items():
+            save_results(found, out / reading, args.overwrite)
+        title = "Chains and retrieval"
+        write_report(
+            out,
+            results,
+            title=title,
+            tables=tables_of(content),
+            seed=args.seed,
+            overwrite=args.overwrite,
+        )
         write_text_atomic(out / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        finish(out, [RESULTS], [RESULTS])
 
 
 if __name__ == "__main__":

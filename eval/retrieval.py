@@ -11,10 +11,10 @@ from cir_cot.data import BENCHMARKS, load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import READINGS, reader, with_chains
-from cir_cot.evaluation.report import REPORT, text_table, write_report
+from cir_cot.evaluation.report import text_table, write_report
 from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.results_folder import REPORT, check_results_folder
 from cir_cot.evaluation.tables import summary_table
-from cir_cot.outputs import check
 from cir_cot.storage import locked
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
     if args.out:
-        check(args.out, (*result_files(benchmarks), *REPORT), args.overwrite)
+        check_results_folder(args.out, (*result_files(benchmarks), *REPORT), args.overwrite)
     results = measure(benchmarks, args)
     if args.out:
         with locked(Path(args.out)):

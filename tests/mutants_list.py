@@ -2931,90 +2931,116 @@ MUTANTS = [
         ["tests/profiling/test_fullsize.py::test_noise_pairs_have_the_sizes_that_they_are_given"],
         "all pictures have one size",
     ),
-    # ---- cir_cot/outputs.py
+    # ---- cir_cot/evaluation/results_folder.py
     (
-        "cir_cot/outputs.py",
-        "        if path.exists() and not is_ours(path):",
-        "        if False:",
-        ["tests/test_outputs.py::test_annotations_are_not_deleted_by_a_measurement"],
-        "a measurement deletes annotations",
-    ),
-    (
-        "cir_cot/outputs.py",
-        "in (None, digest(path))",
-        "is not False",
-        [
-            "tests/test_outputs.py::test_a_measurement_replaces_its_own_files_until_somebody_changes_one"
-        ],
-        "a file that a user edited is replaced",
-    ),
-    (
-        "cir_cot/outputs.py",
-        "in (None, digest(path))",
-        "in (digest(path),)",
-        [
-            "tests/test_outputs.py::test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag"
-        ],
-        "what a stopped run wrote counts as foreign",
-    ),
-    (
-        "cir_cot/outputs.py",
-        "    for path in ours:\n        path.unlink(missing_ok=True)\n",
+        "cir_cot/evaluation/results_folder.py",
+        "    check_results_folder(folder, (*names, *stale), overwrite)\n",
         "",
+        ["tests/evaluation/test_results_folder.py::test_a_file_in_place_of_the_folder_is_one_line"],
+        "a file in place of the folder is a bare error",
+    ),
+    (
+        "cir_cot/evaluation/results_folder.py",
+        "stale=stale, recognise",
+        "recognise",
         [
-            "tests/test_outputs.py::test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag"
+            "tests/evaluation/test_results_folder.py::test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag"
         ],
         "results.json of the run before stays after a crash",
     ),
     (
-        "cir_cot/outputs.py",
+        "cir_cot/evaluation/results_folder.py",
         "first.keys() == CHAIN_KEYS",
         "True",
-        ["tests/test_outputs.py::test_a_folder_of_an_earlier_version_is_rewritten"],
+        [
+            "tests/evaluation/test_results_folder.py::test_a_folder_of_an_earlier_version_is_rewritten"
+        ],
         "annotations in an old results folder count as ours",
     ),
     (
-        "cir_cot/outputs.py",
+        "cir_cot/evaluation/results_folder.py",
         '            return file.read(1) == b"{"',
         "            return True",
-        ["tests/test_outputs.py::test_rankings_that_are_no_archive_are_not_taken_for_ours"],
+        [
+            "tests/evaluation/test_results_folder.py::test_rankings_that_are_no_archive_are_not_taken_for_ours"
+        ],
         "any archive counts as rankings of ours",
     ),
     # ---- cir_cot/ownership.py
     (
         "cir_cot/ownership.py",
-        "known[name] in (None, digest(path))",
-        "True",
-        ["tests/test_ownership.py::test_a_file_edited_since_is_refused_and_stays"],
+        "        if exists and not is_own(",
+        "        if False and not is_own(",
+        [
+            "tests/evaluation/test_results_folder.py::test_annotations_are_not_deleted_by_a_measurement"
+        ],
+        "a measurement deletes annotations",
+    ),
+    (
+        "cir_cot/ownership.py",
+        "    return listed[name] is None or listed[name] == digest(path)",
+        "    return True",
+        [
+            "tests/test_ownership.py::test_a_file_edited_since_is_refused_and_stays",
+            "tests/evaluation/test_results_folder.py::test_a_measurement_replaces_its_own_files_until_somebody_changes_one",
+        ],
         "an edited file is replaced",
     ),
     (
         "cir_cot/ownership.py",
-        "known[name] in (None, digest(path))",
-        "known[name] == digest(path)",
-        ["tests/test_ownership.py::test_a_run_that_was_stopped_can_be_repeated"],
+        "return listed[name] is None or listed",
+        "return listed",
+        [
+            "tests/test_ownership.py::test_a_run_that_was_stopped_can_be_repeated",
+            "tests/evaluation/test_results_folder.py::test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag",
+        ],
         "a stopped run cannot be repeated",
     ),
     (
         "cir_cot/ownership.py",
-        " or path.is_symlink())",
-        ")",
+        " or path.is_symlink()\n",
+        "\n",
         ["tests/test_ownership.py::test_a_link_that_leads_nowhere_is_the_users"],
         "a link that leads nowhere is replaced",
     ),
     (
         "cir_cot/ownership.py",
-        "content.setdefault(command, {})",
-        'content.setdefault("", {})',
+        "        return path.is_file() and recognise(path)",
+        "        return path.is_file()",
         ["tests/test_ownership.py::test_what_another_command_wrote_is_refused"],
         "commands replace each other's files",
     ),
     (
         "cir_cot/ownership.py",
-        "    known |= dict.fromkeys((*names, *unread))\n    write_manifest(folder, content)\n",
-        "    known |= dict.fromkeys((*names, *unread))\n",
+        "    listed |= dict.fromkeys((*names, *unread, *old))\n    write_manifest(folder, content)\n",
+        "    listed |= dict.fromkeys((*names, *unread, *old))\n",
         ["tests/test_ownership.py::test_a_run_that_was_stopped_can_be_repeated"],
         "the list is written at the end only",
+    ),
+    (
+        "cir_cot/ownership.py",
+        "        (folder / name).unlink(missing_ok=True)\n",
+        "        pass\n",
+        [
+            "tests/evaluation/test_results_folder.py::test_results_json_is_gone_when_a_measurement_stops_half_way_and_the_next_one_needs_no_flag"
+        ],
+        "nothing that an earlier measurement left is removed",
+    ),
+    (
+        "cir_cot/ownership.py",
+        "        listed.pop(name, None)\n",
+        "        pass\n",
+        [
+            "tests/evaluation/test_results_folder.py::test_what_a_measurement_no_longer_writes_is_removed_and_not_listed"
+        ],
+        "files that were removed stay listed",
+    ),
+    (
+        "cir_cot/ownership.py",
+        "    # read the manifest again, since the block may have listed other files\n    content = read_manifest(folder)\n",
+        "",
+        ["tests/evaluation/test_results_folder.py::test_files_listed_inside_the_block_stay_listed"],
+        "a report inside a study is forgotten",
     ),
     # ---- cir_cot/search/private_folder.py
     (

@@ -23,7 +23,7 @@ ORDER = (
     {"compat", "errors", "losses", "processes", "provenance", "webpage"},
     {"devices", "files", "images"},
     {"ownership", "records", "storage"},
-    {"data", "outputs", "prompts"},
+    {"data", "prompts"},
     {"retriever"},
     {"evaluation", "models"},
     {"chains", "heads", "integrations"},

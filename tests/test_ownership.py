@@ -28,7 +28,7 @@ def test_what_the_command_wrote_is_replaced(tmp_path):
 def test_a_file_that_was_there_is_refused_and_stays(tmp_path):
     (tmp_path / "b").write_text("mine")
     with pytest.raises(
-        InputError, match=r"b: not written by cir-cot make, or edited since; .* --overwrite"
+        InputError, match=r"b: not written by this command, or edited since; .* --overwrite"
     ):
         write(tmp_path)
     assert (tmp_path / "b").read_text() == "mine"
@@ -48,7 +48,7 @@ def test_a_file_edited_since_is_refused_and_stays(tmp_path):
 
 def test_what_another_command_wrote_is_refused(tmp_path):
     write(tmp_path, names=("a",))
-    with pytest.raises(InputError, match="a: not written by cir-cot other"):
+    with pytest.raises(InputError, match="a: not written by this command"):
         write(tmp_path, command="other")
     write(tmp_path, command="other", names=("c",))
     write(tmp_path, "again", names=("a",))

@@ -13,16 +13,15 @@ from pathlib import Path
 
 from cir_cot import webpage
 from cir_cot.files import write_text_atomic
-from cir_cot.outputs import claim, finish
 from cir_cot.prompts import PARTS, text_to_cot
 from cir_cot.records import Record
 from cir_cot.storage import written
 
 from .chain_quality import same_part
 from .results import Result
+from .results_folder import REPORT, writing_results
 from .tables import Table, cell, choice_tables, flat, heading, leading, source_tables, summary_table
 
-REPORT = ("report.md", "report.html")
 SHOWN = 6  # answers shown a query
 BASELINES = ("image_only", "text_only", "shuffled", "no_chain")
 
@@ -47,11 +46,9 @@ def write_report(
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
     words = markdown(title, tables, samples, results)
     pictures = page(title, tables, samples, results)
-    with written(folder):
-        claim(folder, REPORT, overwrite)
+    with written(folder), writing_results(folder, REPORT, REPORT, overwrite):
         for name, text in zip(REPORT, (words, pictures), strict=True):
             write_text_atomic(folder / name, text)
-        finish(folder, REPORT, REPORT)
 
 
 # ---- what is in it

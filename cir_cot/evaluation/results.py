@@ -10,8 +10,9 @@ from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.scoring import mean_of_categories
 from cir_cot.files import write_bytes_atomic, write_text_atomic
 from cir_cot.images import ImageStore
-from cir_cot.outputs import RESULTS, claim, finish
 from cir_cot.storage import written
+
+from .results_folder import RESULTS, writing_results
 
 
 def set_name(benchmark: Benchmark) -> str:
@@ -64,39 +65,46 @@ def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool 
 
     Files are those of `cir-cot score`: rankings.json.gz (and subset_rankings.json.gz), or, of several categories,
     `<benchmark>.<category>.<split>.json.gz`. What an earlier run left of them goes; results.json comes last, so where
-    it is, they are complete. Files of anybody else are replaced with `overwrite` only: see `cir_cot.outputs`.
+    it is, they are complete. Files of anybody else are replaced with `overwrite` only: see `results_folder`.
     """
     folder = Path(folder)
     names = result_files([result.benchmark for result in results])
-    done = [RESULTS]
-    with written(folder):
-        # results.json goes first and comes last.
-        claim(folder, names, overwrite)
-        for result in results:
-            done += _save_rows(result, folder, f"{result.name}." if len(results) > 1 else "")
+    several = len(results) > 1
+    files = [_row_files(result, f"{result.name}." if several else "") for result in results]
+    written_names = [RESULTS]
+    for names_of_one in files:
+        written_names += names_of_one.values()
+
+    # results.json is removed first and written last
+    with written(folder), writing_results(folder, written_names, names, overwrite):
+        for result, names_of_one in zip(results, files, strict=True):
+            _save_rows(result, folder, names_of_one)
         write_text_atomic(
             folder / RESULTS, json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n"
         )
-        finish(folder, names, done)
 
 
-def _save_rows(result: Result, folder: Path, stem: str) -> list[str]:
-    """Write rankings, and subset rankings and chains where there are some -> the names of the files."""
-    names = [f"{stem}json.gz" if stem else "rankings.json.gz"]
-    write_gzip(folder / names[0], result.rankings)
+def _row_files(result: Result, stem: str) -> dict[str, str]:
+    """Return {content: file name} of the rankings, and of subset rankings and chains where there are some."""
+    files = {"rankings": f"{stem}json.gz" if stem else "rankings.json.gz"}
     if result.subset_rankings is not None:
-        names.append(f"{stem}subset.json.gz" if stem else "subset_rankings.json.gz")
-        write_gzip(folder / names[-1], result.subset_rankings)
+        files["subset"] = f"{stem}subset.json.gz" if stem else "subset_rankings.json.gz"
     if any(result.explanations.values()):
-        names.append(f"{stem}chains.jsonl")
-        rows = [
-            {"id": k, "explanation": v, "flag": result.flags[k]}
-            for k, v in result.explanations.items()
-        ]
-        write_text_atomic(
-            folder / names[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        )
-    return names
+        files["chains"] = f"{stem}chains.jsonl"
+    return files
+
+
+def _save_rows(result: Result, folder: Path, files: dict[str, str]) -> None:
+    """Write the files that `_row_files` names."""
+    write_gzip(folder / files["rankings"], result.rankings)
+    if result.subset_rankings is not None:
+        write_gzip(folder / files["subset"], result.subset_rankings)
+    if "chains" in files:
+        lines = []
+        for query, explanation in result.explanations.items():
+            row = {"id": query, "explanation": explanation, "flag": result.flags[query]}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_text_atomic(folder / files["chains"], "".join(lines))
 
 
 def summary(results: Sequence[Result]) -> dict:

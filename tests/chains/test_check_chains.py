@@ -202,7 +202,7 @@ def test_the_web_page_is_written_beside_the_list(own, capsys, tmp_path):
 def test_a_page_of_somebody_else_is_not_replaced(own, capsys, tmp_path):
     (tmp_path / "records.mine.jsonl").write_text("mine")
     with pytest.raises(
-        InputError, match="records.mine.jsonl: not written by cir-cot check, or edited since"
+        InputError, match="records.mine.jsonl: not written by this command, or edited since"
     ):
         checked(capsys, own, "--report", tmp_path / "records.mine.jsonl")
     assert (tmp_path / "records.mine.jsonl").read_text() == "mine"

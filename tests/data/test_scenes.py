@@ -203,7 +203,7 @@ def test_unusable_sizes_are_refused_before_anything_is_written(tmp_path, bad):
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=f"{name}: not written by cir-cot scenes, or edited since"):
+    with pytest.raises(InputError, match=f"{name}: not written by this command, or edited since"):
         scenes.write_scenes(tmp_path, seed=1, references=2, edits=2)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name).name]
     assert (tmp_path / name).read_text() == "mine"
@@ -261,7 +261,7 @@ def test_a_page_of_somebody_else_is_not_replaced(tmp_path):
         "--page",
     ]
     with pytest.raises(
-        InputError, match=r"mine\.png: not written by cir-cot scenes, or edited since"
+        InputError, match=r"mine\.png: not written by this command, or edited since"
     ):
         write_scenes_command([*argv, str(tmp_path / "mine.png")])
     assert (tmp_path / "mine.png").read_text() == "mine"

@@ -120,7 +120,7 @@ def test_a_file_of_somebody_else_is_not_replaced(cirr, capsys):
     mine = cirr / "out" / "cirr.test1.recall_subset.json"
     mine.write_text("mine")
     with pytest.raises(
-        InputError, match=r"recall_subset.json: not written by cir-cot submit, or edited since"
+        InputError, match=r"recall_subset.json: not written by this command, or edited since"
     ):
         submitted(capsys, cirr, "cirr", "test1", full())
     assert [path.name for path in (cirr / "out").iterdir()] == [mine.name]

@@ -238,7 +238,7 @@ def test_what_somebody_wrote_by_hand_is_not_replaced(own, name):
     (own / name).write_text("mine\n")
     with pytest.raises(
         InputError,
-        match=rf"{name}: not written by cir-cot triplets, or edited since; .* --overwrite",
+        match=rf"{name}: not written by this command, or edited since; .* --overwrite",
     ):
         made(own)
     assert (own / name).read_text() == "mine\n"

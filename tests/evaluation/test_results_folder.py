@@ -12,6 +12,7 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import Result, save_results
+from cir_cot.evaluation.results_folder import writing_results
 from cir_cot.ownership import MANIFEST
 
 ANNOTATION = '{"reference": "a", "target": "b", "caption": "", "reasoning": "", "conclusion": ""}\n'
@@ -61,7 +62,7 @@ def test_a_measurement_replaces_its_own_files_until_somebody_changes_one(full, t
         write_report(tmp_path, [full])
     (tmp_path / "chains.jsonl").write_text(ANNOTATION)
     (tmp_path / "report.md").write_text("my notes")
-    with pytest.raises(InputError, match=r"chains\.jsonl: .*changed since"):
+    with pytest.raises(InputError, match=r"chains\.jsonl: .*edited since"):
         save_results([full], tmp_path)
     with pytest.raises(InputError, match=r"report\.md"):
         write_report(tmp_path, [full])
@@ -120,3 +121,19 @@ def test_the_manifest_holds_what_is_there(full, tmp_path):
     listed = json.loads((tmp_path / MANIFEST).read_text())["results"]
     assert set(listed) == {"results.json", "rankings.json.gz", "chains.jsonl"}
     assert None not in listed.values()
+
+
+def test_files_listed_inside_the_block_stay_listed(full, tmp_path):
+    with writing_results(tmp_path, ["results.json"], ["results.json"]):
+        write_report(tmp_path, [full])
+        (tmp_path / "results.json").write_text("{}")
+    listed = json.loads((tmp_path / MANIFEST).read_text())["results"]
+    assert set(listed) == {"results.json", "report.md", "report.html"}
+
+
+def test_what_a_measurement_no_longer_writes_is_removed_and_not_listed(full, tmp_path):
+    save_results([full], tmp_path)
+    save_results([replace(full, explanations=dict.fromkeys(full.explanations, ""))], tmp_path)
+    listed = json.loads((tmp_path / MANIFEST).read_text())["results"]
+    assert set(listed) == {"results.json", "rankings.json.gz"}
+    assert names(tmp_path) == {MANIFEST, *listed}
