@@ -62,7 +62,9 @@ def source_files(*patterns: str) -> set[str]:
         for path in ROOT.glob(pattern)
         if path.is_file()
     }
-    return {str(path) if path.parts[0] == "cir_cot" else f"cir_cot/{path}" for path in files}
+    return {
+        str(path) if path.parts[0] == "cir_cot" else f"cir_cot/scripts/{path}" for path in files
+    }
 
 
 def test_only_cir_cot_is_on_top(wheel):
@@ -74,6 +76,10 @@ def test_every_module_and_every_data_file_is_inside(wheel):
     data = source_files("cir_cot/assets/**/*", "train/configs/**/*.yaml", "train/configs/**/*.json")
     assert data
     assert sorted((code | data) - wheel) == []
+
+
+def test_the_wheel_declares_its_types(wheel):
+    assert "cir_cot/py.typed" in wheel
 
 
 def test_every_command_is_inside(wheel):
