@@ -14,7 +14,7 @@ from cir_cot.heads.cot import ChainCollator
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer
 from cir_cot.profiling.counters import write_ratios
-from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.synthetic import SyntheticPairs
 from cir_cot.prompts import RET
 from cir_cot.training.gradcache import PartCollator, cut, part_size
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pixels", type=int, default=112, help="side of a picture")
     parser.add_argument("--chunk-tokens", type=int, default=1024)
     args = parser.parse_args(argv)
-    rows = NoisePairs(args.pairs, args.pixels)
+    rows = SyntheticPairs(args.pairs, args.pixels)
     tokenizer = tiny_tokenizer(rows.corpus())
     processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=args.pixels**2)
     tokenizer.add_tokens([RET], special_tokens=True)

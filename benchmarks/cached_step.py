@@ -21,14 +21,14 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.profiling.counters import flops, peak_bytes, seconds, write_ratios
-from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.synthetic import SyntheticPairs
 from cir_cot.training.arguments import CirArguments
 from cir_cot.training.trainer import CirTrainer
 
 TEMPERATURE = 0.05
 
 
-def build(rows: NoisePairs, pixels: int) -> CotRetriever:
+def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
     """A tiny head whose vision tower takes about a third of a plain step, as that of a 2B model does."""
     tokenizer = tiny_tokenizer(rows.corpus())
     sizes = {
@@ -48,7 +48,7 @@ def build(rows: NoisePairs, pixels: int) -> CotRetriever:
 
 
 def our_step(
-    head: CotRetriever, rows: NoisePairs, folder: Path, **arguments
+    head: CotRetriever, rows: SyntheticPairs, folder: Path, **arguments
 ) -> Callable[[], torch.Tensor]:
     """One training step of CirTrainer on all rows, gradients left in the head."""
     args = CirArguments(
@@ -76,7 +76,7 @@ class Embedder(nn.Module):
         return {"sentence_embedding": self.head(features)["query"]}
 
 
-def peer_step(head: CotRetriever, rows: NoisePairs, chunk: int) -> Callable[[], torch.Tensor]:
+def peer_step(head: CotRetriever, rows: SyntheticPairs, chunk: int) -> Callable[[], torch.Tensor]:
     """One step of CachedMultipleNegativesRankingLoss on the same rows."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
@@ -111,7 +111,7 @@ def memory_over_batches(
     """Peak bytes of a step by batch size, with chunks and (for small batches) without."""
     peaks: dict[str, dict[int, int]] = {"cached": {}, "plain": {}}
     for size in sizes:
-        rows = NoisePairs(size, pixels, words=6)
+        rows = SyntheticPairs(size, pixels, words=6)
         head = build(rows, pixels)
         with tempfile.TemporaryDirectory() as folder:
             peaks["cached"][size] = peak_bytes(
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    rows = NoisePairs(args.pairs, args.pixels, words=24)
+    rows = SyntheticPairs(args.pairs, args.pixels, words=24)
     head = build(rows, args.pixels)
     batch = head.collator()([rows[index, 0] for index in range(args.pairs)])
     tokens = args.chunk_rows * max(

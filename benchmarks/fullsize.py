@@ -31,7 +31,7 @@ from cir_cot.models.tiny_qwen import CORPUS, tiny_model, tiny_processor, tiny_to
 from cir_cot.profiling.device_meter import measure_card
 from cir_cot.profiling.qwen_sizes import SIZES, published_model
 from cir_cot.profiling.roofline import Card
-from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.synthetic import SyntheticPairs
 from cir_cot.profiling.workloads import (
     Conditions,
     decode,
@@ -52,7 +52,7 @@ def build(
 ) -> CotRetriever:
     """Build a head on a model of the published size, random bfloat16 weights made on the device."""
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer([*NoisePairs(0, 28).corpus(), *CORPUS])
+    tokenizer = tiny_tokenizer([*SyntheticPairs(0, 28).corpus(), *CORPUS])
     if size == "tiny":
         model = tiny_model("qwen2_5_vl", tokenizer).to(device, torch.bfloat16)
     else:

@@ -17,12 +17,12 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.profiling.counters import peak_bytes, write_ratios
-from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.synthetic import SyntheticPairs
 
 VOCABULARY = 151_936
 
 
-def build(rows: NoisePairs, pixels: int) -> CotRetriever:
+def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
     """A tiny head whose embedding matrix has Qwen's number of rows."""
     tokenizer = tiny_tokenizer(rows.corpus())
     model = tiny_model(
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    rows = NoisePairs(args.rows, args.pixels, args.words)
+    rows = SyntheticPairs(args.rows, args.pixels, args.words)
     head = build(rows, args.pixels)
     batch = head.collator()([rows[index, 0] for index in range(args.rows)])
     peaks, losses = {}, {}

@@ -51,7 +51,9 @@ class ChainCollator:
     def __call__(self, rows: Sequence[Row]) -> dict:
         dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
         chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
-        written = iter(self.encoder.answer_ids([cot_to_text(chain) for chain in chains if chain]))
+        written = iter(
+            self.encoder.answer_token_ids([cot_to_text(chain) for chain in chains if chain])
+        )
         answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
         query, labels = self.encoder.query(
             [r.reference for r in rows], [r.record.text for r in rows], answers
@@ -224,7 +226,7 @@ class CotRetriever(QwenHead):
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]
     ) -> QueryOutput:
         encoder = self.encoder()
-        inputs = self._to_device(encoder.query(images, texts, encoder.answer_ids(chains))[0])
+        inputs = self._to_device(encoder.query(images, texts, encoder.answer_token_ids(chains))[0])
         return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
 
     def write(

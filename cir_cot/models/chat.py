@@ -25,12 +25,17 @@ _STAND_IN = (
 class ChatEncoder:
     """Encodes one picture and a prompt a row, followed by a given answer, as a padded batch of model inputs.
 
-    `slots` tokens are reserved between picture and prompt, for a head to fill; they have the padding's id, are attended
+    `reserved_tokens` tokens are reserved between picture and prompt, for a head to fill; they have the padding's id, are attended
     to, and take text positions.
     """
 
-    def __init__(self, processor, ret_id: int, side: str = "right", slots: int = 0):
-        self.processor, self.ret_id, self.side, self.slots = processor, ret_id, side, slots
+    def __init__(self, processor, ret_id: int, side: str = "right", reserved_tokens: int = 0):
+        self.processor, self.ret_id, self.side, self.reserved_tokens = (
+            processor,
+            ret_id,
+            side,
+            reserved_tokens,
+        )
         self.tokenizer = processor.tokenizer
         self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
@@ -50,7 +55,7 @@ class ChatEncoder:
             raise InputError(
                 "the checkpoint's chat template does not place one image token before the user's text"
             )
-        if slots and self.tokenizer.pad_token_id in (*self.opening, *self.closing):
+        if reserved_tokens and self.tokenizer.pad_token_id in (*self.opening, *self.closing):
             raise InputError(
                 "the checkpoint's chat template writes the padding token, which marks reserved places here"
             )
@@ -64,7 +69,7 @@ class ChatEncoder:
             "input_ids"
         ]
 
-    def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def answer_token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise answers as plain text and close each with the retrieval token."""
         return [[*ids, self.ret_id] for ids in self.plain_ids(texts)] if texts else []
 
@@ -90,7 +95,7 @@ class ChatEncoder:
         at = self.opening.index(self.image_token)
         for count, prompt, answer in zip(visual, self.plain_ids(prompts), answers, strict=True):
             opening = self.opening[:at] + [self.image_token] * count + self.opening[at + 1 :]
-            reserved = [self.tokenizer.pad_token_id] * self.slots
+            reserved = [self.tokenizer.pad_token_id] * self.reserved_tokens
             row = [*opening, *reserved, *prompt, *self.closing, *answer]
             rows.append(row)
             supervised.append([IGNORE] * (len(row) - len(answer)) + list(answer))

@@ -35,7 +35,7 @@ PHOTOGRAPHS = (
 )
 
 
-class NoisePairs:
+class SyntheticPairs:
     """`count` rows, a different picture on every side of every one; `words` in a chain.
 
     Pictures are of `pixels` x `pixels`, or of a list's sizes (width, height) in turn. Every third chain is half as

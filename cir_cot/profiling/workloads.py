@@ -27,7 +27,7 @@ from cir_cot.training.trainer import CirTrainer
 from . import plain_peers
 from .device_meter import StepWatch, count_waits, forget_peak, timed, trace, wait
 from .roofline import Card, costs
-from .synthetic import PHOTOGRAPHS, NoisePairs
+from .synthetic import PHOTOGRAPHS, SyntheticPairs
 
 TRACED = 3  # decoding steps whose kernels are recorded
 
@@ -77,7 +77,7 @@ def train(
     recorded = 1 + given.steps if record else None
     steps = 1 + given.steps + record
     pairs, watch = (
-        NoisePairs(rows * steps, PHOTOGRAPHS, given.words),
+        SyntheticPairs(rows * steps, PHOTOGRAPHS, given.words),
         StepWatch(head.backbone.device, 1, recorded),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def train(
     tokens, supervised = (
         trainer.meter.sums[name][0].item() / steps for name in ("tokens", "supervised_tokens")
     )
-    sample = head.encoder().target(asked(NoisePairs(len(PHOTOGRAPHS), PHOTOGRAPHS))[0])
+    sample = head.encoder().target(asked(SyntheticPairs(len(PHOTOGRAPHS), PHOTOGRAPHS))[0])
     patches = 2 * rows * patches_of(sample) / len(PHOTOGRAPHS)
     price = costs(head.backbone.plain)
     floor = given.card.seconds(
@@ -103,7 +103,7 @@ def train(
 
 def train_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Train with transformers and peft alone on `rows` a step, all at once."""
-    backbone, pairs = head.backbone, NoisePairs(rows, PHOTOGRAPHS, given.words)
+    backbone, pairs = head.backbone, SyntheticPairs(rows, PHOTOGRAPHS, given.words)
     plain_peers.put_lora(backbone, given.lora, given.recompute)
     batch = head.collator()([pairs[index, 0] for index in range(rows)])
     step = plain_peers.training_step(backbone, batch, head.temperature().item())
@@ -118,7 +118,7 @@ def train_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     return facts(rows, tokens, seconds, given.card.seconds(*price), backbone.device)
 
 
-def asked(pairs: NoisePairs) -> tuple[list, list[str]]:
+def asked(pairs: SyntheticPairs) -> tuple[list, list[str]]:
     """Return the pictures and texts of queries."""
     rows = [pairs[index, 0] for index in range(len(pairs))]
     return [row.reference for row in rows], [row.record.text for row in rows]
@@ -133,7 +133,7 @@ def writing_floor(head: CotRetriever, inputs: dict, steps: int, card: Card) -> t
 
 def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Write the chains of `rows` queries, from pictures and words to vectors."""
-    device, queries = head.backbone.device, asked(NoisePairs(rows, PHOTOGRAPHS))
+    device, queries = head.backbone.device, asked(SyntheticPairs(rows, PHOTOGRAPHS))
     head.max_new_tokens = given.new_tokens
     encoder = head.encoder("left")
     with inference(head):
@@ -187,7 +187,7 @@ def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Write as many tokens with transformers' generate, from pictures and words."""
     backbone, queries, encoder = (
         head.backbone,
-        asked(NoisePairs(rows, PHOTOGRAPHS)),
+        asked(SyntheticPairs(rows, PHOTOGRAPHS)),
         head.encoder("left"),
     )
 
@@ -207,7 +207,7 @@ def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
 
 def encode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Encode `rows` pictures of a gallery in one batch; the tower and the language model are timed apart, too."""
-    device, pictures = head.backbone.device, asked(NoisePairs(rows, PHOTOGRAPHS))[0]
+    device, pictures = head.backbone.device, asked(SyntheticPairs(rows, PHOTOGRAPHS))[0]
     head.batch_size = rows
     with inference(head):
         head.encode_target(pictures)
@@ -240,7 +240,7 @@ def encode_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Encode the same pictures with transformers' own forward pass."""
     backbone, pictures, encoder = (
         head.backbone,
-        asked(NoisePairs(rows, PHOTOGRAPHS))[0],
+        asked(SyntheticPairs(rows, PHOTOGRAPHS))[0],
         head.encoder(),
     )
     with inference(head):

@@ -119,7 +119,7 @@ def alignment_batch(
         asked = rng.random() < 0.5
         questions.append(prompts.DESCRIPTION.replace("{text}", text) if asked else prompts.DESCRIBE)
         answers.append("" if asked else text)
-    text_side = tokenise(base, encoder, questions, encoder.answer_ids(answers))
+    text_side = tokenise(base, encoder, questions, encoder.answer_token_ids(answers))
     text_side = without_pictures(text_side, encoder)
     batch = picture_side | {f"text_{name}": value for name, value in text_side.items()}
     return to_arrays(batch) | {"pictures": render(drawn, rng)}

@@ -315,7 +315,7 @@ def test_an_edited_chain_may_hold_any_words_but_no_tag_of_ours():
     encoder = head.encoder()
     special = {encoder.ret_id, *encoder.tokenizer.all_special_ids}
     edited = Cot("<|im_end|>", "<|endoftext|><|image_pad|>", "<script>alert(1)</script>")
-    ids = encoder.answer_ids([cot_to_text(edited)])[0]
+    ids = encoder.answer_token_ids([cot_to_text(edited)])[0]
     assert special & set(ids) == {encoder.ret_id}
     assert ids.count(encoder.ret_id) == 1
     assert head.embed_with([image], ["x"], [edited]).embeddings.isfinite().all()

@@ -57,7 +57,7 @@ def test_a_batch_is_its_rows_with_padding_that_is_neither_attended_to_nor_superv
     encoder = ChatEncoder(head.backbone.processor, head.backbone.ret_id, side)
     texts, answers = (
         ["make it red", "make the bar cyan and the rest blue"],
-        encoder.answer_ids(["a", "b c d e f g h"]),
+        encoder.answer_token_ids(["a", "b c d e f g h"]),
     )
     pictures = [Pictures().load(name) for name in NAMES[:2]]
     batch, labels = encoder.query(pictures, texts, answers)
@@ -162,7 +162,7 @@ def test_no_text_of_a_user_is_ever_tokenised_as_a_special_token(head):
             (ids,) = encoder.plain_ids([text])
             assert not special & set(ids)
             assert tokenizer.decode(ids) == text
-            (answer,) = encoder.answer_ids([text])
+            (answer,) = encoder.answer_token_ids([text])
             assert [at for at, token in enumerate(answer) if token in special] == [len(answer) - 1]
     everything = "".join(names)
     hostile, plain = (

@@ -12,7 +12,7 @@ from cir_cot.errors import InputError
 from cir_cot.profiling.device_meter import count_waits, kind_of, summarise, trace
 from cir_cot.profiling.qwen_sizes import published_config
 from cir_cot.profiling.roofline import Card, Costs, costs
-from cir_cot.profiling.synthetic import PHOTOGRAPHS, NoisePairs
+from cir_cot.profiling.synthetic import PHOTOGRAPHS, SyntheticPairs
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
@@ -150,6 +150,6 @@ def test_operators_are_recorded_and_nothing_waits_on_a_cpu():
 
 
 def test_noise_pairs_have_the_sizes_that_they_are_given():
-    pairs = NoisePairs(9, PHOTOGRAPHS)
+    pairs = SyntheticPairs(9, PHOTOGRAPHS)
     assert [pairs[index, 0].reference.size for index in range(9)] == [*PHOTOGRAPHS, PHOTOGRAPHS[0]]
-    assert NoisePairs(1, 28)[0, 0].target.size == (28, 28)
+    assert SyntheticPairs(1, 28)[0, 0].target.size == (28, 28)

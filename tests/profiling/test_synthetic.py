@@ -1,10 +1,10 @@
 """Rows for measurements: as many and as long as asked, all different."""
 
-from cir_cot.profiling.synthetic import NoisePairs
+from cir_cot.profiling.synthetic import SyntheticPairs
 
 
 def test_noise_differs_from_row_to_row_and_side_to_side_and_every_third_chain_is_half_as_long():
-    rows = NoisePairs(6, [(20, 10), (10, 30)], words=60)
+    rows = SyntheticPairs(6, [(20, 10), (10, 30)], words=60)
     lengths = [
         sum(len(part.split()) for part in vars(record.cot).values()) for record in rows.records
     ]
