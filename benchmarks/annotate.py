@@ -39,7 +39,9 @@ PICTURES, WIDTH, HEIGHT = 16, 96, 128  # stand-ins: so many pictures under all t
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(
-        prog="annotate.py", description="The annotation job beside static batches"
+        prog="annotate.py",
+        description="The annotation job beside static batches",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--root",

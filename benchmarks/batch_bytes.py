@@ -27,7 +27,7 @@ def batch_bytes(batch: dict) -> int:
 def main(argv: Sequence[str]) -> None:
     """Count, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(
-        prog="batch_bytes.py", description="Bytes of a batch on the device"
+        prog="batch_bytes.py", description="Bytes of a batch on the device", allow_abbrev=False
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--pairs", type=int, default=256)

@@ -146,7 +146,7 @@ def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(
-        prog="cached_step.py", description="A cached step over a plain one"
+        prog="cached_step.py", description="A cached step over a plain one", allow_abbrev=False
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--pairs", type=int, default=32)

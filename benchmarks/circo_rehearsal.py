@@ -94,7 +94,7 @@ def rank(search: Search, root: Path, split: str) -> dict[str, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the whole way and write what it took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add(
         "--circo",

@@ -141,7 +141,9 @@ def line(name: str, case: dict) -> str:
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(
-        prog="fullsize.py", description="Training, decoding and encoding at full size"
+        prog="fullsize.py",
+        description="Training, decoding and encoding at full size",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON; cases that it has are kept"

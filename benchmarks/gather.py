@@ -60,7 +60,9 @@ def worker(rank: int, store: str, rows: int, dim: int, pairs: int, answers) -> N
 def main(argv: Sequence[str]) -> int:
     """Measure, print one table and write it as JSON; 1 when a gathered row is wrong."""
     parser = argparse.ArgumentParser(
-        prog="gather.py", description="Gathering across processes against pickled objects"
+        prog="gather.py",
+        description="Gathering across processes against pickled objects",
+        allow_abbrev=False,
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--rows", type=int, default=1024, help="rows a process")

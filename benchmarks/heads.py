@@ -259,7 +259,7 @@ def spread(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run what is not done yet, writing each result as it ends, then print the table."""
-    parser = argparse.ArgumentParser(prog="heads.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="heads.py", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on"
     )

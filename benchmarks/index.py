@@ -138,7 +138,7 @@ def exact_against_faiss(
 
 def main(argv: Sequence[str]) -> int:
     """Measure and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--count", type=int, default=123_403, help="vectors (default 123,403, CIRCO's gallery)")
     add("--dim", type=int, default=1024)

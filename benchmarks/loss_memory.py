@@ -58,7 +58,7 @@ def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tenso
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
     parser = argparse.ArgumentParser(
-        prog="loss_memory.py", description="Memory of the chain's loss"
+        prog="loss_memory.py", description="Memory of the chain's loss", allow_abbrev=False
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--rows", type=int, default=4)

@@ -53,7 +53,7 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 def main(argv: Sequence[str]) -> int:
     """Check that both agree, measure, print one table and write it as JSON; 1 when they differ."""
     parser = argparse.ArgumentParser(
-        prog="moe_dispatch.py", description="Dispatch of a mixture of experts"
+        prog="moe_dispatch.py", description="Dispatch of a mixture of experts", allow_abbrev=False
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument(

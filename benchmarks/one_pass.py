@@ -171,7 +171,7 @@ def take_turns(head: CotRetriever, ways: dict[str, Callable], repeats: int) -> d
 
 def main(argv: Sequence[str]) -> int:
     """Measure the three ways in turns and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--rows", type=int, default=16, help="queries in a batch (default 16)")
     add("--median", type=int, default=95, help="tokens of a chain (default 95, as on scenes)")

@@ -178,7 +178,9 @@ def measure(model: Tirg, root: Path, split: str) -> dict:
 
 def main(argv: Sequence[str]) -> None:
     """Train, measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(prog="tirg.py", description="The TIRG-style bar on scenes")
+    parser = argparse.ArgumentParser(
+        prog="tirg.py", description="The TIRG-style bar on scenes", allow_abbrev=False
+    )
     parser.add_argument(
         "--root", type=Path, required=True, metavar="DIR", help="what `cir-cot scenes` wrote"
     )

@@ -21,8 +21,19 @@ from cir_cot.chains.budget import Budget
 from cir_cot.chains.job import Job, Task, content_key, left, share_path
 from cir_cot.chains.teacher import Plan, Teacher
 from cir_cot.cli import DONE, PROBLEMS, run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
+from cir_cot.options import (
+    Parser,
+    add_batch_size,
+    add_category,
+    add_dataset,
+    add_dtype,
+    add_json,
+    command_parser,
+    natural,
+    positive,
+)
 from cir_cot.prompts import PROMPTS_VERSION
 
 REPORT = 60.0  # seconds between two lines of progress where there is no terminal
@@ -30,110 +41,159 @@ NO_TARGET = "the chains of an evaluation split must not know the answer"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot annotate`; InputError for combinations that cannot work."""
-    parser = argparse.ArgumentParser(
-        prog="cir-cot annotate", description=__doc__, allow_abbrev=False
-    )
-    data = parser.add_argument_group("what to annotate")
-    data.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    data.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
-    data.add_argument("--split", required=True, metavar="S")
-    data.add_argument("--category", metavar="C", help="one category only")
-    data.add_argument("--limit", type=positive, metavar="N", help="the first N queries only")
-    data.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="chains, JSONL; an existing job goes on",
-    )
-    who = parser.add_argument_group("who writes")
-    who.add_argument("--teacher", required=True, choices=("openai", "transformers"))
-    who.add_argument(
-        "--model", required=True, metavar="NAME", help="as the server calls it, or a checkpoint"
-    )
-    who.add_argument(
-        "--base-url", nargs="+", default=[], metavar="URL", help="servers, as http://host:8000/v1"
-    )
-    who.add_argument(
-        "--proxy",
-        metavar="URL",
-        help="send requests through it (HTTP_PROXY and its like are not used)",
-    )
-    who.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0")
-    who.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float16", "float32"),
-        help="transformers",
-    )
-    who.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="transformers: rows a batch"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--stages",
-        default="separate",
-        choices=("separate", "joint"),
-        help="three calls a row, or one",
-    )
-    how.add_argument(
-        "--see-target",
-        action="store_true",
-        help="show the target to the teacher; training splits only",
-    )
-    how.add_argument(
-        "--repairs",
-        type=natural,
-        default=2,
-        metavar="N",
-        help="times a bad chain is asked for again",
-    )
-    how.add_argument(
-        "--verify", action="store_true", help="have each conclusion scored with the target in view"
-    )
-    how.add_argument("--verifier", metavar="NAME", help="model that scores (default: the teacher)")
-    how.add_argument(
-        "--max-pixels", type=positive, default=512 * 784, metavar="N", help="of a sent picture"
-    )
-    how.add_argument("--concurrency", type=positive, default=64, metavar="N", help="rows at a time")
-    how.add_argument("--retries", type=natural, default=5, metavar="N", help="of a failed request")
-    how.add_argument(
-        "--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take"
-    )
-    money = parser.add_argument_group("what it may cost")
-    money.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="budget of the job, prompts and answers"
-    )
-    money.add_argument(
-        "--max-cost", type=float, metavar="X", help="budget of the job in dollars; needs --price"
-    )
-    money.add_argument(
-        "--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars a million tokens"
-    )
-    money.add_argument(
-        "--estimate",
-        action="store_true",
-        help="say what is left to do and what it takes, ask nobody",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    """Parse the arguments of `cir-cot annotate`; InputError for combinations that cannot work."""
+    parser = command_parser("annotate", __doc__)
+    _add_data(parser.add_argument_group("what to annotate"))
+    _add_teacher(parser.add_argument_group("which model writes"))
+    _add_method(parser.add_argument_group("how chains are written"))
+    _add_budget(parser.add_argument_group("what it may cost"))
+    add_json(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     return args
 
 
-def positive(text: str) -> int:
-    """A number from 1 on, for argparse."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+def _add_data(group: Parser) -> None:
+    """Add the options that choose the queries and the output file."""
+    add_dataset(group)
+    add_category(group, default="all categories")
+    group.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="annotate the first N queries only (default: all)",
+    )
+    group.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="JSONL file for the chains; an existing job is continued",
+    )
 
 
-def natural(text: str) -> int:
-    """A number from 0 on, for argparse."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
+def _add_teacher(group: Parser) -> None:
+    """Add the options of the teacher model and of the servers that host it."""
+    group.add_argument(
+        "--teacher",
+        required=True,
+        choices=("openai", "transformers"),
+        help="openai: OpenAI-compatible servers; transformers: a checkpoint in this process",
+    )
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="name of the model on the server, or a checkpoint for transformers",
+    )
+    group.add_argument(
+        "--base-url",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="addresses of the servers, for example http://host:8000/v1",
+    )
+    group.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="proxy for the requests; HTTP_PROXY and similar variables are ignored",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sampling temperature, 0 for greedy decoding (default 0)",
+    )
+    add_dtype(group, default="bfloat16")
+    add_batch_size(group, unit="transformers only: rows", default=16, type=positive)
+
+
+def _add_method(group: Parser) -> None:
+    """Add the options of prompting, repair, verification and requests."""
+    group.add_argument(
+        "--stages",
+        default="separate",
+        choices=("separate", "joint"),
+        help="separate: one call for each section of a chain; joint: one call for the chain "
+        "(default separate)",
+    )
+    group.add_argument(
+        "--see-target",
+        action="store_true",
+        help="show the target picture to the teacher; training splits only",
+    )
+    group.add_argument(
+        "--repairs",
+        type=natural,
+        default=2,
+        metavar="N",
+        help="how often an invalid chain is requested again (default 2)",
+    )
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="have a model score each conclusion against the target picture",
+    )
+    group.add_argument(
+        "--verifier", metavar="NAME", help="model for --verify (default: the teacher)"
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=512 * 784,
+        metavar="N",
+        help=f"largest area in pixels of a picture that is sent (default {512 * 784})",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="rows in progress at once (default 64)",
+    )
+    group.add_argument(
+        "--retries",
+        type=natural,
+        default=5,
+        metavar="N",
+        help="how often a failed request is repeated (default 5)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="most seconds for one request (default 120)",
+    )
+
+
+def _add_budget(group: Parser) -> None:
+    """Add the limits of tokens and money, and --estimate."""
+    group.add_argument(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="token budget of the job, prompts and answers together (default: none)",
+    )
+    group.add_argument(
+        "--max-cost",
+        type=float,
+        metavar="X",
+        help="budget of the job in dollars; needs --price (default: none)",
+    )
+    group.add_argument(
+        "--price",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="dollars per million prompt tokens and per million answer tokens",
+    )
+    group.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print the remaining rows, tokens and cost; no request is sent",
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:

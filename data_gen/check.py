@@ -8,8 +8,14 @@ from pathlib import Path
 from cir_cot.chains import report as chain_report
 from cir_cot.chains.check import check
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS
 from cir_cot.files import write_text_atomic
+from cir_cot.options import (
+    add_chains,
+    add_dataset,
+    add_json,
+    add_overwrite,
+    command_parser,
+)
 from cir_cot.ownership import writing
 
 
@@ -26,28 +32,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot check`."""
-    parser = argparse.ArgumentParser(prog="cir-cot check", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
-    parser.add_argument("--split", required=True, metavar="S")
-    parser.add_argument(
-        "--chains",
-        nargs="+",
-        metavar="FILE",
-        help="chains of the split's queries, JSONL (default: the records' own)",
-    )
+    """Parse the arguments of `cir-cot check`."""
+    parser = command_parser("check", __doc__)
+    add_dataset(parser)
+    add_chains(parser)
     parser.add_argument(
         "--report",
         metavar="FILE",
-        help="also write a web page: distributions, chains with pictures",
+        help="also write a web page with distributions and with chains beside their pictures",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="also replace a --report that it did not write itself",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_overwrite(parser, "also replace a --report file that this command did not write")
+    add_json(parser)
     return parser.parse_args(argv)
 
 

@@ -8,9 +8,16 @@ from pathlib import Path
 
 from cir_cot.chains.export import FORMS, sift, write_export
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
+from cir_cot.options import (
+    add_chains,
+    add_dataset,
+    add_json,
+    add_out,
+    command_parser,
+)
 from cir_cot.records import attach_chains
 
 EXAMPLES = 3  # of each reason to leave a record out
@@ -63,21 +70,18 @@ def relative_paths(root: str, stores: Mapping[str, ImageStore]) -> Callable[[str
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot export-chains`."""
-    parser = argparse.ArgumentParser(
-        prog="cir-cot export-chains", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
-    parser.add_argument("--split", required=True, metavar="S")
+    """Parse the arguments of `cir-cot export-chains`."""
+    parser = command_parser("export-chains", __doc__)
+    add_dataset(parser)
+    add_chains(parser)
     parser.add_argument(
-        "--chains", nargs="+", metavar="FILE", help="JSONL of chains (default: the records' own)"
+        "--format",
+        required=True,
+        choices=FORMS,
+        help="datasets (parquet, for datasets.load_dataset), or conversations in one of the other formats",
     )
-    parser.add_argument(
-        "--format", required=True, choices=FORMS, help="datasets: parquet for datasets.load_dataset"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_out(parser, "new folder for the export")
+    add_json(parser)
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,11 @@ from tqdm import tqdm
 
 from cir_cot.cli import run
 from cir_cot.data.scenes import KINDS, write_scenes
+from cir_cot.options import (
+    add_out,
+    add_overwrite,
+    command_parser,
+)
 from cir_cot.ownership import writing
 from cir_cot.records import Record, read_records
 from cir_cot.storage import written
@@ -56,38 +61,56 @@ def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.I
     return page
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write the dataset and print the size of each split."""
-    parser = argparse.ArgumentParser(prog="cir-cot scenes", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `cir-cot scenes`."""
+    parser = command_parser("scenes", __doc__)
+    add_out(parser, "folder for the dataset")
     parser.add_argument(
-        "--seed", type=int, required=True, help="the same seed and sizes give the same bytes"
+        "--seed",
+        type=int,
+        required=True,
+        metavar="N",
+        help="random seed; the same seed and sizes give the same bytes",
     )
     parser.add_argument(
-        "--references", type=int, default=1000, help="reference pictures a split (default 1000)"
+        "--references",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="reference pictures in each split (default 1000)",
     )
     parser.add_argument(
         "--test-references",
         type=int,
         metavar="N",
-        help="in iid and novel (default: as many as in train)",
+        help="reference pictures in iid and in novel (default: as in train)",
     )
     parser.add_argument(
-        "--edits", type=int, default=16, help="queries on each reference (default 16)"
+        "--edits",
+        type=int,
+        default=16,
+        metavar="N",
+        help="queries for each reference picture (default 16)",
     )
     parser.add_argument(
         "--size",
         type=int,
         default=84,
+        metavar="PX",
         help="width and height in pixels, a multiple of 12 (default 84)",
     )
     parser.add_argument(
-        "--page", metavar="FILE", help="also draw a page of queries with their chains, a PNG"
+        "--page",
+        metavar="FILE",
+        help="also draw a sample of queries with their chains, as a PNG",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="also replace files that it did not write itself"
-    )
-    args = parser.parse_args(argv)
+    add_overwrite(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the dataset and print the size of each split."""
+    args = parse(argv)
     with tqdm(unit=" pictures") as bar:
 
         def show(done: int, total: int) -> None:

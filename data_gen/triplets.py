@@ -9,6 +9,12 @@ from cir_cot.cli import run
 from cir_cot.data.triplets import picture_ids, read_descriptions, split, triplets
 from cir_cot.errors import InputError
 from cir_cot.files import write_text_atomic
+from cir_cot.options import (
+    add_overwrite,
+    add_root,
+    add_seed,
+    command_parser,
+)
 from cir_cot.ownership import writing
 from cir_cot.records import write_records
 
@@ -48,43 +54,37 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot triplets`."""
-    parser = argparse.ArgumentParser(
-        prog="cir-cot triplets", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--root",
-        required=True,
-        metavar="DIR",
-        help="folder with images/ in it; the dataset is put there",
-    )
+    """Parse the arguments of `cir-cot triplets`."""
+    parser = command_parser("triplets", __doc__)
+    add_root(parser, "folder with images/ in it; the dataset is written there too")
     parser.add_argument(
         "--labels",
         required=True,
         metavar="FILE",
-        help="CSV with a header: image (path in images/ without the extension), then labels, or one column 'caption'",
+        help="CSV with a header: image (path in images/ without the extension), then label columns, "
+        "or one column named caption",
     )
     parser.add_argument(
-        "--val", type=float, default=0.2, metavar="P", help="share of the pictures (default 0.2)"
+        "--val",
+        type=float,
+        default=0.2,
+        metavar="P",
+        help="share of the pictures in the validation split, 0 to below 1 (default 0.2)",
     )
     parser.add_argument(
         "--edits",
         type=int,
         default=4,
         metavar="N",
-        help="queries on a picture, at most (default 4)",
+        help="most queries for one reference picture (default 4)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser, of="the split and of the queries drawn")
     parser.add_argument(
         "--chains",
         action="store_true",
-        help="also write chains, in the words of labels or captions",
+        help="also write a chain for each query, composed of its labels or captions",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="also replace records and galleries that it did not write itself",
-    )
+    add_overwrite(parser, "also replace records and gallery files that this command did not write")
     args = parser.parse_args(argv)
     if not 0 <= args.val < 1 or args.edits < 1:
         raise InputError(

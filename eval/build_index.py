@@ -9,84 +9,83 @@ from pathlib import Path
 from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.files import read_bytes, read_jsonl
+from cir_cot.options import (
+    add_batch_size,
+    add_device,
+    add_dtype,
+    add_json,
+    add_model,
+    add_out,
+    command_parser,
+)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot index", description=__doc__)
+    """Parse the arguments of `cir-cot index`."""
+    parser = command_parser("index", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever")
+    add_model(parser)
     add(
         "--images",
         required=True,
         metavar="DIR",
-        help="folder of pictures; ids are paths without their extension",
+        help="folder of pictures; an id is a path in it, without the extension",
     )
-    add(
-        "--out",
-        required=True,
-        metavar="INDEX",
-        help="folder of the index; one that is there is updated",
-    )
+    add_out(parser, "folder of the index; an existing index is updated")
     add(
         "--gallery",
         metavar="FILE",
-        help="image ids, one a line: these only, in this order; default: every picture",
+        help="text file of image ids, one a line, to index only these, in this order "
+        "(default: every picture)",
     )
     add(
         "--payload",
         metavar="FILE",
-        help='JSONL of {"id": …, "category": …, …}: what searches may filter by',
+        help='JSONL of {"id": …, "category": …, …}: fields that searches can filter by',
     )
     add(
         "--remove",
         nargs="+",
         metavar="ID",
-        help="take pictures out of the index; nothing is encoded",
+        help="remove these pictures from the index; nothing is encoded",
     )
     add(
         "--kind",
         default="exact",
-        help="exact (default; up to a million pictures), a FAISS factory string like IVF4096,Flat or HNSW32, or "
-        "qdrant:<server or folder>#<collection>",
+        help="exact (default; for up to a million pictures), a FAISS factory string such as "
+        "IVF4096,Flat or HNSW32, or qdrant:<server or folder>#<collection>",
     )
     add(
         "--tune",
         metavar="SETTINGS",
-        help="how hard an approximate kind searches, e.g. nprobe=16 or efSearch=128",
+        help="search effort of an approximate kind, for example nprobe=16 or efSearch=128",
     )
     add(
         "--width",
         type=int,
         metavar="N",
-        help="keep the first N numbers of each vector (default: all)",
+        help="keep the first N dimensions of each vector (default: all)",
     )
     add(
-        "--dtype",
+        "--store-dtype",
         default="float32",
         choices=("float32", "float16", "int8"),
-        help="of stored vectors (default float32)",
+        help="type of the stored vectors (default float32)",
     )
-    add(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="pictures encoded at a time (default 32)",
-    )
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--model-dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="default float32",
-    )
-    add(
-        "--json",
-        action="store_true",
-        help="print index.json's facts, and everything else to stderr",
-    )
+    add_batch_size(parser)
+    add_device(parser)
+    add_dtype(parser, "--model-dtype", type=model_precision)
+    add_json(parser, "the content of index.json")
     return parser.parse_args(argv)
+
+
+def model_precision(text: str) -> str:
+    """Return the value of --dtype; refuse int8, which the option took when it meant stored vectors."""
+    if text == "int8":
+        raise argparse.ArgumentTypeError(
+            "--dtype is the precision of the model; for stored vectors: --store-dtype int8"
+        )
+    return text
 
 
 def read_payloads(path: str) -> dict[str, dict]:
@@ -139,9 +138,12 @@ def encode(args: argparse.Namespace) -> bool:
     images = list_pictures(args.images)
     names = wanted_names(args.gallery, images.files)
     payloads = read_payloads(args.payload) if args.payload else None
+    if args.dtype == "float16" and args.store_dtype == "float32":
+        # Until 0.2, --dtype float16 meant the stored vectors.
+        print("note: --dtype is the model's precision; vectors: --store-dtype", file=sys.stderr)
     state = PartialState(cpu=args.device == "cpu")
     device = args.device if state.num_processes == 1 else str(state.device)
-    retriever = load_retriever(args.model, device=device, dtype=args.model_dtype)
+    retriever = load_retriever(args.model, device=device, dtype=args.dtype)
     count = build(
         retriever,
         images,
@@ -149,7 +151,7 @@ def encode(args: argparse.Namespace) -> bool:
         args.out,
         kind=args.kind,
         width=args.width,
-        dtype=args.dtype,
+        dtype=args.store_dtype,
         payloads=payloads,
         batch_size=args.batch_size,
         rank=state.process_index,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
 from cir_cot.evaluation.encode import encode_gallery, load_batches
@@ -16,49 +16,53 @@ from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.report import text_table
 from cir_cot.evaluation.tables import Table
 from cir_cot.files import write_text_atomic
+from cir_cot.options import (
+    add_batch_size,
+    add_category,
+    add_dataset,
+    add_device,
+    add_dtype,
+    add_json,
+    add_model,
+    add_out,
+    add_overwrite,
+    add_query_sample,
+    add_seed,
+    command_parser,
+)
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.retriever import SETTINGS_FILE, inference, read_settings
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot calibrate", description=__doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
-    add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add("--root", required=True, metavar="DIR", help="folder of the dataset")
-    add("--split", required=True, help="a validation split, never the one that is reported")
-    add("--category", help="of FashionIQ or GeneCIS; one at a time")
-    add("--metric", help="what is held up, e.g. R@5; default: the benchmark's first")
-    add(
+    """Parse the arguments of `cir-cot calibrate`."""
+    parser = command_parser("calibrate", __doc__)
+    add_model(parser, "folder of a saved retriever that writes chains")
+    add_dataset(parser, split="a validation split; never the split that you report")
+    add_category(parser, default="none; several categories are refused")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric to preserve, for example R@5 (default: the benchmark's first)",
+    )
+    parser.add_argument(
         "--tolerance",
         type=float,
         default=0.0,
         metavar="P",
-        help="points that may be lost for cheaper queries (default 0)",
+        help="percentage points of that metric to give up for cheaper queries (default 0)",
     )
-    add("--limit", type=int, metavar="N", help="ask a sample of N queries; the gallery stays whole")
-    add(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="pictures encoded at a time (default 32)",
+    add_query_sample(parser)
+    add_batch_size(parser)
+    add_seed(parser, of="the query sample")
+    add_device(parser)
+    add_dtype(parser)
+    parser.add_argument(
+        "--write", action="store_true", help="store the threshold in the checkpoint's settings"
     )
-    add("--seed", type=int, default=0, help="of the sample (default 0)")
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the model (default float32)",
-    )
-    add("--write", action="store_true", help="write the threshold into the checkpoint's settings")
-    add("--out", metavar="FILE", help="write the curve here, as JSON")
-    add("--overwrite", action="store_true", help="replace FILE if it is there")
-    add(
-        "--json", action="store_true", help="print the curve as JSON, and everything else to stderr"
-    )
+    add_out(parser, "JSON file for the curve", required=False, metavar="FILE")
+    add_overwrite(parser, "replace the file of --out if it exists")
+    add_json(parser, "the curve as JSON")
     return parser.parse_args(argv)
 
 

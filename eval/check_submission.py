@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from cir_cot.cli import run
 from cir_cot.data.submission import check_submission
+from cir_cot.options import (
+    add_json,
+    add_root,
+    command_parser,
+)
 
 EXAMPLES = 3  # of each problem; the count is always of all
 
@@ -52,20 +57,16 @@ def text(one: dict) -> str:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot check-submission`."""
-    parser = argparse.ArgumentParser(
-        prog="cir-cot check-submission", description=__doc__, allow_abbrev=False
-    )
+    """Parse the arguments of `cir-cot check-submission`."""
+    parser = command_parser("check-submission", __doc__)
     parser.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
-        help="a file of either benchmark; which one is told by it",
+        help="submission file; its content says of which benchmark it is",
     )
-    parser.add_argument(
-        "--root", required=True, metavar="DIR", help="folder of the annotations, or one above"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    add_root(parser, "folder of the annotations, or the folder above it")
+    add_json(parser, "the reports as one JSON list")
     return parser.parse_args(argv)
 
 

@@ -11,6 +11,13 @@ from pathlib import Path
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
+from cir_cot.options import (
+    add_device,
+    add_dtype,
+    add_index,
+    add_model,
+    command_parser,
+)
 from cir_cot.prompts import PARTS, written_parts
 from cir_cot.search.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
 from cir_cot.search.private_folder import ending_on_signals, private_folder
@@ -236,39 +243,39 @@ def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot demo", description=__doc__)
+    """Parse the arguments of `cir-cot demo`."""
+    parser = command_parser("demo", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever")
-    add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
+    add_model(parser)
+    add_index(parser)
     add(
         "--images",
         metavar="DIR",
-        help="where the gallery's pictures are now; default: where they were indexed",
+        help="where the gallery's pictures are now (default: where they were when indexed)",
     )
     add(
         "--compare",
         nargs=2,
         metavar=("DIR", "INDEX"),
-        help="another retriever and an index made with it",
+        help="second retriever, and an index built with it, to show beside the first",
     )
     add(
-        "--port", type=int, default=7860, help="on this machine alone (default 7860; 0: a free one)"
+        "--port",
+        type=int,
+        default=7860,
+        metavar="N",
+        help="port on this machine, 0 for a free one (default 7860); other machines cannot reach it",
     )
     add(
         "--allowed-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="another name to answer to, e.g. a proxy's; repeatable. Whoever reaches that name sees the gallery",
+        help="also answer requests for this host name, for example a proxy's; can be repeated. "
+        "Everyone who can reach that name sees the gallery",
     )
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the model (default float32)",
-    )
+    add_device(parser)
+    add_dtype(parser)
     args = parser.parse_args(argv)
     if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
         parser.error(f"--allowed-host {bad[0]!r}: give a host's name alone, e.g. demo.example.org")

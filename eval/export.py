@@ -22,20 +22,23 @@ from cir_cot.integrations.export import (
     sentence_embeddings,
     write_export,
 )
+from cir_cot.options import (
+    add_device,
+    add_dtype,
+    add_json,
+    add_model,
+    add_out,
+    command_parser,
+)
 from cir_cot.provenance import git_state, package_versions
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot export", description=__doc__)
+    """Parse the arguments of `cir-cot export`."""
+    parser = command_parser("export", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
-    add(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder of the export, new or with --parity an existing one",
-    )
+    add_model(parser, "folder of a saved retriever that writes chains")
+    add_out(parser, "new folder for the export; with --parity, the folder of an existing one")
     add(
         "--parity",
         action="store_true",
@@ -44,31 +47,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--embeddings",
         metavar="FILE",
-        help="of another engine, to be compared: JSON, {case: vector}; see probes.json",
+        help="embeddings by another engine to compare: JSON, {case: vector}; see probes.json",
     )
     add(
         "--images",
         metavar="DIR",
-        help="compare over pictures of yours (the first 6) instead of made ones",
+        help="compare over the first 6 pictures of this folder (default: synthetic pictures)",
     )
     add(
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help=f"largest difference of a number (default {TOLERANCE})",
+        metavar="X",
+        help=f"largest absolute difference of any vector component (default {TOLERANCE})",
     )
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the export (default float32)",
-    )
-    add(
-        "--json",
-        action="store_true",
-        help="print parity.json's content, and everything else to stderr",
-    )
+    add_device(parser)
+    add_dtype(parser)
+    add_json(parser, "the content of parity.json")
     return parser.parse_args(argv)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.scoring import score_rankings
 from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
@@ -25,6 +25,21 @@ from cir_cot.evaluation.results_folder import (
 )
 from cir_cot.evaluation.tables import Table, flat, summary_table
 from cir_cot.files import write_text_atomic
+from cir_cot.options import (
+    add_annotated_chains,
+    add_batch_size,
+    add_category,
+    add_dataset,
+    add_device,
+    add_dtype,
+    add_json,
+    add_model,
+    add_out,
+    add_overwrite,
+    add_query_sample,
+    add_seed,
+    command_parser,
+)
 from cir_cot.records import Record
 from cir_cot.storage import locked, written
 
@@ -32,60 +47,24 @@ ASKED = ("full", "fast", "oracle", "shuffled")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot reasoning", description=__doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever that writes chains")
-    add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add("--root", required=True, metavar="DIR", help="folder of the dataset")
-    add("--split", required=True, help="e.g. val; of a folder dataset whatever its files are named")
-    add("--category", help="of FashionIQ or GeneCIS; default: all of them")
-    add(
-        "--chains",
-        metavar="PATH",
-        help="annotated chains: a JSONL file, or a folder of chains.<category>.<split>.jsonl",
+    """Parse the arguments of `cir-cot reasoning`."""
+    parser = command_parser("reasoning", __doc__)
+    add_model(parser, "folder of a saved retriever that writes chains")
+    add_dataset(parser)
+    add_category(parser)
+    add_annotated_chains(parser)
+    add_query_sample(parser, each=" of each category")
+    add_batch_size(parser)
+    add_seed(parser, of="the query sample, the queries shown and the swapped chains")
+    add_device(parser)
+    add_dtype(parser)
+    add_out(
+        parser,
+        "folder for results.json, report.md, report.html and a subfolder for each reading",
+        required=False,
     )
-    add(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="ask a sample of N queries of each category; the gallery stays whole",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="pictures encoded at a time (default 32)",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the sample, of the queries shown, of the swapped chains (default 0)",
-    )
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the model (default float32)",
-    )
-    add(
-        "--out",
-        metavar="DIR",
-        help="write results.json, report.md, report.html and a folder for each reading",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace files of these names in --out that no such command wrote",
-    )
-    add(
-        "--json",
-        action="store_true",
-        help="print the content of results.json, and everything else to stderr",
-    )
+    add_overwrite(parser)
+    add_json(parser, "the content of results.json")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import READINGS, reader, with_chains
@@ -15,75 +15,58 @@ from cir_cot.evaluation.report import text_table, write_report
 from cir_cot.evaluation.results import Result, result_files, save_results, summary
 from cir_cot.evaluation.results_folder import REPORT, check_results_folder
 from cir_cot.evaluation.tables import summary_table
+from cir_cot.options import (
+    add_annotated_chains,
+    add_batch_size,
+    add_category,
+    add_dataset,
+    add_device,
+    add_dtype,
+    add_json,
+    add_model,
+    add_out,
+    add_overwrite,
+    add_query_sample,
+    add_reference,
+    add_seed,
+    command_parser,
+)
 from cir_cot.storage import locked
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot retrieval", description=__doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever")
-    add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add("--root", required=True, metavar="DIR", help="folder of the dataset")
-    add("--split", required=True, help="e.g. val; of a folder dataset whatever its files are named")
-    add("--category", help="of FashionIQ or GeneCIS; default: all of them, and their mean")
-    add(
+    """Parse the arguments of `cir-cot retrieval`."""
+    parser = command_parser("retrieval", __doc__)
+    add_model(parser)
+    add_dataset(parser)
+    add_category(parser)
+    parser.add_argument(
         "--reading",
         choices=list(READINGS),
-        help="how queries are read: with the chain the model writes, without one, with the annotated one (an upper "
-        "bound), or a baseline of the picture or the words alone; default: as the checkpoint does",
+        help="how queries are encoded: full (with the chain that the model writes), short (with its "
+        "conclusion only), adaptive (a chain where the model is unsure), fast (no chain), oracle "
+        "(with the annotated chain, an upper bound), or a baseline: image_only, text_only "
+        "(default: as the checkpoint's settings say)",
     )
-    add(
-        "--chains",
-        metavar="PATH",
-        help="annotated chains: a JSONL file, or a folder of chains.<category>.<split>.jsonl",
-    )
-    add(
+    add_annotated_chains(parser)
+    parser.add_argument(
         "--gallery",
         choices=("original", "val-union", "all-categories"),
-        help="of FashionIQ (default original)",
+        help="FashionIQ only: original split, images in use (VAL), or all categories (default: original)",
     )
-    add(
-        "--reference",
-        choices=("keep", "remove"),
-        help="in the gallery; default: as the benchmark's protocol has it",
+    add_reference(parser)
+    add_query_sample(parser, each=" of each category")
+    add_batch_size(parser)
+    add_seed(parser, of="the query sample and of the queries shown in the report")
+    add_device(parser)
+    add_dtype(parser)
+    add_out(
+        parser,
+        "folder for results.json, rankings.json.gz, chains.jsonl, report.md and report.html",
+        required=False,
     )
-    add(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="ask a sample of N queries of each category; the gallery stays whole",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="pictures encoded at a time (default 32)",
-    )
-    add("--seed", type=int, default=0, help="of the sample and of the queries shown (default 0)")
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the model (default float32)",
-    )
-    add(
-        "--out",
-        metavar="DIR",
-        help="write results.json, rankings.json.gz, chains.jsonl, report.md and report.html",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace files of these names in --out that no such command wrote",
-    )
-    add(
-        "--json",
-        action="store_true",
-        help="print the content of results.json, and everything else to stderr",
-    )
+    add_overwrite(parser)
+    add_json(parser, "the content of results.json")
     return parser.parse_args(argv)
 
 

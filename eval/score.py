@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS, load_benchmark
+from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.scoring import mean_of_categories, read_rankings, score_rankings, short_lists
 from cir_cot.errors import InputError
+from cir_cot.options import (
+    add_category,
+    add_dataset,
+    add_json,
+    add_rankings,
+    add_reference,
+    command_parser,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,41 +40,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot score`."""
-    parser = argparse.ArgumentParser(prog="cir-cot score", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
-    parser.add_argument(
-        "--split",
-        required=True,
-        metavar="S",
-        help="val; eval for Shoes; a folder dataset names its own",
-    )
-    parser.add_argument(
-        "--category",
-        metavar="C",
-        help="dress, shirt, toptee; GeneCIS's tasks (default: all, and mean)",
-    )
-    parser.add_argument(
-        "--rankings",
-        required=True,
-        metavar="FILE",
-        help="rankings.json[.gz]; for all categories a folder of <benchmark>.<category>.<split>.json[.gz]",
-    )
-    parser.add_argument(
-        "--subset-rankings", metavar="FILE", help="CIRR: rankings of the image sets, for Rsub@k"
+    """Parse the arguments of `cir-cot score`."""
+    parser = command_parser("score", __doc__)
+    add_dataset(parser)
+    add_category(parser)
+    add_rankings(
+        parser,
+        "rankings.json[.gz]; for all categories a folder of <benchmark>.<category>.<split>.json[.gz]",
     )
     parser.add_argument(
         "--gallery",
         choices=("original", "val-union"),
-        help="FashionIQ: whole split (default) or its used images (VAL)",
+        help="FashionIQ only: original split or the images in use, VAL (default: original)",
     )
-    parser.add_argument(
-        "--reference",
-        choices=("keep", "remove"),
-        help="the reference in the gallery (default: the official protocol's)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_reference(parser)
+    add_json(parser)
     return parser.parse_args(argv)
 
 

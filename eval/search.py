@@ -8,52 +8,55 @@ from collections.abc import Sequence
 from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.files import check_keys, parse_json, read_jsonl
+from cir_cot.options import (
+    add_batch_size,
+    add_device,
+    add_dtype,
+    add_index,
+    add_json,
+    add_model,
+    command_parser,
+)
 from cir_cot.records import check_text, cot_from_dict
 
 KEYS = ("id", "image", "text", "cot", "where")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot search", description=__doc__)
+    """Parse the arguments of `cir-cot search`."""
+    parser = command_parser("search", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a saved retriever")
-    add("--index", required=True, metavar="INDEX", help="what cir-cot index made with it")
-    add("--image", metavar="FILE", help="the reference picture")
-    add("--text", metavar="WORDS", help="how the wanted picture differs from it")
+    add_model(parser)
+    add_index(parser)
+    add("--image", metavar="FILE", help="reference picture")
+    add("--text", metavar="TEXT", help="how the wanted picture differs from the reference")
     add(
         "--queries",
         metavar="FILE",
-        help='instead: JSONL of {"id", "image": file, "text"}, answered as JSONL',
+        help='in place of --image and --text: JSONL of {"id", "image": file, "text"}; the answers '
+        "are JSONL",
     )
-    add("--k", type=int, default=10, metavar="N", help="pictures to find (default 10)")
+    add("--k", type=int, default=10, metavar="N", help="number of pictures to find (default 10)")
     add(
         "--reading",
-        help="of a head that writes chains: full, short, adaptive or fast; default: as the checkpoint does",
+        metavar="NAME",
+        help="how a head that writes chains encodes the query: full, short, adaptive or fast "
+        "(default: as the checkpoint's settings say)",
     )
     add(
         "--where",
         metavar="JSON",
-        help='keep pictures by payload, e.g. {"category": "dress", "price": {"lt": 50}}',
+        help='filter by payload, for example {"category": "dress", "price": {"lt": 50}}',
     )
-    add("--batch-size", type=int, default=32, metavar="N", help="of --queries (default 32)")
-    add("--device", help="e.g. cuda:1 or cpu; default: a GPU where there is one")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the model (default float32)",
-    )
-    add(
-        "--json",
-        action="store_true",
-        help="print one JSON object; with --queries it is always JSONL",
-    )
+    add_batch_size(parser, unit="queries of --queries")
+    add_device(parser)
+    add_dtype(parser)
+    add_json(parser, "the answer as one JSON object (with --queries always JSONL)")
     args = parser.parse_args(argv)
     if (args.queries is None) == (args.image is None) or (args.image is None) != (
         args.text is None
     ):
-        raise InputError("give --image FILE and --text WORDS, or --queries FILE")
+        raise InputError("give --image FILE and --text TEXT, or --queries FILE")
     return args
 
 

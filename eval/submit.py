@@ -10,6 +10,15 @@ from cir_cot.data.layouts import choose
 from cir_cot.data.scoring import read_rankings
 from cir_cot.data.submission import SPLITS, check_submission, write_submission
 from cir_cot.errors import InputError
+from cir_cot.options import (
+    add_dataset,
+    add_json,
+    add_out,
+    add_overwrite,
+    add_rankings,
+    add_reference,
+    command_parser,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,29 +60,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of `cir-cot submit`."""
-    parser = argparse.ArgumentParser(prog="cir-cot submit", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--benchmark", required=True, choices=SPLITS)
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the dataset")
-    parser.add_argument("--split", required=True, metavar="S", help="test1 (CIRR), test (CIRCO)")
-    parser.add_argument(
-        "--rankings", required=True, metavar="FILE", help="rankings.json[.gz] of all queries"
-    )
-    parser.add_argument(
-        "--subset-rankings",
-        metavar="FILE",
-        help="CIRR: rankings of the image sets, if --rankings is not of all pictures",
-    )
-    parser.add_argument(
-        "--reference",
-        choices=("keep", "remove"),
-        help="the reference in the lists (default: CIRCO keep, CIRR remove)",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the files to")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="also replace files that it did not write itself"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    """Parse the arguments of `cir-cot submit`."""
+    parser = command_parser("submit", __doc__)
+    add_dataset(parser, benchmarks=SPLITS, split="test1 for CIRR, test for CIRCO")
+    add_rankings(parser, "rankings.json[.gz] of all queries")
+    add_reference(parser)
+    add_out(parser, "folder for the submission files")
+    add_overwrite(parser)
+    add_json(parser)
     return parser.parse_args(argv)
 
 

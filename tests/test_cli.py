@@ -1,5 +1,6 @@
 """The command line: what it lists, what it refuses and how, and that it answers without torch."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -7,12 +8,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cir_cot import __version__, cli
 from cir_cot.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def exit_of(main, argv=()):
@@ -265,7 +269,7 @@ OPTIONS = {
     "submit": BENCHMARK
     | {"--rankings", "--subset-rankings", "--reference", "--out", "--json", "--overwrite"},
     "check-submission": {"--root", "--json"},
-    "check": BENCHMARK | {"--chains", "--report", "--json"},
+    "check": BENCHMARK | {"--chains", "--report", "--overwrite", "--json"},
     "export-chains": BENCHMARK | {"--chains", "--format", "--out", "--json"},
     "triplets": {"--root", "--labels", "--val", "--edits", "--seed", "--chains", "--overwrite"},
     "scenes": {
@@ -280,7 +284,106 @@ OPTIONS = {
     },
     "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
     "reasoning": BENCHMARK | MODEL,
+    "calibrate": BENCHMARK | (MODEL - {"--chains"}) | {"--metric", "--tolerance", "--write"},
+    "index": {
+        "--model",
+        "--images",
+        "--out",
+        "--gallery",
+        "--payload",
+        "--remove",
+        "--kind",
+        "--tune",
+        "--width",
+        "--store-dtype",
+        "--batch-size",
+        "--device",
+        "--dtype",
+        "--json",
+    },
+    "search": {
+        "--model",
+        "--index",
+        "--image",
+        "--text",
+        "--queries",
+        "--k",
+        "--reading",
+        "--where",
+        "--batch-size",
+        "--device",
+        "--dtype",
+        "--json",
+    },
+    "demo": {
+        "--model",
+        "--index",
+        "--images",
+        "--compare",
+        "--port",
+        "--allowed-host",
+        "--device",
+        "--dtype",
+    },
+    "export": {
+        "--model",
+        "--out",
+        "--parity",
+        "--embeddings",
+        "--images",
+        "--tolerance",
+        "--device",
+        "--dtype",
+        "--json",
+    },
+    "annotate": BENCHMARK
+    | {
+        "--category",
+        "--limit",
+        "--out",
+        "--teacher",
+        "--model",
+        "--base-url",
+        "--proxy",
+        "--temperature",
+        "--dtype",
+        "--batch-size",
+        "--stages",
+        "--see-target",
+        "--repairs",
+        "--verify",
+        "--verifier",
+        "--max-pixels",
+        "--concurrency",
+        "--retries",
+        "--timeout",
+        "--max-tokens",
+        "--max-cost",
+        "--price",
+        "--estimate",
+        "--json",
+    },
+    "quickstart": {
+        "--out",
+        "--overwrite",
+        "--seed",
+        "--references",
+        "--test-references",
+        "--queries",
+        "--max-steps",
+    },
+    "tiny-base": {
+        "--out",
+        "--steps",
+        "--batch-size",
+        "--learning-rate",
+        "--seed",
+        "--workers",
+        "--held-out",
+        "--max-minutes",
+    },
 }
+RECIPES = {"sft", "prompt-pool", "clip", "moe"}  # their options are the fields of dataclasses
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -292,3 +395,51 @@ def test_the_options_of_a_command_are_the_documented_ones(command, capsys):
     assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", usage, re.MULTILINE)) == OPTIONS[command] | {
         "--help"
     }
+
+
+def test_the_list_of_options_covers_every_command_but_the_recipes():
+    assert set(OPTIONS) == set(cli.COMMANDS) - RECIPES
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_option_of_a_command_has_a_help_text(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    usage = capsys.readouterr().out.partition("options:")[2]
+    # An option without help is followed by the next option or by a blank line.
+    bare = re.findall(r"^  (?:-h, )?(--[a-z-]+)(?:[^\S\n]\S+)*\n(?=  -|\n)", usage, re.MULTILINE)
+    assert [name for name in bare if f"{name}  " not in usage] == []
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_no_command_takes_an_abbreviated_option(command, capsys):
+    """`--limi` would change its meaning when another option of that beginning is added."""
+    assert exit_of(cli.main, [command, "--hel"]) == 2
+    assert "usage: " not in capsys.readouterr().out
+
+
+def test_every_parser_of_the_repository_refuses_abbreviated_options():
+    problems = []
+    for folder in ("cir_cot", "train", "eval", "data_gen", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                built = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Parser")
+                if built and "allow_abbrev=False" not in ast.unparse(node):
+                    problems.append(f"{path}:{node.lineno}")
+    assert problems == []
+
+
+@pytest.mark.parametrize("text", ["int8", "int4"])
+def test_index_names_the_option_for_stored_vectors(text, capsys):
+    where = ["--model", "m", "--images", "i", "--out", "o"]
+    assert exit_of(cli.main, ["index", *where, "--dtype", text]) == 2
+    assert ("--store-dtype int8" in capsys.readouterr().err) == (text == "int8")
+
+
+@pytest.mark.parametrize("name", ["--dtype", "--model-dtype"])
+def test_index_takes_the_precision_of_the_model_by_both_names(name):
+    from cir_cot.scripts.eval.build_index import parse
+
+    where = ["--model", "m", "--images", "i", "--out", "o"]
+    args = parse([*where, name, "bfloat16", "--store-dtype", "float16"])
+    assert (args.dtype, args.store_dtype) == ("bfloat16", "float16")

@@ -29,6 +29,12 @@ from cir_cot.evaluation.results import Result, save_results
 from cir_cot.evaluation.tables import Table, summary_table
 from cir_cot.files import write_json
 from cir_cot.heads import load_retriever
+from cir_cot.options import (
+    add_out,
+    add_overwrite,
+    add_seed,
+    command_parser,
+)
 from cir_cot.processes import start, stop, unwinding
 from cir_cot.storage import locked
 
@@ -207,40 +213,45 @@ def make_room(out: Path, overwrite: bool) -> None:
     (out / SUMMARY).unlink(missing_ok=True)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run every step, then write summary.json, report.md and report.html and print the table."""
-    parser = argparse.ArgumentParser(prog="cir-cot quickstart", description=__doc__)
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder for data, models, results and the report",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="run again in a folder that holds a finished one"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the scenes and of the sampled queries (default 0)"
-    )
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `cir-cot quickstart`."""
+    parser = command_parser("quickstart", __doc__)
+    add_out(parser, "folder for the data, the models, the results and the report")
+    add_overwrite(parser, "run again in a folder that holds a finished quickstart")
+    add_seed(parser, of="the scenes and of the query sample")
     parser.add_argument(
         "--references",
         type=int,
         default=1000,
-        help="scenes to train on, 16 edits each (default 1000)",
+        metavar="N",
+        help="scenes for training, with 16 edits each (default 1000)",
     )
     parser.add_argument(
-        "--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)"
+        "--test-references",
+        type=int,
+        default=400,
+        metavar="N",
+        help="scenes in each of the test splits, iid and novel (default 400)",
     )
     parser.add_argument(
         "--queries",
         type=int,
         default=2000,
-        help="queries a split; the gallery stays whole (default 2000)",
+        metavar="N",
+        help="queries evaluated in each split; the gallery stays complete (default 2000)",
     )
     parser.add_argument(
-        "--max-steps", type=int, help="stop both trainings early, to see that everything runs"
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop both trainings after N steps, to check that everything runs (default: no limit)",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run every step, then write summary.json, report.md and report.html and print the table."""
+    args = parse(argv)
     with unwinding(), locked(Path(args.out)):
         make_room(Path(args.out), args.overwrite)
         return run_all(args)

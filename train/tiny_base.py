@@ -20,6 +20,12 @@ from tqdm import tqdm
 from cir_cot.cli import run
 from cir_cot.devices import device_name
 from cir_cot.files import write_json
+from cir_cot.options import (
+    add_batch_size,
+    add_out,
+    add_seed,
+    command_parser,
+)
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.training.curriculum import (
     Curriculum,
@@ -33,26 +39,41 @@ from cir_cot.training.lessons import ATTRIBUTES
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the arguments of the command."""
-    parser = argparse.ArgumentParser(prog="cir-cot tiny-base", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the checkpoint goes")
-    parser.add_argument("--steps", type=int, default=12000, help="default 12000")
-    parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default 256)")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak (default 1.5e-3)")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="of the weights and of the scenes (default 1)"
+    """Parse the arguments of `cir-cot tiny-base`."""
+    parser = command_parser("tiny-base", __doc__)
+    add = parser.add_argument
+    add_out(parser, "folder for the checkpoint")
+    add("--steps", type=int, default=12000, metavar="N", help="training steps (default 12000)")
+    add_batch_size(parser, unit="rows", default=256)
+    add(
+        "--learning-rate",
+        type=float,
+        default=1.5e-3,
+        metavar="X",
+        help="peak learning rate (default 1.5e-3)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes that draw batches (default 0: none)"
+    add_seed(parser, of="the weights and of the scenes", default=1)
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that draw batches, 0 for none (default 0)",
     )
-    parser.add_argument(
+    add(
         "--held-out",
         type=int,
         default=500,
-        help="scenes that each skill is measured on (default 500)",
+        metavar="N",
+        help="scenes for the measurement of each skill (default 500)",
     )
-    parser.add_argument(
-        "--max-minutes", type=float, default=math.inf, help="end early, the rate down to its floor"
+    add(
+        "--max-minutes",
+        type=float,
+        default=math.inf,
+        metavar="M",
+        help="end training after M minutes; the learning rate then decays to its floor before "
+        "(default: no limit)",
     )
     return parser.parse_args(argv)
 
