@@ -15,7 +15,7 @@ from cir_cot.heads.clip import ClipRetriever
 from cir_cot.models.clip import PAD_RATIO, load_clip
 from cir_cot.training.arguments import ClipArguments, option, parse_arguments
 from cir_cot.training.dataset import load_rows
-from cir_cot.training.run import fit
+from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         print(left_out)
     encoder = load_clip(args.model, args.pad_ratio, frozen=False, fallback=PAD_RATIO)
     with run_folder(args):
-        done = fit(
+        done = train_and_save(
             CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv
         )
     if args.should_save:

@@ -19,7 +19,7 @@ from cir_cot.models.clip import PAD_RATIO, load_clip
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
 from cir_cot.training.arguments import ClipArguments, option, parse_arguments
 from cir_cot.training.dataset import CirDataset, load_rows, texts_of, used
-from cir_cot.training.run import fit
+from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     torch.manual_seed(args.seed)  # before the head: it starts at random
     head = MoeRetriever(encoder, args.model, **{name: getattr(args, name) for name in HEAD})
     with run_folder(args):
-        done = fit(CirTrainer(head, args, encode(head, rows, args)), argv)
+        done = train_and_save(CirTrainer(head, args, encode(head, rows, args)), argv)
     if args.should_save:
         print(done)
     return 0

@@ -14,7 +14,7 @@ from cir_cot.errors import InputError
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.training.arguments import HELP, QwenArguments, option, parse_arguments
 from cir_cot.training.dataset import load_rows
-from cir_cot.training.run import fit, load_head
+from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         print(left_out)
     head = load_head(PromptPoolRetriever, args, HEAD, args.frozen)
     with run_folder(args):
-        done = fit(CirTrainer(head, args, rows), argv, announce=print)
+        done = train_and_save(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

@@ -20,7 +20,7 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors
 from cir_cot.training.arguments import HELP, QwenArguments, option, parse_arguments
 from cir_cot.training.dataset import CirDataset, load_rows
-from cir_cot.training.run import fit, load_head
+from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     with run_folder(args):
         if head.foreign is not None and args.contrastive_weight:
             rows = encode_targets(head, rows, args)
-        done = fit(CirTrainer(head, args, rows), argv, announce=print)
+        done = train_and_save(CirTrainer(head, args, rows), argv, announce=print)
     if args.should_save:
         print(done)
     return 0

@@ -1,10 +1,15 @@
-"""What every training recipe shares: its arguments, where they come from, and the run.json that says what was run."""
+"""Dataclasses of training arguments that every recipe extends, and their parser.
+
+`CirArguments` holds what any head needs, `DataArguments` adds a checkpoint and a dataset, and
+`ClipArguments` and `QwenArguments` add the options of their backbones.
+"""
 
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 
@@ -19,126 +24,93 @@ from .config import names, nearest, read_config
 from .distributed import prepare_deepspeed, refuse_impossible, shards_parameters
 
 READOUT = ("readout", "projection", "temperature", "learn_temperature")
-HELP = "; default: that of the checkpoint, or the head's"
-
-
-LAST = "last"
+HELP = "; default: that of the checkpoint, or of the head"
+LAST = "last"  # a value of --resume_from_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
+def option(default: Any, text: str) -> Any:
+    """Declare a dataclass field with its help text: `top_k: int = option(2, "Experts of a row.")`."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class CirArguments(TrainingArguments):
-    """Arguments of every recipe: transformers' TrainingArguments, the weights of the loss, the grouping of batches."""
+    """Arguments of every recipe: weights of the losses, order of rows, memory, optimizer."""
 
-    contrastive_weight: float = field(
-        default=1.0,  # TRACE (arXiv 2603.02929) weighs both losses 1:1 and found 0.5 and 2 worse
-        metadata={
-            "help": "Weight of InfoNCE. 0 trains the chain alone (stage 1): targets are not even encoded."
-        },
+    # Losses. TRACE (arXiv 2603.02929) weighs both 1:1; CIRR R@5 with lm_weight 0 / 0.5 / 1 / 2 is
+    # 53.2 / 55.9 / 57.0 / 55.7.
+    contrastive_weight: float = option(
+        1.0, "Weight of InfoNCE. 0 trains the chain alone (stage 1); targets are then not encoded."
     )
-    lm_weight: float = field(
-        default=1.0,  # see above: CIRR R@5 is 53.2 / 55.9 / 57.0 / 55.7 at 0 / 0.5 / 1 / 2
-        metadata={"help": "Weight of the cross-entropy of the chain. 0 trains retrieval alone."},
+    lm_weight: float = option(
+        1.0, "Weight of the cross-entropy of the chain. 0 trains retrieval alone."
     )
-    group_by: Literal["none", "reference", "category"] = field(
-        default="none",  # distinct pictures a step decide how fast chains are learned; contrastive stages group
-        metadata={"help": "Hard negatives: a batch is made of blocks of rows that share this."},
+    # Batches. Chains are learned faster from more distinct pictures a step, so grouping is for
+    # contrastive stages; a group of 4 is ours: half of the default batch.
+    group_by: Literal["none", "reference", "category"] = option(
+        "none", "Build batches from groups of rows that share this, as hard negatives."
     )
-    group_size: int = field(
-        default=4,  # ours: half of the default batch, so that one batch still holds several groups
-        metadata={
-            "help": "Rows of a block; divides the rows of a micro-batch over all processes. 0: all of them."
-        },
+    group_size: int = option(
+        4,
+        "Rows of a group; must divide the rows of a micro-batch over all processes. "
+        "0: one group fills the micro-batch.",
     )
-    train_sampling_strategy: Literal["random", "group_by_length"] = field(
-        default="random",
-        metadata={
-            "help": "group_by_length: rows of like length share a batch, so that little of it is padding."
-        },
+    train_sampling_strategy: Literal["random", "group_by_length"] = option(
+        "random", "group_by_length: put rows of similar length into one batch, to pad less."
     )
-    chunk_tokens: int = field(
-        default=0,
-        metadata={"help": "Gradient caching: tokens, padding included, that go through the model at once; 0: all of a "
-                          "batch. Same loss and gradients, memory of one chunk, a third to a half slower."},
-    )  # fmt: skip
-    vision_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that keeps the frozen vision tower's features for later epochs and runs."
-        },
+    # Memory.
+    chunk_tokens: int = option(
+        0,
+        "Gradient caching: tokens, padding included, in one forward pass; 0: the complete batch. "
+        "Same loss and gradients, memory of one chunk, a third to a half slower.",
     )
-    learning_rate: float = field(
-        default=2e-4, metadata={"help": "Peak learning rate."}
-    )  # TRACE, LoRA
-    num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Passes over the data."}
-    )  # TRACE
-    warmup_steps: float = field(
-        default=0.1,  # ReCALL (arXiv 2602.01639)
-        metadata={"help": "Warm-up: steps, or a share of all steps when below 1."},
+    vision_cache: str | None = option(
+        None, "Folder for the features of the frozen vision tower, reused by later epochs and runs."
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})  # ReCALL
-    lr_scheduler_type: str = field(
-        default="cosine",  # ours; the tiny-model measurements all used it
-        metadata={"help": "Learning-rate schedule."},
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step, too."})
-    logging_nan_inf_filter: bool = field(
-        default=False,  # transformers would replace a NaN by a mean of earlier losses: it must be seen
-        metadata={"help": "Hide NaN and infinite losses from the log."},
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: batches are nested."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "A checkpoint folder, or 'last': the newest complete one of output_dir, if there is any."
-        },
+    # Optimizer and schedule. TRACE: learning rate (LoRA) and epochs; ReCALL (arXiv 2602.01639):
+    # warm-up and weight decay; the cosine is ours, all measurements on tiny models used it.
+    learning_rate: float = option(2e-4, "Peak learning rate.")
+    num_train_epochs: float = option(1.0, "Passes over the data.")
+    warmup_steps: float = option(0.1, "Warm-up: steps, or a share of all steps when below 1.")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
+    # Logging and resuming. transformers would replace a NaN by a mean of earlier losses.
+    logging_steps: float = option(10, "Log every N steps.")
+    logging_first_step: bool = option(True, "Log the first step too.")
+    logging_nan_inf_filter: bool = option(False, "Hide NaN and infinite losses from the log.")
+    remove_unused_columns: bool = option(False, "Must stay off: batches are nested.")
+    resume_from_checkpoint: str | None = option(
+        None, "A checkpoint folder, or 'last': the newest complete one of output_dir, if any."
     )
 
-    def __post_init__(self):
-        """Check what transformers cannot, and choose the device: the CPU without an accelerator, never DataParallel."""
-        if self.output_dir is None:
-            raise InputError(
-                "no output_dir: say where the run goes, for example --output_dir runs/first"
-            )
-        self._check_numbers()
-        if (
-            self.contrastive_weight < 0
-            or self.lm_weight < 0
-            or self.contrastive_weight + self.lm_weight == 0
-        ):
-            raise InputError(
-                f"contrastive_weight {self.contrastive_weight} and lm_weight {self.lm_weight}: neither may be negative "
-                "and one must be above 0"
-            )
-        if self.group_size < 0:
-            raise InputError(
-                f"group_size must be at least 1, or 0 for a whole micro-batch, got {self.group_size}"
-            )
-        if self.chunk_tokens < 0:
-            raise InputError(
-                f"chunk_tokens must be positive, or 0 for no gradient caching, got {self.chunk_tokens}"
-            )
+    def __post_init__(self) -> None:
+        """Check what transformers does not, and choose the device.
+
+        The CPU is used where there is no accelerator; one process never uses several GPUs.
+        """
+        self._check_values()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise two CPU processes would be set up for NCCL
         if self.use_cpu:
             self.dataloader_pin_memory = False
         super().__post_init__()
         if self.n_gpu > 1:
-            logger.warning(
-                "one process uses one of %d GPUs; start with accelerate launch to use all",
-                self.n_gpu,
-            )
+            # transformers would wrap the model into DataParallel
+            warning = "one process uses one of %d GPUs; start with accelerate launch to use all"
+            logger.warning(warning, self.n_gpu)
             self._n_gpu = 1
         refuse_impossible(self, vision_cache=self.vision_cache is not None)
         prepare_deepspeed(self)
 
-    def _check_numbers(self) -> None:
-        """Refuse numbers that would only surface as a traceback, or as NaN, in the middle of training."""
+    def _check_values(self) -> None:
+        """Refuse values that would surface as a traceback, or as NaN, in the middle of training."""
+        if self.output_dir is None:
+            raise InputError(
+                "no output_dir: say where the run goes, for example --output_dir runs/first"
+            )
+        # Numbers: finite, and within what numpy and the loop over batches take.
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{name} is {value}: give a finite number")
@@ -149,19 +121,43 @@ class CirArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
+        # Losses: something must be trained.
+        weights = (self.contrastive_weight, self.lm_weight)
+        if min(weights) < 0 or sum(weights) == 0:
+            raise InputError(
+                f"contrastive_weight {self.contrastive_weight} and lm_weight {self.lm_weight}: "
+                "neither may be negative and one must be above 0"
+            )
+        # Sizes that may be 0.
+        if self.group_size < 0:
+            given = f"got {self.group_size}"
+            raise InputError(
+                f"group_size must be at least 1, or 0 for a complete micro-batch, {given}"
+            )
+        if self.chunk_tokens < 0:
+            given = f"got {self.chunk_tokens}"
+            raise InputError(
+                f"chunk_tokens must be positive, or 0 for no gradient caching, {given}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, `output_dir`."""
+        assert self.output_dir is not None, "refused by __post_init__"
+        return Path(self.output_dir)
 
     @property
     def groups_by_length(self) -> bool:
-        """Whether rows of like length share a batch."""
+        """Whether rows of similar length share a batch."""
         return self.train_sampling_strategy == "group_by_length"
 
     @property
     def shards_parameters(self) -> bool:
-        """Whether a process holds a part of each weight only (ZeRO-3, FSDP)."""
+        """Whether each process holds only a part of every weight (ZeRO-3, FSDP)."""
         return shards_parameters(self)
 
     def aux_weights(self) -> dict[str, float]:
-        """Weight of each entry of a head's "aux"; a recipe whose head has others adds them here."""
+        """Return the weight of each loss in a head's `aux`; a recipe whose head has others extends it."""
         return {"lm": self.lm_weight}
 
 
@@ -176,61 +172,61 @@ class _Parser(HfArgumentParser):
 def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
     """Read `--config file.yaml` and `--name value` arguments into a recipe's dataclass.
 
-    The file sets defaults and the command line overrides them. Unknown keys, wrong types and values that the dataclass
-    refuses raise InputError, which names the key and, where there is one, the known key it looks like.
+    The command line overrides the file. InputError names an unknown key, a wrong type or a value
+    that the dataclass refuses and, where there is one, the known key that an unknown one resembles.
     """
-    parser = _Parser(cls, allow_abbrev=False, description=cls.__doc__)
+    parser = _Parser([cls], allow_abbrev=False, description=cls.__doc__)
     parser.add_argument(
         "--config", metavar="FILE", help="A YAML file of these arguments; others override it."
     )
+    # Find the file first: its values come before those of the command line.
     config = _Parser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     path = config.parse_known_args(list(argv))[0].config
     namespace = parser.parse_args([])
-    for key, value in (read_config(cls, path) if path else {}).items():
-        setattr(namespace, key, value)
+    if path:
+        for key, value in read_config(cls, path).items():
+            setattr(namespace, key, value)
+    # Override them by the command line.
     namespace, unknown = parser.parse_known_args(list(argv), namespace)
     if unknown:
-        raise InputError(
-            f"unknown argument {unknown[0]!r}{nearest(unknown[0].lstrip('-').partition('=')[0], cls)}"
-        )
+        key = unknown[0].lstrip("-").partition("=")[0]
+        raise InputError(f"unknown argument {unknown[0]!r}{nearest(key, cls)}")
     try:
         return cls(**{name: getattr(namespace, name) for name in names(cls)})
     except InputError:
         raise
-    except ValueError as error:
+    except ValueError as error:  # of transformers
         raise InputError(str(error)) from error
-
-
-def option(default, text: str):
-    """A field of the arguments with its help."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class DataArguments(CirArguments):
-    """Arguments of every recipe that starts from a checkpoint and trains on a benchmark's split."""
+    """Arguments of every recipe that trains a checkpoint on a benchmark's split."""
 
     model: str | None = option(
         None, "Checkpoint folder or hub name, or the run folder of an earlier stage."
     )
-    benchmark: Literal[tuple(BENCHMARKS)] = option("folder", "Kind of dataset.")
+    benchmark: Literal[tuple(BENCHMARKS)] = option(  # type: ignore[valid-type]  # names of a table
+        "folder", "Kind of dataset."
+    )
     root: str | None = option(None, "Folder of the dataset.")
     split: str = option("train", "Split to train on.")
     category: str | None = option(None, "FashionIQ: one category only.")
     drop_missing: bool = option(
-        False, "Leave out rows whose picture is missing (dead links), and say how many."
+        False, "Leave out rows whose picture is missing (dead links), and print their number."
     )
     overwrite: bool = option(
         False, "Replace the trained retriever and the checkpoints that output_dir holds."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name, example in {"model": "checkpoints/base", "root": "data/mine"}.items():
             if getattr(self, name) is None:
+                flag = f"--{name} {example}"
                 raise InputError(
-                    f"no {name}: give it in the config or on the command line, as --{name} {example}"
+                    f"no {name}: give it in the config or on the command line, as {flag}"
                 )
 
 
@@ -239,21 +235,19 @@ class ClipArguments(DataArguments):
     """Arguments of both recipes on CLIP, with the defaults that CLIP4Cir's two stages share."""
 
     pad_ratio: float | None = option(
-        None, "Pad longer pictures to this ratio, 0: never; default: of stage 1, or 1.25."
+        None, "Pad longer pictures to this ratio, 0: never; default: that of stage 1, or 1.25."
     )
-    temperature: float = option(
-        0.01, "Temperature of InfoNCE."
-    )  # CLIP4Cir: logits are 100 times the cosine
+    temperature: float = option(0.01, "Temperature of InfoNCE.")  # CLIP4Cir: 100 times the cosine
     warmup_steps: float = option(0.0, "Warm-up: steps, or a share of all steps when below 1.")
     lr_scheduler_type: str = option("constant", "Learning-rate schedule.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
             raise InputError(f"temperature {self.temperature} is not above 0; CLIP4Cir's is 0.01")
 
     def aux_weights(self) -> dict[str, float]:
-        """No loss beside InfoNCE: no words are written."""
+        """Return no weight: these heads have no loss beside InfoNCE, for they write no chain."""
         return {}
 
 
@@ -261,43 +255,45 @@ class ClipArguments(DataArguments):
 class QwenArguments(DataArguments):
     """Arguments of every recipe that trains a head on a Qwen-VL."""
 
-    lora_r: int = option(
-        16, "LoRA rank; 0 trains all weights."
-    )  # ReCALL: 16 beats 32, 64 and full fine-tuning
-    lora_alpha: int = option(32, "LoRA alpha.")  # twice the rank, as TRACE has it
-    lora_dropout: float = option(0.1, "Dropout of the adapters' inputs.")  # ReCALL
+    # Adapter. ReCALL: rank 16 beats 32, 64 and full fine-tuning, dropout 0.1; TRACE: alpha twice
+    # the rank, vision tower frozen.
+    lora_r: int = option(16, "LoRA rank; 0 trains all weights.")
+    lora_alpha: int = option(32, "LoRA alpha.")
+    lora_dropout: float = option(0.1, "Dropout of the adapters' inputs.")
+    train_vision: bool = option(False, "Train the vision tower too, with --lora_r 0.")
+    # Loading of the base.
     quantization: Literal["nf4", "int8"] | None = option(
         None, "Load the base in 4 or 8 bits (QLoRA)."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "Type of the base's weights."
+        "float32", "Data type of the base's weights."
     )
     attn: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2.")
     min_pixels: int | None = option(
-        None, "Least area of a picture after resizing; default: the checkpoint's."
+        None, "Smallest area of a picture after resizing; default: the checkpoint's."
     )
     max_pixels: int | None = option(
         None, "Largest area of a picture after resizing; default: the checkpoint's."
     )
-    train_vision: bool = option(
-        False, "Train the vision tower too, with --lora_r 0."
-    )  # TRACE: frozen
+    # Memory. The chunk size is ours: work enough for one GPU, and the activations that a 7B keeps
+    # of it with --recompute are a few GB.
     chunk_tokens: int = option(
-        16384,  # ours: work enough for one GPU, and what a 7B with recompute keeps of it is a few GB
-        "Tokens, padding included, that go through the model at once; a larger batch is cached chunk by chunk "
-        "(same loss and gradients, a third slower). 0: never.",
+        16384,
+        "Gradient caching: tokens, padding included, in one forward pass; a larger batch is "
+        "processed in chunks (same loss and gradients, a third slower). 0: never.",
     )
     recompute: bool = option(
         False, "Recompute activations in the backward pass: a third slower, far less memory."
     )
+    # Readout of the embedding.
     readout: Literal["ret", "before_ret"] | None = option(
-        None, "Token whose hidden state is the query vector" + HELP
+        None, "Token whose hidden state is the query embedding" + HELP
     )
     projection: int | None = option(None, "Dimension of a linear projection of that state" + HELP)
-    temperature: float | None = option(None, "Temperature of InfoNCE, or its start" + HELP)
+    temperature: float | None = option(None, "Temperature of InfoNCE, or its initial value" + HELP)
     learn_temperature: bool | None = option(None, "Train the temperature" + HELP)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.gradient_checkpointing:
             raise InputError("gradient_checkpointing goes by the name --recompute here")

@@ -1,38 +1,64 @@
-"""The rows that a training recipe reads: where they come from, which are left out, and FashionIQ's random captions."""
+"""The training dataset: a benchmark's records with their pictures, chains and captions."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from cir_cot.data import load_benchmark
+from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.fashioniq import training_caption, training_captions
 from cir_cot.errors import InputError
 from cir_cot.heads.base import Row
 from cir_cot.images import ImageStore
-from cir_cot.models.feature_cache import Vectors
 from cir_cot.records import Record, attach_chains
 
 from .arguments import DataArguments
 
+Captions = tuple[str, str]  # FashionIQ's two captions of a query
+
+
+class PictureStore(Protocol):
+    """Load pictures, or vectors (D,) that stand for them, by image id."""
+
+    def load(self, image: str, /) -> Image.Image | Tensor: ...
+
+
+class TrainingDataset(Protocol):
+    """The rows that CirTrainer takes: their records, and each row by (index, draw)."""
+
+    records: Sequence[Record]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int], /) -> Row: ...
+
 
 class CirDataset(torch.utils.data.Dataset):
-    """Rows of a benchmark's records; indexed by (index, draw) pairs, as CirTrainer's sampler yields them.
+    """Load the training rows of records by (index, draw), as the sampler yields them.
 
-    `captions` are FashionIQ's two of each record (None where there are none): the text is then drawn from them anew
-    for each row, as CLIP4Cir does in training. `images` loads references and, unless `targets` does, targets; either
-    may be vectors of pictures in place of pictures.
+    Args:
+        records: queries with a target each.
+        images: loads references and, unless `targets` does, targets.
+        captions: FashionIQ's two captions of each record, None where there are none. The text of a
+            row is then drawn from them each time, as CLIP4Cir does in training.
+        targets: vectors in place of target pictures.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        images: ImageStore | Vectors,
-        captions: Sequence[tuple[str, str] | None] | None = None,
-        targets: Vectors | None = None,
+        images: PictureStore,
+        captions: Sequence[Captions | None] | None = None,
+        targets: PictureStore | None = None,
     ):
-        self.records, self.images, self.captions = records, images, captions
+        self.records = records
+        self.images = images
+        self.captions = captions
         self.targets = images if targets is None else targets
 
     def __len__(self) -> int:
@@ -45,75 +71,112 @@ class CirDataset(torch.utils.data.Dataset):
             raise InputError(
                 f"record {record.id!r} has no target; training needs one, so leave test splits out"
             )
-        if self.captions and self.captions[index]:
-            record = replace(
-                record, text=training_caption(self.captions[index], random.Random(draw).random())
-            )
-        return Row(
-            record, self.images.load(record.reference), self.targets.load(record.targets[0]), draw
-        )
+        # FashionIQ: one of the four joins of both captions, chosen by the row's draw.
+        captions = self.captions[index] if self.captions else None
+        if captions:
+            text = training_caption(captions, random.Random(draw).random())
+            record = replace(record, text=text)
+        reference = self.images.load(record.reference)
+        target = self.targets.load(record.targets[0])
+        return Row(record, reference, target, draw)
 
 
 def load_rows(
     args: DataArguments, chains: Sequence[str] = (), vary_captions: bool = False
 ) -> tuple[CirDataset, str]:
-    """Read records, chains and pictures -> (dataset, what was left out in words, or "").
+    """Load the records, chains and pictures that a recipe trains on.
 
-    InputError for whatever would only surface in the middle of training. `vary_captions` draws a FashionIQ query's
-    text anew whenever its row is seen, as CLIP4Cir does.
+    Args:
+        args: name the benchmark, its folder, split and category.
+        chains: JSONL files of chains for records that hold none.
+        vary_captions: draw a FashionIQ query's text each time its row is loaded.
+
+    Returns:
+        The dataset, and how many rows were left out in a sentence ("" for none).
+
+    Raises:
+        InputError: for a query without target, a missing picture, or a chain of no record; all of
+            this would otherwise surface in the middle of training.
     """
-    parts = load_benchmark(args.benchmark, args.root, args.split, args.category)
-    records = [record for part in parts for record in part.records]
-    captions = [(part.captions or {}).get(record.id) for part in parts for record in part.records]
-    stores = [part.images() for part in parts]
-    where = {
-        image: store
-        for part, store in zip(parts, stores, strict=True)
-        for image in used(part.records)
-    }
+    assert args.root is not None, "DataArguments refuses an absent root"
+    # Join the parts of the benchmark, such as FashionIQ's categories.
+    records: list[Record] = []
+    captions: list[Captions | None] = []
+    where: dict[str, ImageStore] = {}
+    for part in load_benchmark(args.benchmark, args.root, args.split, args.category):
+        records += part.records
+        captions += _captions(part)
+        where |= dict.fromkeys(used(part.records), part.images())
+    _require_targets(records, args)
+    for path in chains:
+        records = attach_chains(records, path)
+    # Leave out rows without pictures, or name the first missing one.
+    missing = {image for image, store in where.items() if image not in store}
+    if missing and not args.drop_missing:
+        first = min(missing)
+        where[first].path(first)  # raises: it names the files that it looked for
+    kept = [index for index, record in enumerate(records) if missing.isdisjoint(used([record]))]
+    lost = len(records) - len(kept)
+    left_out = f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
+    texts = [captions[index] for index in kept] if vary_captions else None
+    dataset = CirDataset([records[index] for index in kept], Pictures(where), texts)
+    return dataset, left_out if lost else ""
+
+
+def _captions(part: Benchmark) -> list[Captions | None]:
+    """Return FashionIQ's captions of each query of a part, None where there are none."""
+    known: Mapping[str, Captions] = part.captions or {}
+    return [known.get(record.id) for record in part.records]
+
+
+def _require_targets(records: Iterable[Record], args: DataArguments) -> None:
+    """Raise InputError for a query without target, as in a test split."""
     for record in records:
         if not record.targets:
             raise InputError(
-                f"{args.root}: query {record.id!r} of {args.split} has no target; train on another split"
+                f"{args.root}: query {record.id!r} of {args.split} has no target; "
+                "train on another split"
             )
-    for path in chains:
-        records = attach_chains(records, path)
-    missing = {image for image, store in where.items() if image not in store}
-    if missing and not args.drop_missing:
-        where[min(missing)].path(min(missing))  # says what it looked for
-    kept = [index for index, record in enumerate(records) if missing.isdisjoint(used([record]))]
-    lost = len(records) - len(kept)
-    left_out = (
-        f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
-        if lost
-        else ""
-    )
-    texts = [captions[index] for index in kept] if vary_captions else None
-    return CirDataset([records[index] for index in kept], Pictures(where), texts), left_out
 
 
 def used(records: Iterable[Record]) -> list[str]:
-    """Pictures that training needs: references and first targets."""
-    return [image for record in records for image in (record.reference, *record.targets[:1])]
+    """Return the image ids that training loads: references and first targets."""
+    images = []
+    for record in records:
+        images += [record.reference, *record.targets[:1]]
+    return images
 
 
 def texts_of(rows: CirDataset) -> list[str]:
-    """Texts that training may ask for, random captions in every form."""
-    pairs = rows.captions or [None] * len(rows)
-    return [
-        text
-        for record, pair in zip(rows.records, pairs, strict=True)
-        for text in (training_captions(pair) if pair else (record.text,))
-    ]
+    """Return every text that a dataset may yield, all forms of random captions included."""
+    texts: list[str] = []
+    for index, record in enumerate(rows.records):
+        captions = rows.captions[index] if rows.captions else None
+        texts += training_captions(captions) if captions else (record.text,)
+    return texts
 
 
 class Pictures(dict[str, ImageStore]):
-    """The pictures of several datasets: each id's own store."""
+    """Pictures of several datasets: the store of each image id."""
 
-    def load(self, image: str):
+    def load(self, image: str) -> Image.Image:
         """Load a picture from its store."""
         return self[image].load(image)
 
     def fingerprint(self, image: str) -> str:
-        """Digest of a picture's content, by its store."""
+        """Return the digest of a picture's content."""
         return self[image].fingerprint(image)
+
+
+def worker_error(error: InputError) -> InputError:
+    """Return an InputError of a loading worker with the message that it was raised with.
+
+    torch cannot send an exception object from a DataLoader worker to the training process. It
+    raises another one of the same class there, whose message is "Caught InputError in DataLoader
+    worker process 0." and the worker's complete traceback (torch._utils.ExceptionWrapper). The last
+    line of that traceback is the only place that holds the original message.
+    """
+    text = str(error).rstrip()
+    if not text.startswith("Caught InputError in DataLoader worker"):
+        return error
+    return InputError(text.rpartition("InputError: ")[2])

@@ -1,7 +1,8 @@
-"""Before the run: how many tokens the rows have, what a step will hold in memory, and which chunk size fits.
+"""Estimate the tokens and the memory of a run before its first step, and propose a chunk size.
 
-Tokens are counted on a sample of the very rows, through the very collator. What a token costs is measured, not
-modelled: one pass of the very head over a few rows, counting the bytes that autograd keeps for the backward pass.
+Token counts come from a sample of the real rows through the real collator. Memory per token is
+measured, not modelled: one forward pass of the head over a few rows, counting the bytes that
+autograd keeps for the backward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,61 +13,79 @@ from torch import Tensor, nn
 from cir_cot.devices import free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
 
+from .arguments import CirArguments
+from .dataset import TrainingDataset
 from .gradcache import SIDES, row_tokens, select
 
 SAMPLE = 64  # rows: quantiles of token counts within a few per cent, in seconds
 MEASURED = 2  # rows of the measured pass
-SHARE = 0.8  # of the free memory that a chunk may take; the rest is for the backward pass's own and for fragments
-ROUND = 256
+# Share of the free memory for the activations of a chunk. The rest is for the temporary tensors of
+# the backward pass and for fragmentation.
+SHARE = 0.8
+ROUND = 256  # a proposed chunk size is a multiple of this
 
 
 def token_counts(batch: Mapping) -> dict[str, list[int]]:
-    """Tokens of each row: read on the query's and the target's side, and visual ones on both."""
+    """Count the tokens of each row.
+
+    Returns:
+        A count for each row under "query", "target", and "visual" (visual tokens of both sides).
+    """
     counts = {side: row_tokens(batch[side]) for side in SIDES}
-    kinds = [
-        batch[side]["mm_token_type_ids"].sum(dim=1)
-        for side in SIDES
-        if "mm_token_type_ids" in batch[side]
-    ]
-    return counts | {"visual": sum(kinds).tolist() if kinds else [0] * len(counts["query"])}
+    visual = torch.zeros(len(counts["query"]), dtype=torch.long)  # (B,)
+    for side in SIDES:
+        if "mm_token_type_ids" in batch[side]:
+            visual = visual + batch[side]["mm_token_type_ids"].sum(dim=1).cpu()
+    return counts | {"visual": visual.tolist()}
 
 
-def spread(counts: Sequence[int]) -> dict[str, float]:
-    """Least, median, 95 % and most of some counts, and their mean."""
+def quantiles(counts: Sequence[int]) -> dict[str, float]:
+    """Return the minimum, median, 95 % quantile, maximum and mean of counts."""
     values = torch.tensor(counts, dtype=torch.float)
-    names = {"least": 0.0, "median": 0.5, "p95": 0.95, "most": 1.0}
-    found = {name: values.quantile(at).item() for name, at in names.items()}
+    levels = {"least": 0.0, "median": 0.5, "p95": 0.95, "most": 1.0}
+    found = {name: values.quantile(level).item() for name, level in levels.items()}
     return found | {"mean": round(values.mean().item(), 1)}
 
 
 def histogram(counts: Sequence[int], bins: int = 8) -> list[tuple[int, int]]:
-    """Pairs (largest count of the bin, rows) over `bins` bins of equal width."""
-    low, high = min(counts), max(counts)
-    width = max(1, -(-(high - low + 1) // bins))
+    """Count values in bins of equal width.
+
+    Returns:
+        Pairs (largest value of the bin, values in it) in ascending order, without empty bins.
+    """
+    low = min(counts)
+    width = max(1, -(-(max(counts) - low + 1) // bins))
     filled = [0] * bins
     for count in counts:
         filled[(count - low) // width] += 1
     return [(low + width * (at + 1) - 1, rows) for at, rows in enumerate(filled) if rows]
 
 
-def standing_bytes(head: nn.Module) -> tuple[int, int]:
-    """Bytes of all weights, and of gradients and AdamW's two moments of those that train."""
+def static_bytes(head: nn.Module) -> tuple[int, int]:
+    """Return (bytes of all weights, bytes of gradients and of AdamW's two moments)."""
     weights = sum(value.nbytes for value in (*head.parameters(), *head.buffers()))
-    return weights, sum(3 * value.nbytes for value in head.parameters() if value.requires_grad)
+    trained = sum(value.nbytes for value in head.parameters() if value.requires_grad)
+    return weights, 3 * trained
 
 
 def bytes_per_token(
     head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None
 ) -> int:
-    """What a forward pass in train mode keeps for the backward pass, for each token of the batch, padding included."""
-    inputs = {
-        side: {name: value.to(device) for name, value in batch[side].items()} for side in SIDES
-    }
+    """Measure what a forward pass in train mode keeps for the backward pass.
+
+    Returns:
+        Bytes for each token of the batch, padding included.
+    """
+    inputs = {}
+    for side in SIDES:
+        inputs[side] = {name: value.to(device) for name, value in batch[side].items()}
     labels = batch["labels"].to(device) if "labels" in batch else None
-    known = {value.untyped_storage().data_ptr() for value in (*head.parameters(), *head.buffers())}
-    known |= {
-        value.untyped_storage().data_ptr() for side in SIDES for value in inputs[side].values()
-    }
+    # Weights and inputs are in memory anyway: only what the pass adds is counted.
+    present = [*head.parameters(), *head.buffers()]
+    for side in SIDES:
+        present += inputs[side].values()
+    known = {value.untyped_storage().data_ptr() for value in present}
+    # One forward pass as training runs it.
     training = head.training
     head.train()
     with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
@@ -75,56 +94,54 @@ def bytes_per_token(
         )
     head.train(training)
     rows = len(batch["ids"])
-    return kept // sum(rows * max(row_tokens(batch[side])) for side in SIDES)
+    padded = sum(rows * max(row_tokens(batch[side])) for side in SIDES)
+    return kept // padded
 
 
-def estimate(
+def estimate_run(
     head: nn.Module,
-    dataset,
-    collator,
-    args,
+    dataset: TrainingDataset,
+    collator: Callable[[list], dict],
+    args: CirArguments,
     side: int = TOKEN,
     max_pixels: int | None = None,
     free: int | None = None,
 ) -> dict:
-    """Tokens and memory of a run with `args` (CirArguments), from a sample of `dataset` -> facts, see `describe`.
+    """Estimate the tokens and the memory of a run with `args` from a sample of its dataset.
 
-    `side` is that of a visual token in pixels, `max_pixels` the area that pictures are made smaller to, `free` what a
-    process has, default: what is free.
-    Bytes are those of one process; ZeRO's and FSDP's savings are not counted.
+    Args:
+        side: side of a visual token in pixels.
+        max_pixels: area above which pictures are made smaller.
+        free: free memory of a process in bytes; default: what is free now.
+
+    Returns:
+        The content of estimate.json, which `describe` puts into text. Bytes are those of one
+        process, without the savings of ZeRO and FSDP.
     """
+    # Draw a sample at equal distances and count its tokens and pictures.
     step = max(1, len(dataset) // SAMPLE)
     rows = [dataset[index, 0] for index in range(0, len(dataset), step)][:SAMPLE]
     batch = collator(rows)
     counts = token_counts(batch)
     both = [query + target for query, target in zip(counts["query"], counts["target"], strict=True)]
-    sides = [side for row in rows for side in (row.reference, row.target)]
-    pictures = [
-        side for side in sides if not torch.is_tensor(side)
-    ]  # the others are features already
-    large = (
-        sum(is_shrunk(one.height, one.width, side, max_pixels) for one in pictures)
-        if max_pixels
-        else 0
-    )
+    pictures, shrunk = _count_pictures(rows, side, max_pixels)
+    # Measure the bytes of a token on the longest rows.
     longest = sorted(range(len(both)), key=both.__getitem__)[-MEASURED:]
     precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     each = bytes_per_token(head, select(batch, torch.tensor(longest)), args.device, precision)
-    weights, training = standing_bytes(head)
+    # Compare a step of the longest rows with the memory that weights and optimizer leave.
+    weights, training = static_bytes(head)
     step_tokens = args.per_device_train_batch_size * (max(counts["query"]) + max(counts["target"]))
     free = free_bytes(args.device) if free is None else free
     room = max(0, free - training)
-    proposed = max(
-        int(SHARE * room / max(each, 1)) // ROUND * ROUND, -(-max(both) // ROUND) * ROUND
-    )
     chunk = min(step_tokens, args.chunk_tokens or step_tokens)
     return {
         "rows": len(dataset),
         "sampled": len(rows),
-        "tokens": {name: spread(values) for name, values in counts.items()},
+        "tokens": {name: quantiles(values) for name, values in counts.items()},
         "histogram": histogram(both),
-        "pictures": len(pictures),
-        "pictures_above_max_pixels": large,
+        "pictures": pictures,
+        "pictures_above_max_pixels": shrunk,
         "bytes": {
             "weights": weights,
             "gradients_and_optimizer": training,
@@ -134,25 +151,49 @@ def estimate(
             "free": free,
         },
         "chunk_tokens": args.chunk_tokens,
-        "proposed_chunk_tokens": proposed,
+        "proposed_chunk_tokens": _propose_chunk(room, each, max(both)),
         "fits": each * chunk <= room,
     }
 
 
+def _count_pictures(rows: Sequence, side: int, max_pixels: int | None) -> tuple[int, int]:
+    """Return (pictures of the rows, how many of them are made smaller)."""
+    shown = []
+    for row in rows:
+        shown += [row.reference, row.target]
+    pictures = [picture for picture in shown if not torch.is_tensor(picture)]  # else: features
+    if not max_pixels:
+        return len(pictures), 0
+    shrunk = sum(is_shrunk(one.height, one.width, side, max_pixels) for one in pictures)
+    return len(pictures), shrunk
+
+
+def _propose_chunk(room: int, each: int, longest: int) -> int:
+    """Return the tokens of a chunk that fits into `room` bytes, at least those of one row."""
+    fitting = int(SHARE * room / max(each, 1)) // ROUND * ROUND
+    one_row = -(-longest // ROUND) * ROUND
+    return max(fitting, one_row)
+
+
 def describe(facts: Mapping) -> str:
-    """The estimate in a few lines."""
-    tokens, size = facts["tokens"], {name: _mib(value) for name, value in facts["bytes"].items()}
-    most = max(rows for _, rows in facts["histogram"])
+    """Return the estimate of `estimate_run` as a few lines of text."""
+    size = {name: _mib(value) for name, value in facts["bytes"].items()}
+    query, target, visual = (
+        _range(facts["tokens"][name]) for name in ("query", "target", "visual")
+    )
     lines = [
-        f"{facts['rows']} rows, of which {facts['sampled']} sampled: tokens of query {_words(tokens['query'])}, of "
-        f"target {_words(tokens['target'])}; visual ones of both {_words(tokens['visual'])}",
-        *(
-            f"  up to {upper:>6} tokens  {'#' * -(-40 * rows // most)} {rows}"
-            for upper, rows in facts["histogram"]
-        ),
-        f"pictures above max_pixels, made smaller: {facts['pictures_above_max_pixels']} of {facts['pictures']}",
-        f"memory of a process: weights {size['weights']}, gradients and optimizer {size['gradients_and_optimizer']}, "
-        f"activations of a step {size['step']} (all rows at once {size['step_without_chunks']}); free {size['free']}",
+        f"{facts['rows']} rows, of which {facts['sampled']} sampled: tokens of query {query}, of "
+        f"target {target}; visual ones of both {visual}"
+    ]
+    most = max(rows for _, rows in facts["histogram"])
+    for upper, rows in facts["histogram"]:
+        lines.append(f"  up to {upper:>6} tokens  {'#' * -(-40 * rows // most)} {rows}")
+    lines += [
+        f"pictures above max_pixels, made smaller: {facts['pictures_above_max_pixels']} of "
+        f"{facts['pictures']}",
+        f"memory of a process: weights {size['weights']}, gradients and optimizer "
+        f"{size['gradients_and_optimizer']}, activations of a step {size['step']} (all rows at "
+        f"once {size['step_without_chunks']}); free {size['free']}",
     ]
     if not facts["fits"]:
         lines.append(
@@ -161,7 +202,7 @@ def describe(facts: Mapping) -> str:
     return "\n".join(lines)
 
 
-def _words(values: Mapping[str, float]) -> str:
+def _range(values: Mapping[str, float]) -> str:
     return f"{values['least']:.0f} .. {values['most']:.0f} (mean {values['mean']:.0f})"
 
 
@@ -170,7 +211,12 @@ def _mib(value: int) -> str:
 
 
 def kept_bytes(forward: Callable[[], object], known: set[int]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, without storages (data pointers) in `known`: weights."""
+    """Count the bytes that a forward pass keeps for its backward pass.
+
+    Args:
+        forward: runs the pass; its result is dropped after the count.
+        known: data pointers of storages that are not counted, such as weights.
+    """
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

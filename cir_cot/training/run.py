@@ -1,4 +1,4 @@
-"""What recipes share: arguments and loading of a head on a Qwen-VL, and the run from first step to saved folder."""
+"""Build a head from recipe arguments, train it, and write the run folder."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,80 +18,105 @@ from cir_cot.retriever import SETTINGS_FILE, read_settings
 
 from .arguments import READOUT, CirArguments, QwenArguments
 from .gradcache import random_state, set_random_state
-from .memory import describe, estimate
+from .memory import describe, estimate_run
 from .trainer import CirTrainer
+
+BASE_OPTIONS = ("dtype", "attn", "quantization", "min_pixels", "max_pixels")
 
 
 def load_head(
     kind: type[QwenHead], args: QwenArguments, settings: Sequence[str], frozen: bool = False
 ) -> QwenHead:
-    """Build a head on a base checkpoint, or go on from a saved one with its settings where none are given.
+    """Build a head on a base checkpoint, or continue from a saved retriever.
 
-    `settings` name the arguments that are the head's own, beside those of its readout; `frozen` trains nothing else.
-    The random numbers are those of `args.seed`.
+    A saved retriever keeps its settings where the arguments give none. Random numbers come from
+    `args.seed`.
+
+    Args:
+        settings: names of the arguments that are the head's own, beside those of its readout.
+        frozen: train no weight of the base.
     """
     torch.manual_seed(args.seed)  # adapters and heads start at random
-    given = {
-        name: value for name in (*READOUT, *settings) if (value := getattr(args, name)) is not None
-    }
-    options = {
-        name: getattr(args, name)
-        for name in ("dtype", "attn", "quantization", "min_pixels", "max_pixels")
-    }
+    # The settings of the head that the arguments give, and how its base is loaded.
+    given = {}
+    for name in (*READOUT, *settings):
+        if getattr(args, name) is not None:
+            given[name] = getattr(args, name)
+    options = {name: getattr(args, name) for name in BASE_OPTIONS}
     options["freeze_vision"] = not args.train_vision
+    assert args.model is not None, "DataArguments refuses an absent model"
     if not (Path(args.model) / SETTINGS_FILE).is_file():
+        # A base checkpoint: a new adapter and a new head.
         lora = {"r": args.lora_r, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         adapter = lora if args.lora_r and not frozen else None
-        head = kind(
-            load_backbone(args.model, lora=adapter, frozen=frozen, **options), args.model, **given
-        )
+        base = load_backbone(args.model, lora=adapter, frozen=frozen, **options)
+        head = kind(base, args.model, **given)
     else:
+        # A saved retriever of the same kind: its weights, with what the arguments change.
         facts = read_settings(args.model)
         if facts["kind"] != kind.kind:
             raise InputError(
                 f"{args.model}: a {facts['kind']!r} retriever; this recipe trains {kind.kind!r}"
             )
         head = kind.resume(args.model, facts, trainable=True, settings=given, **options)
-        if "temperature" in given:
+        if args.temperature is not None:
             nn.init.constant_(head.log_temperature, math.log(args.temperature))
     if args.recompute:
         head.backbone.checkpoint_activations()
     return head
 
 
-def plan(trainer: CirTrainer) -> str:
-    """Estimate the run's tokens and memory, keep it as estimate.json -> in words; every process must call it."""
-    head, args = trainer.model, trainer.args
+def announce_estimate(trainer: CirTrainer, announce: Callable[[str], object]) -> None:
+    """Estimate the tokens and memory of a run, write estimate.json, and announce it in text.
+
+    Every process must call this; the first one writes and announces. No random number of training
+    is used up.
+    """
+    head = trainer.model
+    args = trainer.args
     if next(head.parameters()).device.type != args.device.type:
-        return "no estimate of memory: DeepSpeed and FSDP move the model to the device when training starts"
+        if args.should_save:
+            announce(
+                "no estimate of memory: DeepSpeed and FSDP move the model to the device when "
+                "training starts"
+            )
+        return
     images = head.backbone.processor.image_processor
-    side, pixels = token_side(images), images.size["longest_edge"]
     state = random_state(args.device)
-    facts = estimate(head, trainer.train_dataset, trainer.data_collator, args, side, pixels)
+    facts = estimate_run(
+        head,
+        trainer.train_dataset,
+        trainer.data_collator,
+        args,
+        token_side(images),
+        images.size["longest_edge"],
+    )
     set_random_state(state, args.device)
     if args.should_save:
-        write_json(Path(args.output_dir) / "estimate.json", facts)
-    return describe(facts)
+        write_json(args.folder / "estimate.json", facts)
+        announce(describe(facts))
 
 
-def fit(
+def train_and_save(
     trainer: CirTrainer, argv: Sequence[str], announce: Callable[[str], object] | None = None
 ) -> str:
-    """Train as `trainer.args` say and complete the run folder -> what was done, in a line.
+    """Train as `trainer.args` say and complete the run folder.
 
-    `announce` is given the estimate of tokens and memory before the first step.
+    Args:
+        argv: the command line, for run.json.
+        announce: called with the estimate of tokens and memory before the first step.
+
+    Returns:
+        What was done, in one line.
     """
     args = trainer.args
-    write_run_json(args.output_dir, argv, args)
+    write_run_json(args.folder, argv, args)
     if announce is not None:
-        words = plan(trainer)
-        if args.should_save:
-            announce(words)
+        announce_estimate(trainer, announce)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
-    write_metrics_json(
-        args.output_dir, result.metrics | {"history": trainer.state.log_history}, args
-    )
+    metrics = result.metrics | {"history": trainer.state.log_history}
+    write_metrics_json(args.folder, metrics, args)
     trainer.accelerator.end_training()
     rows = len(trainer.train_dataset)
     return (
@@ -100,15 +125,15 @@ def fit(
 
 
 def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) -> None:
-    """Write `run.json`: what was asked (argv, resolved arguments, seed), of which code (commit, versions), on what.
+    """Write run.json: command line, resolved arguments, seed, commit, package versions, device.
 
-    Only the first process writes. A resumed run overwrites the file with its own.
+    Only the first process writes. A resumed run replaces the file with its own.
     """
     if not args.should_save:
         return
     run = {
         "argv": _without_tokens(argv),
-        "arguments": args.to_dict(),  # transformers leaves tokens out
+        "arguments": args.to_dict(),  # transformers leaves access tokens out
         "git": git_state(),
         "versions": package_versions(),
         "device": device_name(args.device),
@@ -119,17 +144,23 @@ def write_run_json(folder: str | Path, argv: Sequence[str], args: CirArguments) 
 
 
 def _without_tokens(argv: Sequence[str]) -> list[str]:
-    """The command line with values of access tokens replaced by "..."."""
-    kept, hide = [], False
+    """Return a command line with the values of access tokens replaced by "..."."""
+    kept = []
+    hide_next = False
     for word in argv:
         name, equals, _ = word.partition("=")
         secret = name.startswith("--") and name.endswith("token")
-        kept.append("..." if hide else name + "=..." if secret and equals else word)
-        hide = secret and not equals
+        if hide_next:
+            kept.append("...")
+        elif secret and equals:
+            kept.append(f"{name}=...")
+        else:
+            kept.append(word)
+        hide_next = secret and not equals
     return kept
 
 
 def write_metrics_json(folder: str | Path, metrics: Mapping, args: CirArguments) -> None:
-    """Write `metrics.json`, what a finished training reports; only the first process writes."""
+    """Write metrics.json: what a finished training reports; only the first process writes."""
     if args.should_save:
         write_json(Path(folder) / "metrics.json", metrics)

@@ -64,7 +64,7 @@ WRONG_FILES = {
     "output_dir: null": "no output_dir: say where",
     "contrastive_weight: -1": "contrastive_weight -1.0 and lm_weight 1.0: neither may be negative",
     "{contrastive_weight: 0, lm_weight: 0}": "one must be above 0",
-    "group_size: -1": "group_size must be at least 1, or 0 for a whole micro-batch, got -1",
+    "group_size: -1": "group_size must be at least 1, or 0 for a complete micro-batch, got -1",
     "- a": "expected lines of `key: value`, got a list",
     "a: [": "cannot be read as YAML",
 }

@@ -9,19 +9,19 @@ import torch
 from cir_cot.training import memory
 from cir_cot.training.memory import (
     describe,
-    estimate,
+    estimate_run,
     histogram,
-    spread,
-    standing_bytes,
+    quantiles,
+    static_bytes,
     token_counts,
 )
-from cir_cot.training.run import plan
+from cir_cot.training.run import announce_estimate
 
 
 def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
     run = tiny_training.trainer(folder, tiny_training.tiny_head(), rows=12, **arguments)
     run.model.backbone.checkpoint_activations(recompute)
-    return estimate(
+    return estimate_run(
         run.model,
         run.train_dataset,
         run.data_collator,
@@ -99,27 +99,28 @@ def test_the_longest_row_is_always_proposed(tmp_path, monkeypatch):
     assert estimated(tmp_path, free=0)["proposed_chunk_tokens"] == -(-longest // 16) * 16
 
 
-def test_standing_bytes_of_a_head(tmp_path):
+def test_static_bytes_of_a_head(tmp_path):
     head = tiny_training.tiny_head()
-    weights, trained = standing_bytes(head)
+    weights, trained = static_bytes(head)
     assert trained == 12 * sum(value.numel() for value in head.parameters() if value.requires_grad)
     assert weights > 4 * sum(value.numel() for value in head.parameters())
 
 
-def test_the_plan_of_a_recipe_is_kept_and_draws_no_random_number(tmp_path):
+def test_the_estimate_of_a_recipe_is_kept_and_draws_no_random_number(tmp_path):
     run = tiny_training.trainer(tmp_path, tiny_training.tiny_head(dropout=0.5), rows=4)
     state = torch.get_rng_state()
     run.model.eval()
-    words = plan(run)
+    announced = []
+    announce_estimate(run, announced.append)
     assert torch.equal(torch.get_rng_state(), state)
-    assert words == describe(json.loads((tmp_path / "estimate.json").read_text()))
+    assert announced == [describe(json.loads((tmp_path / "estimate.json").read_text()))]
     assert not run.model.training
 
 
-def test_histogram_and_spread():
+def test_histogram_and_quantiles():
     assert histogram([5, 5, 6, 20], bins=2) == [(12, 3), (20, 1)]
     assert histogram([7, 7]) == [(7, 2)]
-    assert spread([1, 2, 3])["median"] == pytest.approx(2)
+    assert quantiles([1, 2, 3])["median"] == pytest.approx(2)
 
 
 def test_rows_of_features_have_a_token_a_side():
