@@ -73,7 +73,7 @@ class Embedder(nn.Module):
 
     def forward(self, features: dict) -> dict:
         """Embed model inputs."""
-        return {"sentence_embedding": self.head(features)["query"]}
+        return {"sentence_embedding": self.head(features).query}
 
 
 def peer_step(head: CotRetriever, rows: SyntheticPairs, chunk: int) -> Callable[[], torch.Tensor]:

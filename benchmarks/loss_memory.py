@@ -38,7 +38,7 @@ def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tenso
     """The loss of each side -> mean cross-entropy of the supervised tokens, a scalar."""
     query, labels, model = batch["query"], batch["labels"], head.backbone.plain
     losses = {
-        "ours": lambda: head(query, labels=labels)["aux"]["lm"],
+        "ours": lambda: head(query, labels=labels).aux["lm"],
         "transformers": lambda: model(**query, labels=labels).loss,
     }
     if importlib.util.find_spec("trl") is not None:

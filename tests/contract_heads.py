@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cir_cot.data import scenes
-from cir_cot.heads.base import Row
+from cir_cot.heads.base import TrainingRow
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import write_tiny
@@ -17,13 +17,13 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 
 
 @cache
-def scene_rows(count: int = 6) -> tuple[Row, ...]:
+def scene_rows(count: int = 6) -> tuple[TrainingRow, ...]:
     records, gallery = scenes.make_split(0, "train", references=3, edits=4)
     pictures = {
         image: scenes.render(scene, random.Random(image)) for image, scene in gallery.items()
     }
     return tuple(
-        Row(r, pictures[r.reference], pictures[r.targets[0]], n)
+        TrainingRow(r, pictures[r.reference], pictures[r.targets[0]], n)
         for n, r in enumerate(records[:count])
     )
 
@@ -56,9 +56,7 @@ def train_a_step(head, rate=0.02):
     batch = head.collator()(scene_rows())
     head.train()
     out = head(batch["query"], batch["target"], batch.get("labels"))
-    loss = (out["query"] * out["target"].roll(1, 0)).sum() / out["temperature"] + sum(
-        out["aux"].values()
-    )
+    loss = (out.query * out.target.roll(1, 0)).sum() / out.temperature + sum(out.aux.values())
     trained = [p for p in head.parameters() if p.requires_grad]
     for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
         parameter.data -= rate * gradient.sign()

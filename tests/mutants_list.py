@@ -707,8 +707,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/cot.py",
-        '            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),',
-        '            "ids": torch.tensor([image_number(row.record.targets[-1]) for row in rows]),',
+        '            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),',
+        '            "ids": torch.tensor([image_hash(row.record.targets[-1]) for row in rows]),',
         ["tests/training/test_trainer.py::test_training_shows_the_first_target_and_masks_by_it"],
         "negatives are masked by the last target",
     ),
@@ -1970,7 +1970,7 @@ MUTANTS = [
         "long keys are chosen",
     ),
     (
-        "cir_cot/heads/prompt_pool.py",
+        "cir_cot/heads/connector.py",
         "functional.scaled_dot_product_attention(asked, keys, values, picture[:, None, None])",
         "functional.scaled_dot_product_attention(asked, keys, values)",
         [

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -16,6 +17,29 @@ from cir_cot.models.loading import load_tensors
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.records import Record
 from cir_cot.retriever import FORMAT, HEAD_FILE, SETTINGS_FILE
+
+
+class HeadOutput(NamedTuple):
+    """Embeddings and losses that a head's `forward` returns for one batch.
+
+    This is a named tuple because the wrappers of distributed training look for tensors inside tuples and dicts only:
+    in a dataclass, ZeRO-3 and FSDP would not see the tensors that their backward hooks belong to.
+
+    Attributes:
+        query: embeddings (B, D) of the composed queries, float32 and unit.
+        target: embeddings (B, D) of the target images, or None if `forward` was given none.
+        temperature: temperature of InfoNCE; a scalar tensor where it is learned.
+        aux: losses that are means over rows or, as `lm`, over supervised tokens -> scalars by name.
+        rows: tensors (B, ...) of which `batch_losses` computes losses that need all rows of a batch.
+        stats: values to log, means over rows -> scalars by name.
+    """
+
+    query: Tensor
+    target: Tensor | None
+    temperature: Tensor | float
+    aux: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    stats: dict[str, Tensor]
 
 
 class Head(nn.Module):
@@ -133,7 +157,7 @@ scores = query.embeddings @ retriever.encode_target(gallery).T
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """One training row; `draw` is a random number drawn with it, the source of every random choice made about it.
 
     A picture that has been encoded before is its vector (D,).
@@ -145,6 +169,6 @@ class Row:
     draw: int
 
 
-def image_number(image: str) -> int:
+def image_hash(image: str) -> int:
     """Return a 63-bit number that stands for an image id, the same in every process."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

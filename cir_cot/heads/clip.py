@@ -18,11 +18,11 @@ from cir_cot.models.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate
 
-from .base import Head, Row, image_number, load_head_weights
+from .base import Head, HeadOutput, TrainingRow, image_hash, load_head_weights
 
 
 class ClipCollator:
-    """list[Row] -> {"query": inputs, "target": inputs, "ids": (B,)} for heads on CLIP.
+    """list[TrainingRow] -> {"query": inputs, "target": inputs, "ids": (B,)} for heads on CLIP.
 
     Rows hold pictures, or vectors of pictures; with these go `texts`, the vectors of all texts.
     """
@@ -30,7 +30,7 @@ class ClipCollator:
     def __init__(self, inputs: ClipInputs, texts: Mapping[str, Tensor] | None = None):
         self.inputs, self.texts = inputs, texts
 
-    def __call__(self, rows: Sequence[Row]) -> dict:
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict:
         texts = [row.record.text for row in rows]
         if self.texts is None:
             query = self.inputs.pictures([row.reference for row in rows]) | self.inputs.texts(texts)
@@ -42,7 +42,7 @@ class ClipCollator:
         return {
             "query": query,
             "target": target,
-            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
+            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
         }
 
 
@@ -69,15 +69,18 @@ class ClipRetriever(Head):
 
     def forward(
         self, query: dict, target: dict | None = None, labels: Tensor | None = None
-    ) -> dict:
+    ) -> HeadOutput:
         """Return query (B, D), target (B, D) unless no target is given, and what `combine` reports beside them."""
         text = query["text"] if "text" in query else self.backbone.texts(query)  # (B, D)
         combined, report = self.combine(self._image(query), text)
-        out = {"query": _unit(combined), "temperature": self.temperature}
-        out |= {name: report.get(name, {}) for name in ("aux", "stats", "rows")}
-        if target is not None:
-            out["target"] = _unit(self._image(target))
-        return out
+        return HeadOutput(
+            query=_unit(combined),
+            target=None if target is None else _unit(self._image(target)),
+            temperature=self.temperature,
+            aux=report.get("aux", {}),
+            rows=report.get("rows", {}),
+            stats=report.get("stats", {}),
+        )
 
     def _image(self, inputs: dict) -> Tensor:
         return inputs["image"] if "image" in inputs else self.backbone.images(inputs)

@@ -26,13 +26,13 @@ from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
 from cir_cot.retriever import QueryOutput, concatenate
 
-from .base import Row, image_number
+from .base import HeadOutput, TrainingRow, image_hash
 from .decoding import Grammar, Writing, write
 from .qwen import QwenHead
 
 
 class ChainCollator:
-    """list[Row] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
+    """list[TrainingRow] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
 
     With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
     the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
@@ -48,7 +48,7 @@ class ChainCollator:
             targets or encoder.target,
         )
 
-    def __call__(self, rows: Sequence[Row]) -> dict:
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict:
         dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
         chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
         written = iter(
@@ -66,7 +66,7 @@ class ChainCollator:
             if torch.is_tensor(targets[0])
             else self.targets(targets),
             "labels": labels,
-            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
+            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
         }
 
 
@@ -145,22 +145,20 @@ class CotRetriever(QwenHead):
 
     def forward(
         self, query: dict, target: dict | None = None, labels: Tensor | None = None
-    ) -> dict:
+    ) -> HeadOutput:
         """Return query (B, D), target (B, D) unless no target is given, and the chain's cross-entropy as aux `lm`.
 
         The vocabulary is only ever multiplied with the supervised positions: (S, V) instead of (B, T, V).
         """
         hidden = self.backbone(query)  # (B, T, H)
-        out = {
-            "query": self._embed(hidden, query["input_ids"]),
-            "aux": {},
-            "temperature": self.temperature(),
-        }
-        if labels is not None:
-            out["aux"]["lm"] = self._chain_loss(hidden, labels)
-        if target is not None:
-            out["target"] = self._target(target)
-        return out
+        return HeadOutput(
+            query=self._embed(hidden, query["input_ids"]),
+            target=None if target is None else self._target(target),
+            temperature=self.temperature(),
+            aux={} if labels is None else {"lm": self._chain_loss(hidden, labels)},
+            rows={},
+            stats={},
+        )
 
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         wanted = labels[:, 1:]

@@ -23,7 +23,8 @@ from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
 from cir_cot.retriever import QueryOutput, concatenate
 
-from .base import image_number
+from .base import HeadOutput, image_hash
+from .connector import Connector
 from .qwen import QwenHead
 
 SHARPNESS = 10.0  # ours: cosines become probabilities as softmax(10 cos), so that the best key can stand out
@@ -102,7 +103,7 @@ class PromptPoolRetriever(QwenHead):
 
     def forward(
         self, query: dict, target: dict | None = None, labels: Tensor | None = None
-    ) -> dict:
+    ) -> HeadOutput:
         """Return query (B, D), target (B, D) unless no target is given; aux `pull`, the mean of both sides.
 
         `rows` are what `batch_losses` needs, `stats` the loads of the pool by the queries. `labels` are for heads that
@@ -110,17 +111,23 @@ class PromptPoolRetriever(QwenHead):
         """
         sides = {"query": query} if target is None else {"query": query, "target": target}
         read = {side: self.choose_and_read(inputs, side) for side, inputs in sides.items()}
-        out = {side: vectors for side, (vectors, _) in read.items()}
-        out |= {"aux": {}, "temperature": self.temperature()}
+        out = HeadOutput(
+            query=read["query"][0],
+            target=None if target is None else read["target"][0],
+            temperature=self.temperature(),
+            aux={},
+            rows={},
+            stats={},
+        )
         if self.pool:
-            out["aux"]["pull"] = torch.stack(
-                [self._pull(choice) for _, choice in read.values()]
-            ).mean()
+            pulls = [self._pull(choice) for _, choice in read.values()]
+            out.aux["pull"] = torch.stack(pulls).mean()
             for side, (_, choice) in read.items():
-                rows = {f"{side}_{name}": choice[name] for name in ("scores", "chosen")}
-                out["rows"] = out.get("rows", {}) | rows
+                out.rows[f"{side}_scores"] = choice["scores"]
+                out.rows[f"{side}_chosen"] = choice["chosen"]
             share = choice_share(read["query"][1]["chosen"], self.pool)
-            out["stats"] = {name.replace(" ", "_"): share[i] for i, name in enumerate(self.names())}
+            for number, name in enumerate(self.names()):
+                out.stats[name.replace(" ", "_")] = share[number]
         return out
 
     def _pull(self, choice: dict[str, Tensor]) -> Tensor:
@@ -233,47 +240,8 @@ class PromptPoolRetriever(QwenHead):
         return words, shares
 
 
-class Connector(nn.Module):
-    """Learned queries that attend to a row's visual tokens: (B, T, H), where they are (B, T) -> (B, N, H).
-
-    A block as in Q-Former (arXiv 2301.12597), narrower where H is large. Its outputs start at the queries themselves,
-    which start as large as words, so that an untrained Connector disturbs a trained model least.
-    """
-
-    def __init__(self, count: int, width: int, scale: float, inner: int = 512):
-        super().__init__()
-        inner = min(width, inner)
-        self.heads = max(1, inner // 64)
-        inner -= inner % self.heads
-        self.queries = nn.Parameter(torch.randn(count, width) * scale)
-        self.norms = nn.ModuleDict(
-            {name: nn.LayerNorm(width) for name in ("asking", "seen", "found")}
-        )
-        self.ask, self.look = nn.Linear(width, inner), nn.Linear(width, 2 * inner)
-        self.answer = nn.Linear(inner, width)
-        self.think = nn.Sequential(
-            nn.Linear(width, 2 * inner), nn.GELU(), nn.Linear(2 * inner, width)
-        )
-        for last in (self.answer, self.think[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(self, embedded: Tensor, picture: Tensor) -> Tensor:
-        """Attend to the visual tokens."""
-        asked = self.ask(self.norms["asking"](self.queries)).expand(len(embedded), -1, -1)
-        keys, values = self.look(self.norms["seen"](embedded.to(self.queries.dtype))).chunk(
-            2, dim=-1
-        )
-        asked, keys, values = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (asked, keys, values)
-        )
-        seen = functional.scaled_dot_product_attention(asked, keys, values, picture[:, None, None])
-        found = self.queries + self.answer(seen.transpose(1, 2).flatten(2))
-        return found + self.think(self.norms["found"](found))
-
-
 class PoolCollator:
-    """list[Row] -> {"query": inputs, "target": inputs, "ids": (B,)} for the prompt-pool encoder."""
+    """list[TrainingRow] -> {"query": inputs, "target": inputs, "ids": (B,)} for the prompt-pool encoder."""
 
     def __init__(self, encoder: ChatEncoder):
         self.encoder = encoder
@@ -284,7 +252,7 @@ class PoolCollator:
                 self.encoder, [r.reference for r in rows], [r.record.text for r in rows]
             ),
             "target": self.encoder.target([row.target for row in rows]),
-            "ids": torch.tensor([image_number(row.record.targets[0]) for row in rows]),
+            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
         }
 
 

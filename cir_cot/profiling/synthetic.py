@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from cir_cot.heads.base import Row
+from cir_cot.heads.base import TrainingRow
 from cir_cot.records import Cot, Record
 
 WORDS = (
@@ -64,10 +64,12 @@ class SyntheticPairs:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, item: tuple[int, int]) -> Row:
+    def __getitem__(self, item: tuple[int, int]) -> TrainingRow:
         index, draw = item
         width, height = self.sizes[index % len(self.sizes)]
         noise = np.random.default_rng(index).integers(
             256, size=(2, height, width, 3), dtype=np.uint8
         )
-        return Row(self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw)
+        return TrainingRow(
+            self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw
+        )

@@ -13,7 +13,7 @@ from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.fashioniq import training_caption, training_captions
 from cir_cot.errors import InputError
-from cir_cot.heads.base import Row
+from cir_cot.heads.base import TrainingRow
 from cir_cot.images import ImageStore
 from cir_cot.records import Record, attach_chains
 
@@ -35,7 +35,7 @@ class TrainingDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, item: tuple[int, int], /) -> Row: ...
+    def __getitem__(self, item: tuple[int, int], /) -> TrainingRow: ...
 
 
 class CirDataset(torch.utils.data.Dataset):
@@ -64,7 +64,7 @@ class CirDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, item: tuple[int, int]) -> Row:
+    def __getitem__(self, item: tuple[int, int]) -> TrainingRow:
         index, draw = item
         record = self.records[index]
         if not record.targets:
@@ -78,7 +78,7 @@ class CirDataset(torch.utils.data.Dataset):
             record = replace(record, text=text)
         reference = self.images.load(record.reference)
         target = self.targets.load(record.targets[0])
-        return Row(record, reference, target, draw)
+        return TrainingRow(record, reference, target, draw)
 
 
 def load_rows(

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cir_cot.heads.base import HeadOutput
+
 PACKED = "pixel_values"  # patches (P, d) of all rows one after the other, where image_grid_thw says how many each has
 SIDES = ("query", "target")
 ROW_TOKENS = 128  # fewer than a row of any dataset here has: a part of a batch then fills a chunk
@@ -160,16 +162,17 @@ def _needed(mask: Tensor) -> slice:
     return slice(int(used[0]), int(used[-1]) + 1)
 
 
-def per_row(outputs: dict) -> dict[str, Tensor]:
+def per_row(outputs: HeadOutput) -> dict[str, Tensor]:
     """What a head returns for each row (B, ...): the embeddings of both sides, and `rows`, of which losses are made."""
-    return {side: outputs[side] for side in SIDES} | outputs.get("rows", {})
+    assert outputs.target is not None, "a contrastive step encodes both sides"
+    return {"query": outputs.query, "target": outputs.target} | outputs.rows
 
 
 def cached_step(
     chunks: Sequence[Chunk],
-    encode: Callable[[Chunk, bool], dict],
-    contrast: Callable[[dict, Tensor], Tensor] | None,
-    add: Callable[[dict, Chunk], Tensor | float],
+    encode: Callable[[Chunk, bool], HeadOutput],
+    contrast: Callable[[HeadOutput, Tensor], Tensor] | None,
+    add: Callable[[HeadOutput, Chunk], Tensor | float],
     backward: Callable[[Tensor, bool], None],
     no_sync: Callable[[], AbstractContextManager],
     device: torch.device,
@@ -182,7 +185,8 @@ def cached_step(
     they are exchanged once, with the last chunk.
     """
     states, start, drift = [random_state(device)] * len(chunks), 0, torch.zeros((), device=device)
-    leaves, total = {}, torch.zeros((), device=device)
+    leaves: HeadOutput | None = None
+    total = torch.zeros((), device=device)
     if contrast is not None:
         states, leaves = _embed(chunks, encode, device)
         total = contrast(
@@ -198,7 +202,7 @@ def cached_step(
             out = encode(chunk, True)
             part = add(out, chunk)
             total += torch.as_tensor(part).detach()
-            for name, value in per_row(out).items() if leaves else ():
+            for name, value in per_row(out).items() if leaves is not None else ():
                 mine = per_row(leaves)[name]
                 if mine.grad is not None:
                     gradient = mine.grad[start : start + count]
@@ -209,9 +213,10 @@ def cached_step(
                         (value.detach()[:count] - mine.detach()[start : start + count]).abs().sum()
                     )
                     drift = torch.maximum(drift, moved / max(count, 1))
-            if leaves and torch.is_tensor(out["temperature"]) and out["temperature"].requires_grad:
+            learned = torch.is_tensor(out.temperature) and out.temperature.requires_grad
+            if leaves is not None and learned:
                 # with every chunk: to a weight without gradient in the first one, ZeRO-3 adds that of the step before
-                part = part + out["temperature"] * (leaves["temperature"].grad if last else 0.0)
+                part = part + out.temperature * (leaves.temperature.grad if last else 0.0)
             backward(part, last)
         start += count
     _check_repeatable(drift.item())
@@ -219,7 +224,9 @@ def cached_step(
 
 
 @torch.no_grad()
-def _embed(chunks: Sequence[Chunk], encode: Callable, device: torch.device) -> tuple[list, dict]:
+def _embed(
+    chunks: Sequence[Chunk], encode: Callable, device: torch.device
+) -> tuple[list, HeadOutput]:
     """First pass -> the random state before each chunk; the head's outputs for all rows and the temperature, leaves."""
     states, outputs = [], []
     for chunk in chunks:
@@ -227,12 +234,19 @@ def _embed(chunks: Sequence[Chunk], encode: Callable, device: torch.device) -> t
         outputs.append(encode(chunk, False))
     kept = [out for out, chunk in zip(outputs, chunks, strict=True) if chunk.weighs]
     leaves = {name: torch.cat([per_row(out)[name] for out in kept]) for name in per_row(kept[0])}
-    leaves["temperature"] = torch.as_tensor(kept[0]["temperature"], device=device)
+    leaves["temperature"] = torch.as_tensor(kept[0].temperature, device=device)
     leaves = {
         name: value.detach().clone().requires_grad_(value.is_floating_point())
         for name, value in leaves.items()
     }
-    return states, leaves | {"rows": {name: leaves[name] for name in kept[0].get("rows", {})}}
+    return states, HeadOutput(
+        query=leaves["query"],
+        target=leaves["target"],
+        temperature=leaves["temperature"],
+        aux={},
+        rows={name: leaves[name] for name in kept[0].rows},
+        stats={},
+    )
 
 
 def _check_repeatable(drift: float) -> None:

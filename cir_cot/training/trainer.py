@@ -37,6 +37,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from cir_cot.errors import InputError
+from cir_cot.heads.base import HeadOutput
 from cir_cot.losses import batch_statistics, gather_counts, gather_with_grad, info_nce
 from cir_cot.models.backbone import Backbone
 
@@ -191,7 +192,7 @@ class CirTrainer(Trainer):
             model.step()
         return loss
 
-    def _encode(self, model: nn.Module, chunk: Chunk, again: bool) -> dict:
+    def _encode(self, model: nn.Module, chunk: Chunk, again: bool) -> HeadOutput:
         """The head's outputs for a chunk; the first pass leaves out the chain's loss."""
         inputs = self._prepare_inputs(chunk.batch)
         return model(
@@ -217,7 +218,7 @@ class CirTrainer(Trainer):
         inputs: dict,
         return_outputs: bool = False,
         num_items_in_batch: tuple[int, int] | None = None,
-    ) -> Tensor | tuple[Tensor, dict]:
+    ) -> Tensor | tuple[Tensor, HeadOutput]:
         """This process's share of the step's loss -> scalar; see the module's docstring for its scale."""
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
@@ -230,22 +231,22 @@ class CirTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
-    def _add(self, outputs: dict, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
+    def _add(self, outputs: HeadOutput, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
         """A chunk's share of the auxiliary losses: means over tokens (`lm`) or rows of the step -> scalar."""
         batch, world = chunk.batch, self.accelerator.num_processes
         rows, tokens = len(chunk), supervised_tokens(batch)
-        if outputs.get("rows") and not self.args.contrastive_weight:
+        if outputs.rows and not self.args.contrastive_weight:
             raise ValueError(
                 "the head has losses of the whole batch: they need a contrastive_weight above 0"
             )
         loss = 0.0
-        for name, value in outputs["aux"].items():
+        for name, value in outputs.aux.items():
             count, total = (tokens, totals[1]) if name == "lm" else (rows, totals[0])
             count = count if chunk.weighs else 0
             loss = loss + self._weight(name) * value * (world * count / max(total, 1))
             self.meter.add(f"{name}_loss", value, count)
         if chunk.weighs:
-            for name, value in outputs.get("stats", {}).items():
+            for name, value in outputs.stats.items():
                 self.meter.add(name, value, rows)
             self.meter.count(
                 batch["query"], batch["target"] if self.args.contrastive_weight else None
@@ -260,7 +261,7 @@ class CirTrainer(Trainer):
             )
         return weights[name]
 
-    def _share(self, outputs: dict, ids: Tensor, totals: tuple[int, int]) -> Tensor:
+    def _share(self, outputs: HeadOutput, ids: Tensor, totals: tuple[int, int]) -> Tensor:
         """This process's share of the losses that need all rows of this micro-batch: InfoNCE and the head's -> scalar.
 
         The head's come out alike on every process, which counts its own rows' share of them.
@@ -268,31 +269,25 @@ class CirTrainer(Trainer):
         counts = gather_counts(len(ids), ids.device)
         contrastive = self._contrastive(outputs, ids, counts)
         self.meter.add("contrastive_loss", contrastive, len(ids))
-        self.meter.add("temperature", outputs["temperature"], len(ids))
+        self.meter.add("temperature", outputs.temperature, len(ids))
         loss = self.args.contrastive_weight * contrastive
-        if outputs.get("rows"):
-            rows = {
-                name: gather_with_grad(value, counts) for name, value in outputs["rows"].items()
-            }
+        if outputs.rows:
+            rows = {name: gather_with_grad(value, counts) for name, value in outputs.rows.items()}
             for name, value in self.accelerator.unwrap_model(self.model).batch_losses(rows).items():
                 self.meter.add(f"{name}_loss", value, len(ids))
                 loss = loss + self._weight(name) * value
         return loss * (self.accelerator.num_processes * len(ids) / totals[0])
 
-    def _contrastive(self, outputs: dict, ids: Tensor, counts: list[int]) -> Tensor:
+    def _contrastive(self, outputs: HeadOutput, ids: Tensor, counts: list[int]) -> Tensor:
         """InfoNCE of this process's queries against every process's targets of this micro-batch -> scalar."""
-        target, all_ids = (
-            gather_with_grad(outputs["target"], counts),
-            gather_with_grad(ids, counts),
-        )  # (N, D), (N,)
+        target = gather_with_grad(outputs.target, counts)  # (N, D)
+        all_ids = gather_with_grad(ids, counts)  # (N,)
         positives = sum(counts[: self.args.process_index]) + torch.arange(
             len(ids), device=ids.device
         )
-        for name, value in batch_statistics(
-            outputs["query"], target, positives, ids, all_ids
-        ).items():
+        for name, value in batch_statistics(outputs.query, target, positives, ids, all_ids).items():
             self.meter.add(name, value, len(ids))
-        return info_nce(outputs["query"], target, positives, outputs["temperature"], ids, all_ids)
+        return info_nce(outputs.query, target, positives, outputs.temperature, ids, all_ids)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last log: parts of the loss, the batch's separation, speed, memory."""

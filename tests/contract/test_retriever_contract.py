@@ -114,12 +114,12 @@ def test_training_embeds_as_inference_does(make):
     with torch.no_grad():
         out = head(batch["query"], batch["target"], batch.get("labels"))
     targets = [row.target for row in scene_rows()]
-    assert difference(out["target"], head.encode_target(targets)) < 1e-5
+    assert difference(out.target, head.encode_target(targets)) < 1e-5
     if isinstance(head, ChainReader):  # trained with the annotated chain, not with its own
         asked = head.embed_with(*references(), [row.record.cot for row in scene_rows()])
     else:
         asked = head.encode_query(*references())
-    assert difference(out["query"], asked.embeddings) < 1e-5
+    assert difference(out.query, asked.embeddings) < 1e-5
 
 
 def test_a_step_changes_what_is_trained_and_nothing_else(make, kind):
@@ -308,7 +308,7 @@ def test_chain_loss_is_the_mean_cross_entropy_of_the_chains_tokens(tiny):
     head = make_cot(tiny)
     batch = head.collator()(scene_rows())
     with torch.no_grad():
-        ours = head(batch["query"], None, batch["labels"])["aux"]["lm"]
+        ours = head(batch["query"], None, batch["labels"]).aux["lm"]
         inputs = dict(batch["query"], labels=batch["labels"])
         theirs = head.backbone.plain(**inputs).loss
     assert difference(ours, theirs) < 1e-5
@@ -332,10 +332,8 @@ def test_chain_dropout_drops_whole_chains_by_the_rows_own_draw(tiny):
     batch = fast.collator()(rows)
     with torch.no_grad():
         out = fast(batch["query"], batch["target"], batch["labels"])
-    assert out["aux"]["lm"] == 0
-    assert (
-        difference(out["query"], fast.encode_query(*references(), reading="fast").embeddings) < 1e-5
-    )
+    assert out.aux["lm"] == 0
+    assert difference(out.query, fast.encode_query(*references(), reading="fast").embeddings) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ADAPTED)

@@ -416,8 +416,8 @@ def test_training_on_features_is_training_on_pictures(tiny, data, tmp_path):
             head.eval()(batch["query"], batch["target"]),
             plain.eval()(pixels["query"], pixels["target"]),
         )
-    assert (ours["query"] - theirs["query"]).abs().max() < 1e-5
-    assert (ours["target"] - theirs["target"]).abs().max() < 1e-5
+    assert (ours.query - theirs.query).abs().max() < 1e-5
+    assert (ours.target - theirs.target).abs().max() < 1e-5
     assert torch.equal(batch["ids"], pixels["ids"])
 
 

@@ -219,14 +219,14 @@ def test_losses_have_their_closed_form():
     balances = [
         load_balance(p, s["chosen"]) + even_use(p) for p, s in zip(chances, sides, strict=True)
     ]
-    assert difference(out["aux"]["pull"], sum(pulls) / 2) < 1e-5
-    assert difference(head.batch_losses(out["rows"])["balance"], sum(balances) / 2) < 1e-5
-    loads = torch.stack(list(out["stats"].values()))
+    assert difference(out.aux["pull"], sum(pulls) / 2) < 1e-5
+    assert difference(head.batch_losses(out.rows)["balance"], sum(balances) / 2) < 1e-5
+    loads = torch.stack(list(out.stats.values()))
     assert difference(loads, torch.bincount(sides[0]["chosen"].flatten(), minlength=6) / 12) < 1e-6
     alone = head(batch["query"])
     assert "target" not in alone
-    assert difference(alone["aux"]["pull"], pulls[0]) < 1e-5
-    assert difference(head.batch_losses(alone["rows"])["balance"], balances[0]) < 1e-5
+    assert difference(alone.aux["pull"], pulls[0]) < 1e-5
+    assert difference(head.batch_losses(alone.rows)["balance"], balances[0]) < 1e-5
 
 
 def usage_after(balance: float, steps: int = 300) -> torch.Tensor:
@@ -293,8 +293,8 @@ def test_without_pool_and_connector_it_is_a_plain_one_pass_encoder():
     ]
     batch = head.collator()(scene_rows())
     out = head(batch["query"], batch["target"])
-    assert out["aux"] == {}
-    assert difference(out["query"], head.read(batch["query"])) == 0
+    assert out.aux == {}
+    assert difference(out.query, head.read(batch["query"])) == 0
     asked = head.encode_query(*references())
     assert asked.explanations == [""] * 6
     assert asked.choices == []

@@ -7,7 +7,7 @@ import torch
 from tiny_training import Pictures, records, tiny_head
 
 from cir_cot.errors import InputError
-from cir_cot.heads.base import Row, image_number
+from cir_cot.heads.base import TrainingRow, image_hash
 from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.feature_cache import Vectors
 from cir_cot.prompts import TARGET, query_prompt
@@ -37,7 +37,7 @@ def test_the_first_target_is_trained_on(head):
         != Pictures().load(NAMES[2]).tobytes()
     )
     assert row.draw == 7
-    assert head.collator()([row])["ids"].tolist() == [image_number(NAMES[1])]
+    assert head.collator()([row])["ids"].tolist() == [image_hash(NAMES[1])]
 
 
 def test_targets_may_be_vectors_from_a_store_of_their_own(head):
@@ -89,11 +89,11 @@ def test_a_target_is_its_picture_the_fixed_prompt_and_the_retrieval_token(head):
 
 
 def test_image_numbers_are_positive_and_use_all_63_bits():
-    numbers = [image_number(f"image {index}") for index in range(200)]
+    numbers = [image_hash(f"image {index}") for index in range(200)]
     assert len(set(numbers)) == 200
     assert 2**62 < max(numbers) < 2**63
     assert min(numbers) >= 0
-    assert image_number("red-blue") == 7924703988685597845  # the same in every process and version
+    assert image_hash("red-blue") == 7924703988685597845  # the same in every process and version
 
 
 def test_the_draw_of_a_row_decides_whether_it_keeps_its_chain(head):
@@ -101,7 +101,9 @@ def test_the_draw_of_a_row_decides_whether_it_keeps_its_chain(head):
     collator = tiny_head(lora=False, chain_dropout=0.5).collator()
     load = Pictures().load
     for draw in range(20):
-        rows = [Row(one, load(one.reference), load(one.targets[0]), draw) for one in some[:2]]
+        rows = [
+            TrainingRow(one, load(one.reference), load(one.targets[0]), draw) for one in some[:2]
+        ]
         dropped = random.Random(draw).random() < 0.5
         assert (collator(rows)["labels"] == IGNORE).all() == dropped
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from cir_cot.data.fashioniq import training_captions
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.heads.base import Row
+from cir_cot.heads.base import TrainingRow
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.losses import info_nce
 from cir_cot.models.clip import load_clip, target_pad
@@ -153,7 +153,7 @@ def test_the_query_is_the_sum_and_the_loss_clip4cirs(tiny):
     head = ClipRetriever(encoder, str(tiny))
     records = [tiny_training.records(12)[index] for index in (0, 2, 4, 6)]
     load = tiny_training.Pictures().load
-    rows = [Row(r, load(r.reference), load(r.targets[0]), 0) for r in records]
+    rows = [TrainingRow(r, load(r.reference), load(r.targets[0]), 0) for r in records]
     batch = head.collator()(rows)
     with torch.no_grad():
         out = head(batch["query"], batch["target"])
@@ -163,9 +163,9 @@ def test_the_query_is_the_sum_and_the_loss_clip4cirs(tiny):
     # CLIP4Cir: 100 * L2(image + text) @ L2(target).T, cross-entropy against the row's own
     logits = 100 * functional.normalize(image + text) @ functional.normalize(target).T
     theirs = functional.cross_entropy(logits, torch.arange(4))
-    ours = info_nce(out["query"], out["target"], torch.arange(4), out["temperature"])
+    ours = info_nce(out.query, out.target, torch.arange(4), out.temperature)
     assert (ours - theirs).abs() < 1e-4
-    assert out["aux"] == {}
+    assert out.aux == {}
 
 
 @pytest.mark.parametrize(

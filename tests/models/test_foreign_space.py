@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.heads.base import Row
+from cir_cot.heads.base import TrainingRow
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.clip import load_clip
@@ -110,15 +110,15 @@ def test_cached_vectors_pictures_and_inference_agree(base, clip, tmp_path):
     torch.manual_seed(0)
     head = CotRetriever(load_backbone(base), str(base), target_encoder=str(clip)).eval()
     load, records = tiny_training.Pictures().load, tiny_training.records(4)
-    rows = [Row(r, load(r.reference), load(r.targets[0]), 0) for r in records]
+    rows = [TrainingRow(r, load(r.reference), load(r.targets[0]), 0) for r in records]
     vectors = head.foreign.encode_images([row.target for row in rows])
     cached = [
-        Row(r, row.reference, vector, 0)
+        TrainingRow(r, row.reference, vector, 0)
         for r, row, vector in zip(records, rows, vectors, strict=True)
     ]
     with torch.no_grad():
         from_pictures, from_vectors = (
-            head(batch["query"], batch["target"])["target"]
+            head(batch["query"], batch["target"]).target
             for batch in (head.collator()(rows), head.collator()(cached))
         )
     assert (from_pictures - from_vectors).abs().max() < 1e-6

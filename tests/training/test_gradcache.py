@@ -9,6 +9,7 @@ import torch
 from tiny_training import awake_head as head
 from torch import nn
 
+from cir_cot.heads.base import HeadOutput
 from cir_cot.training.gradcache import (
     Chunk,
     PartCollator,
@@ -155,7 +156,7 @@ class Noisy(nn.Module):
         self.calls += 1
         turned = torch.tensor([math.cos(self.calls), math.sin(self.calls)])
         unit = nn.functional.normalize(0.1 * self.line(query["features"]) + turned, dim=-1)
-        return {"query": unit, "target": unit.roll(1, dims=1), "aux": {}, "temperature": 0.1}
+        return HeadOutput(unit, unit.roll(1, dims=1), 0.1, aux={}, rows={}, stats={})
 
 
 def test_a_head_that_is_not_repeatable_is_reported(tmp_path):
@@ -305,12 +306,12 @@ class Routed(nn.Module):
     def forward(self, query, target=None, labels=None):
         score = self.line(query["features"])
         rows = {"score": score, "chosen": score.argmax(dim=1)}
-        sides = {"query": query} if target is None else {"query": query, "target": target}
-        unit = {
-            side: nn.functional.normalize(self.line(inputs["features"]), dim=-1)
-            for side, inputs in sides.items()
-        }
-        return unit | {"aux": {}, "rows": rows, "temperature": 0.1}
+        vectors = self.encode(query)
+        targets = None if target is None else self.encode(target)
+        return HeadOutput(vectors, targets, 0.1, aux={}, rows=rows, stats={})
+
+    def encode(self, inputs):
+        return nn.functional.normalize(self.line(inputs["features"]), dim=-1)
 
     def batch_losses(self, rows):
         share = nn.functional.one_hot(rows["chosen"], 4).float().mean(dim=0)
@@ -343,9 +344,9 @@ def test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero():
     batch = {"ids": torch.arange(4), "rows": torch.randn(4, 3)}
     chunks, seen = [Chunk(batch), Chunk(batch, weighs=False)], []
 
-    def encode(chunk: Chunk, again: bool) -> dict:
+    def encode(chunk: Chunk, again: bool) -> HeadOutput:
         vectors = layer(chunk.part["rows"])
-        return {"query": vectors, "target": vectors, "aux": {}, "temperature": 0.1}
+        return HeadOutput(vectors, vectors, 0.1, aux={}, rows={}, stats={})
 
     def backward(loss: torch.Tensor, last: bool) -> None:
         layer.zero_grad()
@@ -355,7 +356,7 @@ def test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero():
     cached_step(
         chunks,
         encode=encode,
-        contrast=lambda out, ids: (out["query"] * out["target"]).sum(),
+        contrast=lambda out, ids: (out.query * out.target).sum(),
         add=lambda out, chunk: 0.0,
         backward=backward,
         no_sync=nullcontext,

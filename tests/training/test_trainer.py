@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 
 from cir_cot.errors import InputError
-from cir_cot.heads.base import image_number
+from cir_cot.heads.base import image_hash
 from cir_cot.losses import batch_statistics
 from cir_cot.training.checkpoints import COMPLETE, latest_checkpoint
 from cir_cot.training.dataset import used
@@ -257,7 +257,7 @@ def test_how_a_batch_separates_is_logged_as_it_was_before_the_step(tmp_path):
     with torch.no_grad():
         out = run.model(batch["query"], batch["target"])
     rows = torch.arange(len(batch["ids"]))
-    expected = batch_statistics(out["query"], out["target"], rows, batch["ids"], batch["ids"])
+    expected = batch_statistics(out.query, out.target, rows, batch["ids"], batch["ids"])
     run.train()
     entry = run.state.log_history[0]
     for name, value in expected.items():
@@ -314,7 +314,7 @@ def test_retrieval_alone_computes_no_language_model_loss(tmp_path):
 def test_an_auxiliary_loss_without_a_weight_is_an_error(tmp_path):
     run = tiny_training.trainer(tmp_path)
     run.model.register_forward_hook(
-        lambda _, args, out: out | {"aux": {"pull": out["query"].sum()}}
+        lambda _, args, out: out._replace(aux={"pull": out.query.sum()})
     )
     with pytest.raises(ValueError, match="'pull'"):
         run.train()
@@ -382,5 +382,5 @@ def test_training_shows_the_first_target_and_masks_by_it(tmp_path):
     assert shown == [several.reference, "red-blue"]
     picture = tiny_training.Pictures().load("red-blue")
     batch = run.data_collator([dataclasses.replace(row, reference=picture, target=picture)])
-    assert batch["ids"].tolist() == [image_number("red-blue")]
+    assert batch["ids"].tolist() == [image_hash("red-blue")]
     assert used([several]) == [several.reference, "red-blue"]
