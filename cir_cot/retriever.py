@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from .errors import InputError
@@ -56,11 +56,11 @@ class Retriever(Protocol):
 
     dim: int
 
-    def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
+    def encode_query(self, images: Sequence[Image.Image], texts: Sequence[str]) -> QueryOutput:
         """Encode B composed queries, reference picture + modification text."""
         ...
 
-    def encode_target(self, images: Sequence[Image]) -> Tensor:
+    def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
         """Encode N candidate pictures -> (N, D), float32 and unit, in the space of the queries."""
         ...
 
