@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; FACE imports the same names 
     from .errors import InputError as InputError
     from .evaluation.evaluate import evaluate as evaluate
     from .heads import load_retriever as load_retriever
-    from .images import ImageStore as ImageStore
+    from .images import list_pictures as list_pictures
     from .records import Cot as Cot
     from .records import Record as Record
     from .retriever import QueryOutput as QueryOutput
@@ -38,7 +38,6 @@ FACE = {
     "CirDataset": ("training.dataset", "CirDataset"),
     "CirTrainer": ("training.trainer", "CirTrainer"),
     "Cot": ("records", "Cot"),
-    "ImageStore": ("images", "ImageStore"),
     "Index": ("search.faiss_index", "Index"),
     "InputError": ("errors", "InputError"),
     "QueryOutput": ("retriever", "QueryOutput"),
@@ -47,6 +46,7 @@ FACE = {
     "annotate": ("chains.annotate", "annotate"),
     "build_index": ("search.build", "build"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
+    "list_pictures": ("images", "list_pictures"),
     "load_benchmark": ("data", "load_benchmark"),
     "load_retriever": ("heads", "load_retriever"),
     "open_search": ("search.search", "open_search"),
@@ -57,7 +57,6 @@ __all__ = [
     "CirDataset",
     "CirTrainer",
     "Cot",
-    "ImageStore",
     "Index",
     "InputError",
     "QueryOutput",
@@ -66,6 +65,7 @@ __all__ = [
     "annotate",
     "build_index",
     "evaluate",
+    "list_pictures",
     "load_benchmark",
     "load_retriever",
     "open_search",
