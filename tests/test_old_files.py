@@ -72,7 +72,9 @@ def test_a_checkpoint_is_resumed_to_the_same_weights(old, capsys):
     before = load_file("run/adapter_model.safetensors")
     arguments = json.loads(Path("run/run.json").read_text())["argv"]
     shutil.rmtree("vision_cache")
-    assert sft.main([*arguments, "--resume_from_checkpoint", "run/checkpoint-1"]) == 0
+    # The folder holds the finished run too, which going on from its first checkpoint replaces.
+    resumed = ["--resume_from_checkpoint", "run/checkpoint-1", "--overwrite"]
+    assert sft.main([*arguments, *resumed]) == 0
     after = load_file("run/adapter_model.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert len(list(Path("run").glob("checkpoint-*"))) == 2
