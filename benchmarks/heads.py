@@ -26,7 +26,7 @@ from cir_cot.data.scenes import write_scenes
 from cir_cot.devices import device_name
 from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
-from cir_cot.evaluation.readings import reader
+from cir_cot.evaluation.readings import record_encoder
 from cir_cot.evaluation.report import text_table
 from cir_cot.evaluation.tables import Table
 from cir_cot.files import write_json, write_text_atomic
@@ -213,7 +213,7 @@ def query_cost(retriever, benchmark: Benchmark, reading: str | None, count: int 
     images, records = benchmark.images(), benchmark.records[:count]
     pictures, ask = (
         [images.load(record.reference) for record in records],
-        reader(retriever, reading),
+        record_encoder(retriever, reading),
     )
     works = [lambda r=r, p=p: ask([r], [p]) for r, p in zip(records, pictures, strict=True)]
     with torch.no_grad():

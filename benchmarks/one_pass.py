@@ -23,7 +23,7 @@ from PIL import Image
 from cir_cot.cli import run
 from cir_cot.files import write_text_atomic
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.heads.decoding import Grammar, Row, write
+from cir_cot.heads.decoding import ChainRow, Grammar, decode
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.prompts import PARTS, cot_to_text
@@ -35,7 +35,7 @@ WORDS = ("red", "blue", "shirt", "dress", "stripes", "sleeves", "longer", "plain
 class Told(Grammar):
     """Takes the prescribed tokens of each row, whatever the model would like, and then the retrieval token."""
 
-    def next(self, row: Row, candidates: Sequence[int]) -> int:
+    def choose(self, row: ChainRow, candidates: Sequence[int]) -> int:
         """Take and return the next prescribed token."""
         if not row.forced:
             return self.encoder.ret_id
@@ -104,7 +104,7 @@ def one_pass(head: CotRetriever, inputs: dict, chains: list[list[int]], seen: di
     rows = [grammar.row([]) for _ in chains]
     for row, chain in zip(rows, chains, strict=True):
         row.forced = list(chain)
-    *_, last = write(head.backbone, grammar, inputs, rows, head._unit)
+    *_, last = decode(head.backbone, grammar, inputs, rows, head._unit)
     seen["retained"] = last.vectors.nbytes
     return last.vectors
 

@@ -27,17 +27,17 @@ SETTINGS_FILE, HEAD_FILE = "retriever.json", "head.safetensors"
 class QueryOutput:
     """Query vectors (B, D), float32 and unit, and for each row an explanation and a flag ("" = nothing to report).
 
-    `choices`, of a head that routes each query through some of its parts, holds every part's share of the row, by name:
+    `routing`, of a head that routes each query through some of its parts, holds every part's share of the row, by name:
     they sum to 1, and a part that was not chosen has 0.
     """
 
     embeddings: Tensor
     explanations: list[str]
     flags: list[str] = field(default_factory=list)
-    choices: list[dict[str, float]] = field(default_factory=list)
+    routing: list[dict[str, float]] = field(default_factory=list)
 
 
-def concatenate(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
+def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
     """Join the outputs of batches; none of them give (0, dim)."""
     vectors = (
         torch.cat([part.embeddings.float().cpu() for part in parts])
@@ -45,9 +45,9 @@ def concatenate(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
         else torch.zeros(0, dim)
     )
     flags = [flag for part in parts for flag in part.flags or [""] * len(part.explanations)]
-    choices = [choice for part in parts for choice in part.choices]
+    routing = [shares for part in parts for shares in part.routing]
     return QueryOutput(
-        vectors, [text for part in parts for text in part.explanations], flags, choices
+        vectors, [text for part in parts for text in part.explanations], flags, routing
     )
 
 
@@ -100,7 +100,7 @@ def read_settings(folder: str | Path) -> dict:
     return facts
 
 
-def probe(retriever: Retriever) -> np.ndarray:
+def fingerprint(retriever: Retriever) -> np.ndarray:
     """Return the vectors (3, D) of three made pictures: the fingerprint of what a retriever makes of candidates."""
     colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     pictures = [
@@ -110,9 +110,9 @@ def probe(retriever: Retriever) -> np.ndarray:
         return retriever.encode_target(pictures).float().cpu().numpy()
 
 
-def check_probe(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
+def check_fingerprint(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
     """Refuse a retriever that encodes pictures otherwise than the one that the stored probe (3, D) is of."""
-    theirs, ours = np.array(stored, dtype=np.float64), probe(retriever).astype(np.float64)
+    theirs, ours = np.array(stored, dtype=np.float64), fingerprint(retriever).astype(np.float64)
     alike = (theirs * ours).sum(axis=1).min() if theirs.shape == ours.shape else -1.0
     if not alike >= ALIKE:
         how = (

@@ -82,20 +82,21 @@ def measure(retriever, benchmark, args: argparse.Namespace) -> tuple[list[dict],
         for name in ("full", "fast")
     )
     records, encoder = full.benchmark.records, retriever.encoder()
-    sureness = []
+    stop_confidence = []
     with inference(retriever):
         for pictures in load_batches(
             [record.reference for record in records], images, args.batch_size
         ):
             texts = [
-                record.text for record in records[len(sureness) : len(sureness) + len(pictures)]
+                record.text
+                for record in records[len(stop_confidence) : len(stop_confidence) + len(pictures)]
             ]
-            sureness += retriever.sureness(pictures, texts).tolist()
+            stop_confidence += retriever.stop_confidence(pictures, texts).tolist()
     ids = [record.id for record in records]
     written = encoder.plain_ids([full.explanations[name] for name in ids])
     curve = adaptive_curve(
         full.benchmark,
-        dict(zip(ids, sureness, strict=True)),
+        dict(zip(ids, stop_confidence, strict=True)),
         (full.rankings, full.subset_rankings),
         (fast.rankings, fast.subset_rankings),
         {name: len(tokens) for name, tokens in zip(ids, written, strict=True)},

@@ -14,7 +14,7 @@ from cir_cot.data.scoring import score_rankings
 from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
-from cir_cot.evaluation.readings import reader, texts_of, with_chains
+from cir_cot.evaluation.readings import modification_texts, record_encoder, with_chains
 from cir_cot.evaluation.report import text_table, write_report
 from cir_cot.evaluation.results import Result, result_files, save_results, summary
 from cir_cot.evaluation.results_folder import (
@@ -102,7 +102,7 @@ def study(
 
         def encode(records, pictures):
             return retriever.embed_with(
-                pictures, texts_of(records), [donors[record.id].cot for record in records]
+                pictures, modification_texts(records), [donors[record.id].cot for record in records]
             )
 
         results["shuffled"] = ask("shuffled", encode)
@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     )
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
-    reader(retriever, "full")  # refuses a retriever that writes no chains
+    record_encoder(retriever, "full")  # refuses a retriever that writes no chains
     studies = [study(retriever, benchmark, args) for benchmark in benchmarks]
     content = content_of(studies)
     results = [result for found, _ in studies for result in found.values()]

@@ -10,7 +10,7 @@ from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
-from cir_cot.evaluation.readings import READINGS, reader, with_chains
+from cir_cot.evaluation.readings import READINGS, record_encoder, with_chains
 from cir_cot.evaluation.report import text_table, write_report
 from cir_cot.evaluation.results import Result, result_files, save_results, summary
 from cir_cot.evaluation.results_folder import REPORT, check_results_folder
@@ -102,7 +102,7 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[R
     )
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
-    reader(
+    record_encoder(
         retriever, args.reading
     )  # refuses a reading that this retriever lacks before the gallery is encoded
     return [

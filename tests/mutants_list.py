@@ -805,15 +805,15 @@ MUTANTS = [
     # ---- cir_cot/heads/decoding.py
     (
         "cir_cot/heads/decoding.py",
-        "not said[: tag.start()].strip(GAPS)",
+        "not said[: tag.start()].strip(WHITESPACE)",
         "not said[: tag.start()]",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "a part of white space alone",
     ),
     (
         "cir_cot/heads/decoding.py",
-        "return None if after else Place(part)",
-        "return Place(part)",
+        "return None if after else ChainState(part)",
+        "return ChainState(part)",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "words behind the last part",
     ),
@@ -2897,7 +2897,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/integrations/mteb_tasks.py",
-        "hashlib.sha256(probe(retriever).tobytes()).hexdigest()[:16]",
+        "hashlib.sha256(fingerprint(retriever).tobytes()).hexdigest()[:16]",
         '"0"',
         ["tests/integrations/test_mteb_tasks.py"],
         "results of another checkpoint are taken from mteb's cache",
@@ -3557,7 +3557,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "sum(tokens[name] for name in written) / len(sureness)",
+        "sum(tokens[name] for name in written) / len(stop_confidence)",
         "sum(tokens[name] for name in written) / max(1, len(written))",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
@@ -5254,7 +5254,7 @@ MUTANTS = [
     ),
     (
         "eval/calibrate.py",
-        "records[len(sureness) : len(sureness) + len(pictures)]",
+        "records[len(stop_confidence) : len(stop_confidence) + len(pictures)]",
         "records[: len(pictures)]",
         ["tests/evaluation/test_calibrate.py::test_a_checkpoint_is_calibrated"],
         "every batch is as sure as the first queries' words",

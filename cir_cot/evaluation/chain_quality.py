@@ -83,7 +83,7 @@ def differs(donor: Record, record: Record, own: Cot | None) -> bool:
 
 def adaptive_curve(
     benchmark: Benchmark,
-    sureness: Mapping[str, float],
+    stop_confidence: Mapping[str, float],
     full: tuple[dict, dict | None],
     fast: tuple[dict, dict | None],
     tokens: Mapping[str, int],
@@ -94,27 +94,27 @@ def adaptive_curve(
     `full` and `fast` are (rankings, subset rankings or None) of the same queries, `tokens` of a query's chain. A point
     is {"threshold", "chains": percent of the queries, "tokens": mean a query, "metrics"}.
     """
-    values, curve = sorted(sureness.values()), []
+    values, curve = sorted(stop_confidence.values()), []
     cuts = [
         0.0,
         *(values[len(values) * step // steps] for step in range(1, steps)),
         values[-1] + 1e-6,
     ]
     for threshold in sorted(set(cuts)):
-        written = {name for name, value in sureness.items() if value < threshold}
-        if curve and 100 * len(written) / len(sureness) == curve[-1]["chains"]:
+        written = {name for name, value in stop_confidence.items() if value < threshold}
+        if curve and 100 * len(written) / len(stop_confidence) == curve[-1]["chains"]:
             continue
         rankings, subsets = (
             None
             if both[0] is None
-            else {name: both[name not in written][name] for name in sureness}
+            else {name: both[name not in written][name] for name in stop_confidence}
             for both in zip(full, fast, strict=True)
         )
         curve.append(
             {
                 "threshold": threshold,
-                "chains": 100 * len(written) / len(sureness),
-                "tokens": sum(tokens[name] for name in written) / len(sureness),
+                "chains": 100 * len(written) / len(stop_confidence),
+                "tokens": sum(tokens[name] for name in written) / len(stop_confidence),
                 "metrics": score_rankings(benchmark, rankings, subsets),
             }
         )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.records import Record
-from cir_cot.retriever import QueryOutput, Retriever, concatenate, inference
+from cir_cot.retriever import QueryOutput, Retriever, concatenate_outputs, inference
 
 from .readings import Encode
 
@@ -51,7 +51,7 @@ def encode_queries(
             parts.append(encode(records[done : done + len(pictures)], pictures))
             done += len(pictures)
             bar.update(len(pictures))
-    output = concatenate(parts)
+    output = concatenate_outputs(parts)
     check_embeddings(output.embeddings, [record.id for record in records])
     return output
 

@@ -25,7 +25,7 @@ from cir_cot.retriever import Retriever, inference
 
 from .encode import encode_gallery, encode_queries
 from .ranking import rank
-from .readings import ChainReader, Encode, reader
+from .readings import ChainReader, Encode, record_encoder
 from .results import Result
 
 
@@ -52,7 +52,7 @@ def evaluate(
     not finite.
     """
     if encode is None:
-        encode = reader(retriever, reading)
+        encode = record_encoder(retriever, reading)
         reading = reading or (retriever.reading if isinstance(retriever, ChainReader) else None)
     if gallery is None:
         gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
@@ -80,7 +80,7 @@ def evaluate(
         explanations=dict(zip(ids, output.explanations, strict=True)),
         flags=dict(zip(ids, output.flags, strict=True)),
         subset_rankings=subsets,
-        choices=dict(zip(ids, output.choices, strict=True)) if output.choices else {},
+        choices=dict(zip(ids, output.routing, strict=True)) if output.routing else {},
     )
 
 

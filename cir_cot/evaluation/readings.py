@@ -45,11 +45,11 @@ class ChainWriter(ChainReader, Protocol):
     ) -> Iterator[QueryOutput]: ...
 
 
-def reader(retriever: Retriever, reading: str | None) -> Encode:
+def record_encoder(retriever: Retriever, reading: str | None) -> Encode:
     """The function (records, pictures) -> QueryOutput of a reading; InputError if this retriever has none such."""
     if reading is None or reading in OWN_READINGS:
-        encode = pick(retriever, reading)
-        return lambda records, pictures: encode(pictures, texts_of(records))
+        encode = query_encoder(retriever, reading)
+        return lambda records, pictures: encode(pictures, modification_texts(records))
     if reading not in READINGS:
         raise InputError(f"unknown reading {reading!r}; choose from {', '.join(READINGS)}")
     if reading == "oracle":
@@ -57,7 +57,7 @@ def reader(retriever: Retriever, reading: str | None) -> Encode:
     return lambda records, pictures: READINGS[reading](retriever, records, pictures)
 
 
-def pick(
+def query_encoder(
     retriever: Retriever, reading: str | None
 ) -> Callable[[Pictures, Sequence[str]], QueryOutput]:
     """The function (pictures, texts) -> QueryOutput of one of OWN_READINGS; None is the retriever's own way."""
@@ -69,11 +69,11 @@ def pick(
     return partial(retriever.encode_query, reading=reading)
 
 
-def streams(
+def query_stream(
     retriever: Retriever, reading: str | None
 ) -> Callable[[Pictures, Sequence[str]], Iterator[QueryOutput]]:
-    """As `pick`, but the function yields what is written so far; the last output is the whole one."""
-    encode = pick(retriever, reading)
+    """As `query_encoder`, but the function yields what is written so far; the last output is the whole one."""
+    encode = query_encoder(retriever, reading)
     if isinstance(retriever, ChainWriter):
         return partial(retriever.stream, reading=reading)
     return lambda pictures, texts: iter([encode(pictures, texts)])
@@ -91,7 +91,7 @@ def read_own(
     retriever: ChainReader, records: Sequence[Record], pictures: Pictures, reading: str
 ) -> QueryOutput:
     """Read in one of the head's own ways."""
-    return retriever.encode_query(pictures, texts_of(records), reading=reading)
+    return retriever.encode_query(pictures, modification_texts(records), reading=reading)
 
 
 def read_oracle(
@@ -103,7 +103,9 @@ def read_oracle(
             raise InputError(
                 f"record {record.id!r} has no chain; the oracle reading needs one for each (--chains FILE)"
             )
-    return retriever.embed_with(pictures, texts_of(records), [record.cot for record in records])
+    return retriever.embed_with(
+        pictures, modification_texts(records), [record.cot for record in records]
+    )
 
 
 def read_image_only(
@@ -118,11 +120,11 @@ def read_text_only(
 ) -> QueryOutput:
     """Search with a grey picture of the reference's size and the text: what the words alone find."""
     return retriever.encode_query(
-        [Image.new("RGB", picture.size, GREY) for picture in pictures], texts_of(records)
+        [Image.new("RGB", picture.size, GREY) for picture in pictures], modification_texts(records)
     )
 
 
-def texts_of(records: Sequence[Record]) -> list[str]:
+def modification_texts(records: Sequence[Record]) -> list[str]:
     """List the modification texts of the records."""
     return [record.text for record in records]
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from cir_cot.devices import pick_device
 from cir_cot.models.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.models.loading import loading
-from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate
+from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate_outputs
 
 from .base import Head, HeadOutput, TrainingRow, image_hash, load_head_weights
 
@@ -108,7 +108,7 @@ class ClipRetriever(Head):
             parts.append(
                 QueryOutput(_unit(combined).cpu(), explanations, [""] * len(combined), choices)
             )
-        return concatenate(parts, self.dim)
+        return concatenate_outputs(parts, self.dim)
 
     def explain(self, report: dict, rows: int) -> tuple[list[str], list[dict[str, float]]]:
         """Put in words what `combine` did for each of B rows -> (explanations, choices)."""

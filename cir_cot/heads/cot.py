@@ -24,10 +24,10 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.clip import load_clip
 from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
-from cir_cot.retriever import QueryOutput, concatenate
+from cir_cot.retriever import QueryOutput, concatenate_outputs
 
 from .base import HeadOutput, TrainingRow, image_hash
-from .decoding import Grammar, Writing, write
+from .decoding import DecodingState, Grammar, decode
 from .qwen import QwenHead
 
 
@@ -82,7 +82,7 @@ class CotRetriever(QwenHead):
     """Chain-of-thought head around a backbone; `readout` are the settings of QwenHead.
 
     `max_new_tokens` bounds a chain, a quarter, a half and a quarter of it its three parts; a longer part is closed and
-    the row flagged. `threshold` is that of the adaptive reading, see `sureness`; `cir-cot calibrate` finds one.
+    the row flagged. `threshold` is that of the adaptive reading, see `stop_confidence`; `cir-cot calibrate` finds one.
     `target_encoder` names a CLIP or SigLIP checkpoint: targets are then its vectors, and the projection leads there.
     """
 
@@ -181,28 +181,30 @@ class CotRetriever(QwenHead):
 
         `reading` is one of READINGS, default `self.reading`. A row whose chain had to be forced or cut is flagged.
         """
-        reading = self._known(reading)
+        reading = self._checked_reading(reading)
         parts = []
         for rows in self.batches(len(images)):
             asked = images[rows], texts[rows]
             if reading == "fast":
                 parts.append(self._read(*asked, [""] * len(asked[0])))
             else:
-                *_, last = self.write(*asked, reading)
-                parts.append(self._said(last))
-        return concatenate(parts, self.dim)
+                *_, last = self.decode_chains(*asked, reading)
+                parts.append(self._to_output(last))
+        return concatenate_outputs(parts, self.dim)
 
     def stream(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
     ) -> Iterator[QueryOutput]:
         """Encode as `encode_query` does, and yield what is written after every token; vectors are whole at the end."""
-        reading = self._known(reading)
+        reading = self._checked_reading(reading)
         if reading == "fast":
             yield self.encode_query(images, texts, "fast")
         else:
-            yield from (self._said(writing) for writing in self.write(images, texts, reading))
+            yield from (
+                self._to_output(writing) for writing in self.decode_chains(images, texts, reading)
+            )
 
-    def _known(self, reading: str | None) -> str:
+    def _checked_reading(self, reading: str | None) -> str:
         reading = reading or self.reading
         if reading not in READINGS:
             raise InputError(
@@ -217,7 +219,7 @@ class CotRetriever(QwenHead):
         written, parts = [cot_to_text(chain) for chain in chains], []
         for rows in self.batches(len(images)):
             parts.append(self._read(images[rows], texts[rows], written[rows]))
-        return concatenate(parts, self.dim)
+        return concatenate_outputs(parts, self.dim)
 
     @torch.no_grad()
     def _read(
@@ -227,10 +229,10 @@ class CotRetriever(QwenHead):
         inputs = self._to_device(encoder.query(images, texts, encoder.answer_token_ids(chains))[0])
         return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
 
-    def write(
+    def decode_chains(
         self, images: Sequence[Image], texts: Sequence[str], reading: str = "full"
-    ) -> Iterator[Writing]:
-        """Write the chains of one batch greedily, one pass in all; see `decoding.write`."""
+    ) -> Iterator[DecodingState]:
+        """Write the chains of one batch greedily, one pass in all; see `decoding.decode`."""
         encoder, adaptive = self.encoder("left"), reading == "adaptive"
         grammar = Grammar(encoder, WRITTEN[reading], self.max_new_tokens)
         rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
@@ -241,24 +243,24 @@ class CotRetriever(QwenHead):
         ):  # the decision is made at the prompt's end, so that the chain's start comes behind it
 
             def skip(hidden: Tensor) -> Tensor:
-                return self._sureness(hidden, grammar.start[0]) >= self.threshold
+                return self._stop_confidence(hidden, grammar.start[0]) >= self.threshold
 
             for row in rows:
                 row.forced = list(grammar.start)
-        return write(
+        return decode(
             self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip
         )
 
-    def _said(self, writing: Writing) -> QueryOutput:
+    def _to_output(self, writing: DecodingState) -> QueryOutput:
         words = self.backbone.processor.tokenizer.batch_decode([row.ids for row in writing.rows])
         return QueryOutput(writing.vectors, words, [row.flag for row in writing.rows])
 
-    def _sureness(self, hidden: Tensor, start: int) -> Tensor:
+    def _stop_confidence(self, hidden: Tensor, start: int) -> Tensor:
         logits = self.backbone.logits(hidden).float()
         return torch.sigmoid(logits[:, self.backbone.ret_id] - logits[:, start])  # (B,)
 
     @torch.no_grad()
-    def sureness(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
+    def stop_confidence(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
         """Return (B,), in 0 .. 1, how much rather the model ends a query without a chain than starts one.
 
         The adaptive reading writes a chain where it is below `self.threshold`.
@@ -267,5 +269,7 @@ class CotRetriever(QwenHead):
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
         for rows in self.batches(len(images)):
             inputs = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))[0]
-            parts.append(self._sureness(self.backbone(self._to_device(inputs))[:, -1], start).cpu())
+            parts.append(
+                self._stop_confidence(self.backbone(self._to_device(inputs))[:, -1], start).cpu()
+            )
         return torch.cat(parts)

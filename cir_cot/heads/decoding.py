@@ -31,10 +31,10 @@ SHARES = {
     "reasoning": 0.5,
     "conclusion": 0.25,
 }  # of max_new_tokens; reasoning is the longest part
-GAPS = "ĠĊĉč▁ \n\t\r"  # white space as tokenizers spell it
+WHITESPACE = "ĠĊĉč▁ \n\t\r"  # white space as tokenizers spell it
 
 
-class Place(NamedTuple):
+class ChainState(NamedTuple):
     """Where a chain is: in which part, what of a tag is still due, and what the part says so far."""
 
     part: int = 0
@@ -42,32 +42,32 @@ class Place(NamedTuple):
     said: str = ""
 
 
-def follow(place: Place, piece: str, parts: Sequence[str]) -> Place | None:
+def advance(place: ChainState, piece: str, parts: Sequence[str]) -> ChainState | None:
     """Return where a chain of `parts` is after `piece`, or None if no chain goes on like that."""
     if place.part == len(parts) or not piece:
         return None
     if place.due.startswith(piece):
-        return Place(place.part, place.due[len(piece) :])
+        return ChainState(place.part, place.due[len(piece) :])
     if not piece.startswith(place.due):
         return None
     said = place.said + piece[len(place.due) :]
     tag = TAG.search(said)
     if tag is None:
-        return Place(place.part, "", said)
-    if tag.group() != f"</{parts[place.part]}>" or not said[: tag.start()].strip(GAPS):
+        return ChainState(place.part, "", said)
+    if tag.group() != f"</{parts[place.part]}>" or not said[: tag.start()].strip(WHITESPACE):
         return None
     after, part = said[tag.end() :], place.part + 1
     if part == len(parts):
-        return None if after else Place(part)
-    opened = Place(part, f"<{parts[part]}>")
-    return follow(opened, after, parts) if after else opened
+        return None if after else ChainState(part)
+    opened = ChainState(part, f"<{parts[part]}>")
+    return advance(opened, after, parts) if after else opened
 
 
 @dataclass
-class Row:
+class ChainRow:
     """One chain while it is written: its tokens without the retrieval token, and its flag."""
 
-    place: Place
+    place: ChainState
     ids: list[int] = field(default_factory=list)
     forced: list[int] = field(
         default_factory=list
@@ -84,14 +84,14 @@ class Grammar:
         self.budgets = [max(1, round(SHARES[part] * max_new_tokens)) for part in parts]
         self.start = common_start([self._plain(f"<{parts[0]}>{letter}") for letter in "AaTt1 "])
 
-    def row(self, ids: Sequence[int]) -> Row:
+    def row(self, ids: Sequence[int]) -> ChainRow:
         """Return a new row whose chain begins with `ids`: the grammar's start, or nothing."""
-        row = Row(Place(0, f"<{self.parts[0]}>"))
+        row = ChainRow(ChainState(0, f"<{self.parts[0]}>"))
         for token in ids:
             self._take(row, token)
         return row
 
-    def next(self, row: Row, candidates: Sequence[int]) -> int:
+    def choose(self, row: ChainRow, candidates: Sequence[int]) -> int:
         """Take and return a row's next token, from the likeliest `candidates`, best first; the retrieval token ends."""
         if row.forced:
             return self._take(row, row.forced.pop(0))
@@ -103,27 +103,27 @@ class Grammar:
             row.flag = row.flag or NO_TOKEN.format(part=part, budget=budget)
             return self._force(row)
         for rank, token in enumerate(candidates):
-            if self._follow(row, token) is not None:
+            if self._advance(row, token) is not None:
                 row.flag = row.flag or (NO_CHAIN.format(part=part) if rank else "")
                 return self._take(row, token)
         row.flag = row.flag or NO_CHAIN.format(part=part)
         return self._force(row)
 
-    def _follow(self, row: Row, token: int) -> Place | None:
+    def _advance(self, row: ChainRow, token: int) -> ChainState | None:
         piece = "" if token == self.encoder.ret_id else self.tokenizer.convert_ids_to_tokens(token)
-        return follow(row.place, piece or "", self.parts)
+        return advance(row.place, piece or "", self.parts)
 
-    def _take(self, row: Row, token: int) -> int:
-        place = self._follow(row, token)
+    def _take(self, row: ChainRow, token: int) -> int:
+        place = self._advance(row, token)
         assert place is not None, "a chain's tags are tokenised as their own text"
         row.used = row.used + 1 if place.part == row.place.part and not row.place.due else 0
         row.place = place
         row.ids.append(token)
         return token
 
-    def _force(self, row: Row) -> int:
+    def _force(self, row: ChainRow) -> int:
         """Write the tag that is due, or the one that closes the part; an empty part gets a dash."""
-        said = row.place.said.strip(GAPS)
+        said = row.place.said.strip(WHITESPACE)
         close = f"</{self.parts[row.place.part]}>"
         row.forced = self._plain(row.place.due or (close if said else "-" + close))
         return self._take(row, row.forced.pop(0))
@@ -145,23 +145,23 @@ def common_start(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 @dataclass
-class Writing:
+class DecodingState:
     """A batch of chains while they are written: rows in the order given, vectors (B, D) of those that have ended."""
 
-    rows: list[Row]
+    rows: list[ChainRow]
     vectors: Tensor
 
 
 @torch.no_grad()
-def write(
+def decode(
     backbone: Backbone,
     grammar: Grammar,
     inputs: dict[str, Tensor],
-    rows: list[Row],
+    rows: list[ChainRow],
     read: Callable[[Tensor], Tensor],
     before_ret: bool = False,
     skip: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Writing]:
+) -> Iterator[DecodingState]:
     """Write the chains of a left-padded batch of B prompts, each with its row's first tokens; yield after every step.
 
     `read` makes vectors (K, D) of hidden states (K, H). `skip` looks at the hidden states (B, H) at the prompts' ends
@@ -187,7 +187,7 @@ def write(
             .indices.tolist()
         )
         tokens = [
-            ret if skipped[row] else grammar.next(rows[row], best)
+            ret if skipped[row] else grammar.choose(rows[row], best)
             for row, best in zip(alive, likely, strict=True)
         ]
         mask = functional.pad(mask, (0, 1), value=1)  # (A, T + 1)
@@ -211,7 +211,7 @@ def write(
             )
             if alive:
                 backbone.keep_rows(cache, torch.tensor(going, device=mask.device))
-        yield Writing(rows, vectors)
+        yield DecodingState(rows, vectors)
 
 
 def unusable(backbone: Backbone) -> Tensor:

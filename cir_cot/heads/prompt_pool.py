@@ -21,7 +21,7 @@ from cir_cot.losses import choice_share, even_use, load_balance, pool_pull
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
-from cir_cot.retriever import QueryOutput, concatenate
+from cir_cot.retriever import QueryOutput, concatenate_outputs
 
 from .base import HeadOutput, image_hash
 from .connector import Connector
@@ -224,7 +224,7 @@ class PromptPoolRetriever(QwenHead):
             vectors, choice = self.choose_and_read(self._to_device(inputs), "query")
             words, shares = self._say(choice) if self.pool else ([""] * len(vectors), [])
             parts.append(QueryOutput(vectors.cpu(), words, [""] * len(vectors), shares))
-        return concatenate(parts, self.dim)
+        return concatenate_outputs(parts, self.dim)
 
     def _say(self, choice: dict[str, Tensor]) -> tuple[list[str], list[dict[str, float]]]:
         """Explanations, and each prompt's share of its row."""

@@ -29,9 +29,9 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import check_embeddings
 from cir_cot.evaluation.evaluate import check_pictures
 from cir_cot.evaluation.ranking import rank
-from cir_cot.evaluation.readings import pick
+from cir_cot.evaluation.readings import query_encoder
 from cir_cot.images import ImageStore
-from cir_cot.retriever import Retriever, inference, probe
+from cir_cot.retriever import Retriever, fingerprint, inference
 
 
 class Rows(Dataset):
@@ -229,10 +229,10 @@ class CirEncoder:
     def __init__(
         self, retriever: Retriever, name: str = "cir-cot/retriever", reading: str | None = None
     ):
-        self.retriever, self.query = retriever, pick(retriever, reading)
+        self.retriever, self.query = retriever, query_encoder(retriever, reading)
         facts = {
             "name": name,
-            "revision": hashlib.sha256(probe(retriever).tobytes()).hexdigest()[:16],
+            "revision": hashlib.sha256(fingerprint(retriever).tobytes()).hexdigest()[:16],
         }
         facts |= {
             "modalities": ["image", "text"],

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cir_cot.devices import peak_memory_mb
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.heads.decoding import Writing
+from cir_cot.heads.decoding import DecodingState
 from cir_cot.retriever import inference
 from cir_cot.training.arguments import CirArguments
 from cir_cot.training.gradcache import row_tokens
@@ -139,7 +139,7 @@ def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     with inference(head):
         inputs = encoder.query(*queries, [[]] * rows)[0]
         host = timed(lambda: encoder.query(*queries, [[]] * rows), device)
-        few = head.write(
+        few = head.decode_chains(
             *queries
         )  # a few steps outside the timing: to warm up, to count and to record
         next(few)
@@ -171,11 +171,13 @@ def decode(head: CotRetriever, rows: int, given: Conditions) -> dict:
     return found | waiting(waits, TRACED) | traced(kernels)
 
 
-def _write_all(head: CotRetriever, queries: tuple[list, list[str]]) -> tuple[float, float, Writing]:
+def _write_all(
+    head: CotRetriever, queries: tuple[list, list[str]]
+) -> tuple[float, float, DecodingState]:
     """Write all chains -> seconds until the first token, seconds in all, and what was written."""
     wait(head.backbone.device)
     began = time.perf_counter()
-    writing = head.write(*queries)
+    writing = head.decode_chains(*queries)
     last = next(writing)
     first = time.perf_counter() - began
     for step in writing:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.retriever import Retriever, check_probe
+from cir_cot.retriever import Retriever, check_fingerprint
 
 from .index_files import CURE, file_names, read_facts, read_rows, read_store, save_files, words_of
 from .vector_store import shorten
@@ -128,7 +128,7 @@ class Index:
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
         """Refuse a retriever that encodes pictures otherwise than the one the gallery was encoded with."""
-        check_probe(self.facts["probe"], retriever, where)
+        check_fingerprint(self.facts["probe"], retriever, where)
 
     # ---- changes
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.retriever import Retriever, check_probe
+from cir_cot.retriever import Retriever, check_fingerprint
 
 from .faiss_index import check_queries
 from .index_files import write_facts
@@ -87,7 +87,7 @@ class QdrantIndex:
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
         """Refuse a retriever that encodes pictures otherwise than the one the gallery was encoded with."""
-        check_probe(self.facts["probe"], retriever, where)
+        check_fingerprint(self.facts["probe"], retriever, where)
 
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None

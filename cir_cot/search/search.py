@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cir_cot.errors import InputError, shown
-from cir_cot.evaluation.readings import ChainReader, pick, streams
+from cir_cot.evaluation.readings import ChainReader, query_encoder, query_stream
 from cir_cot.heads import load_retriever
 from cir_cot.images import ImageStore
 from cir_cot.records import Cot, check_chain, check_text
@@ -120,7 +120,7 @@ class Search:
         for chain in chains or ():
             check_chain(chain, "the chain of the query")
         if chains is None:
-            return pick(self.retriever, reading)(images, texts)
+            return query_encoder(self.retriever, reading)(images, texts)
         if not isinstance(self.retriever, ChainReader):
             raise InputError("this retriever reads no chain; leave the chain out")
         return self.retriever.embed_with(images, texts, chains)
@@ -137,7 +137,7 @@ class Search:
         check_text(text, "the text of the query")
         started, output = time.perf_counter(), None
         with inference(self.retriever):
-            for output in streams(self.retriever, reading)([image], [text]):
+            for output in query_stream(self.retriever, reading)([image], [text]):
                 yield output.explanations[0]
         yield self.find(output, k, None, without, time.perf_counter() - started)[0]
 
@@ -158,7 +158,7 @@ class Search:
             found,
             output.explanations,
             output.flags or [""] * len(found),
-            output.choices or [{}] * len(found),
+            output.routing or [{}] * len(found),
             strict=True,
         )
         return [

@@ -26,7 +26,7 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import check_embeddings
 from cir_cot.files import read_json, sync, write_text_atomic
 from cir_cot.images import ImageStore
-from cir_cot.retriever import Retriever, check_probe, inference, probe
+from cir_cot.retriever import Retriever, check_fingerprint, fingerprint, inference
 from cir_cot.storage import written
 
 HASH = 32  # hexadecimal digits: 128 bits
@@ -110,7 +110,7 @@ def claim_parts(parts: Path, retriever: Retriever) -> None:
     """Write the retriever's fingerprint beside the parts, or check the one of the run that is continued."""
     path = parts / "probe.json"
     if path.exists():
-        check_probe(read_probe(path), retriever, str(parts))
+        check_fingerprint(read_probe(path), retriever, str(parts))
     elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):
         raise InputError(
             f"{parts}: holds files that no index wrote; move them away, or give another --out"
@@ -118,7 +118,7 @@ def claim_parts(parts: Path, retriever: Retriever) -> None:
     else:
         with written(parts):
             parts.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path, json.dumps({"probe": probe(retriever).tolist()}))
+            write_text_atomic(path, json.dumps({"probe": fingerprint(retriever).tolist()}))
     if old := sorted(parts.glob("*.rows")):
         logger.warning(
             "%s: stored without checksums by an earlier version; its pictures are encoded again",

@@ -33,8 +33,10 @@ def test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_que
     easy = {record.id for record in folder.records[3:]}
     full = {name: (wrong if name in easy else right)[name] for name in right}
     fast = {name: (right if name in easy else wrong)[name] for name in right}
-    sureness = {name: 0.9 if name in easy else 0.1 for name in right}
-    curve = adaptive_curve(folder, sureness, (full, None), (fast, None), dict.fromkeys(right, 40))
+    stop_confidence = {name: 0.9 if name in easy else 0.1 for name in right}
+    curve = adaptive_curve(
+        folder, stop_confidence, (full, None), (fast, None), dict.fromkeys(right, 40)
+    )
     assert [point["chains"] for point in curve] == [0, 50, 100]
     assert [point["tokens"] for point in curve] == [0, 20, 40]
     assert [point["threshold"] for point in curve] == [0, 0.9, pytest.approx(0.9 + 1e-6)], (

@@ -10,7 +10,7 @@ from cir_cot.data import load_benchmark
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.tables import bar, choice_tables, evenness, label, leading
-from cir_cot.retriever import QueryOutput, concatenate
+from cir_cot.retriever import QueryOutput, concatenate_outputs
 
 SHADES = list(range(0, 256, 8))
 
@@ -96,9 +96,9 @@ def test_outputs_of_batches_are_joined_in_order():
         QueryOutput(torch.eye(3)[:2], ["x", "y"], ["", "f"], [{"a": 1.0}] * 2),
         QueryOutput(torch.eye(3)[2:], ["z"], [], [{"a": 0.0}]),
     ]
-    whole = concatenate(parts)
+    whole = concatenate_outputs(parts)
     assert torch.equal(whole.embeddings, torch.eye(3))
     assert whole.explanations == ["x", "y", "z"]
     assert whole.flags == ["", "f", ""]
-    assert [choice["a"] for choice in whole.choices] == [1, 1, 0]
-    assert concatenate([], 7).embeddings.shape == (0, 7)
+    assert [choice["a"] for choice in whole.routing] == [1, 1, 0]
+    assert concatenate_outputs([], 7).embeddings.shape == (0, 7)

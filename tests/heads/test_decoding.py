@@ -8,7 +8,7 @@ from toy_retriever import Toy
 
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import READINGS, WRITTEN
-from cir_cot.heads.decoding import Grammar, Place, common_start, follow, unusable
+from cir_cot.heads.decoding import ChainState, Grammar, advance, common_start, unusable
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import PARTS, cot_to_text, text_to_cot, written_parts
 from cir_cot.records import Cot
@@ -34,9 +34,9 @@ def wild_head(seed=0, **settings):
 
 
 def walk(pieces, parts=PARTS):
-    place = Place(0, f"<{parts[0]}>")
+    place = ChainState(0, f"<{parts[0]}>")
     for piece in pieces:
-        place = place and follow(place, piece, parts)
+        place = place and advance(place, piece, parts)
     return place
 
 
@@ -46,8 +46,8 @@ def walk(pieces, parts=PARTS):
 @pytest.mark.parametrize("size", range(1, 12))
 def test_a_chain_is_followed_in_pieces_of_any_size(size):
     pieces = [CHAIN[at : at + size] for at in range(0, len(CHAIN), size)]
-    assert walk(pieces) == Place(len(PARTS))
-    assert walk(pieces[:-1]) not in (None, Place(len(PARTS)))
+    assert walk(pieces) == ChainState(len(PARTS))
+    assert walk(pieces[:-1]) not in (None, ChainState(len(PARTS)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_no_beginning_of_a_chain_is_refused(text):
 
 
 def test_a_short_chain_is_its_conclusion():
-    assert walk(["<conclusion>", "a", "</conclusion>"], ("conclusion",)) == Place(1)
+    assert walk(["<conclusion>", "a", "</conclusion>"], ("conclusion",)) == ChainState(1)
     assert walk(["<caption>"], ("conclusion",)) is None
 
 
@@ -114,9 +114,9 @@ def test_a_tokenizer_that_joins_tags_writes_chains_as_training_had_them():
         "the tag's end belongs to the first word's token"
     )
     row = grammar.row(grammar.start)
-    written = [grammar.next(row, [token]) for token in ids[start:]]
+    written = [grammar.choose(row, [token]) for token in ids[start:]]
     assert written == ids[start:]
-    assert grammar.next(row, [0]) == encoder.ret_id
+    assert grammar.choose(row, [0]) == encoder.ret_id
     assert row.flag == ""
 
 
@@ -142,7 +142,7 @@ def test_whatever_the_model_would_write_the_chain_is_in_form_and_within_its_budg
             )
         if reading == "full":
             assert all(map(text_to_cot, out.explanations))
-    *_, last = head.write(*asked(), "full")
+    *_, last = head.decode_chains(*asked(), "full")
     budget = (
         4
         + 8
@@ -164,8 +164,8 @@ def test_a_chain_the_model_means_is_left_as_it_is_and_not_flagged():
     ids = encoder.plain_ids([CHAIN])[0]
     row = grammar.row(grammar.start)
     for token in ids[len(grammar.start) :]:
-        assert grammar.next(row, [token, *range(7)]) == token
-    assert grammar.next(row, ids[:8]) == encoder.ret_id
+        assert grammar.choose(row, [token, *range(7)]) == token
+    assert grammar.choose(row, ids[:8]) == encoder.ret_id
     assert (row.ids, row.flag) == (ids, "")
 
 
@@ -180,7 +180,7 @@ def test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there(
         grammar = Grammar(encoder, PARTS, 4 * budget)
         row = grammar.row(grammar.start)
         for token in [word] * words + close:
-            grammar.next(row, [token])
+            grammar.choose(row, [token])
         assert row.flag == flag
     assert grammar.budgets == [budget, 2 * budget, budget]
     assert Grammar(encoder, PARTS, 1).budgets == [1, 1, 1]
@@ -192,7 +192,7 @@ def test_a_second_choice_is_taken_and_flagged():
     forced = "chain is not valid: its form was forced in the caption"
     for candidates, flag in (([word, encoder.ret_id], ""), ([encoder.ret_id, word], forced)):
         row = grammar.row(grammar.start)
-        assert grammar.next(row, candidates) == word
+        assert grammar.choose(row, candidates) == word
         assert row.flag == flag
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_wants_to_stop_at_once_or_never_is_kept_in_form_and_flagged
         grammar = Grammar(encoder, PARTS, 16)
         row, written = grammar.row(grammar.start), []
         while not written or written[-1] != ret:
-            written.append(grammar.next(row, candidates))
+            written.append(grammar.choose(row, candidates))
         assert text_to_cot(encoder.tokenizer.decode(row.ids))
         assert words in row.flag
 
@@ -227,9 +227,9 @@ def test_a_model_that_wants_to_stop_at_once_or_never_is_kept_in_form_and_flagged
 def test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order(reading, readout):
     head = wild_head(readout=readout)
     images, texts = asked()
-    head.threshold = head.sureness(images, texts).median().item()
-    *_, together = head.write(images, texts, reading)
-    *_, backwards = head.write(images[::-1], texts[::-1], reading)
+    head.threshold = head.stop_confidence(images, texts).median().item()
+    *_, together = head.decode_chains(images, texts, reading)
+    *_, backwards = head.decode_chains(images[::-1], texts[::-1], reading)
     assert [row.ids for row in together.rows] == [row.ids for row in backwards.rows][::-1]
     assert torch.allclose(together.vectors, backwards.vectors.flip(0), atol=1e-5)
     encoder = head.encoder()
@@ -256,11 +256,11 @@ def test_the_last_of_the_stream_is_the_answer_and_each_step_goes_on_from_the_one
 
 def test_rows_that_have_ended_leave_the_batch():
     head, counts = wild_head(), []
-    head.threshold = head.sureness(*asked()).median().item()
+    head.threshold = head.stop_confidence(*asked()).median().item()
     handle = head.backbone.plain.model.register_forward_pre_hook(
         lambda _, args, kwargs: counts.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    *_, last = head.write(*asked(), "adaptive")
+    *_, last = head.decode_chains(*asked(), "adaptive")
     handle.remove()
     lengths = [len(row.ids) + 1 for row in last.rows]  # and the retrieval token
     assert len(set(lengths)) > 1
@@ -273,7 +273,7 @@ def test_rows_that_have_ended_leave_the_batch():
 def test_the_adaptive_reading_is_full_below_its_threshold_and_fast_above():
     head = wild_head()
     images, texts = asked()
-    sure = head.sureness(images, texts)
+    sure = head.stop_confidence(images, texts)
     encoder, start = head.encoder(), Grammar(head.encoder(), PARTS, 16).start[0]
     for row, (image, text) in enumerate(zip(images, texts, strict=True)):
         with torch.no_grad():  # at the end of the prompt: how much likelier is the retrieval token than a chain's first

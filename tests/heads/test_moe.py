@@ -269,13 +269,13 @@ def test_explanations_name_experts_and_weights(tiny):
     ]
     texts = ["make the bar red", "make the bar cyan", "other words"]
     out = head.encode_query(images, texts)
-    for words, choice in zip(out.explanations, out.choices, strict=True):
+    for words, choice in zip(out.explanations, out.routing, strict=True):
         assert list(choice) == ["expert 0", "expert 1", "expert 2", "expert 3"]
         assert sum(choice.values()) == pytest.approx(1)
         (first, one), (second, two) = sorted(choice.items(), key=lambda item: -item[1])[:2]
         assert words == f"{first} ({one:.2f}), {second} ({two:.2f}); the words weigh 0.50"
     dense = make_head(tiny, combiner="dense").eval().encode_query(images, texts)
-    assert dense.choices == []
+    assert dense.routing == []
     assert all(re.fullmatch(r"the words weigh 0\.\d\d", words) for words in dense.explanations)
 
 

@@ -196,7 +196,7 @@ def test_a_query_without_words_is_read():
 def test_explanations_name_the_chosen_best_first_and_shares_sum_to_one():
     head = head_of(top=3)
     out = head.encode_query(*references())
-    for words, shares in zip(out.explanations, out.choices, strict=True):
+    for words, shares in zip(out.explanations, out.routing, strict=True):
         named = [part.partition(" (") for part in words.split(", ")]
         scores = [float(score.rstrip(")")) for _, _, score in named]
         assert scores == sorted(scores, reverse=True)
@@ -297,7 +297,7 @@ def test_without_pool_and_connector_it_is_a_plain_one_pass_encoder():
     assert difference(out.query, head.read(batch["query"])) == 0
     asked = head.encode_query(*references())
     assert asked.explanations == [""] * 6
-    assert asked.choices == []
+    assert asked.routing == []
     row = head.encoder().tokenizer.decode(batch["query"]["input_ids"][0])
     assert COMPOSE.replace("{text}", scene_rows()[0].record.text) in row
 

@@ -14,7 +14,7 @@ from toy_retriever import Constant, Plain, write_shades
 
 from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
-from cir_cot.retriever import probe
+from cir_cot.retriever import fingerprint
 from cir_cot.search.build import open_index
 from cir_cot.search.faiss_index import DEEPER, Index, check_where, fits
 from cir_cot.search.vector_store import (
@@ -293,9 +293,9 @@ def test_another_retriever_is_refused(images, tmp_path, kind):
 
 
 def test_the_probe_sees_a_small_change_and_no_noise():
-    first = probe(Wide())
+    first = fingerprint(Wide())
     assert first.shape == (3, 64)
-    assert np.array_equal(first, probe(Wide()))
+    assert np.array_equal(first, fingerprint(Wide()))
     assert not np.allclose(first[0], first[1], atol=0.1)
 
 
