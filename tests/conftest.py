@@ -6,9 +6,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
+
 import pytest
 import torch
 
+# A shell's background job starts with Ctrl-C ignored, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # two spinning threads on a busy machine are many times slower than one
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -191,7 +191,7 @@ def test_weights_load_in_place_to_resume(make, kind, tmp_path):
     ("file", "content", "words"),
     [
         ("retriever.json", None, "no retriever.json"),
-        ("retriever.json", "{", "not readable"),
+        ("retriever.json", "{", "not valid JSON"),
         ("retriever.json", '{"format": 1}', "'kind' is missing"),
         ("kind", "telepathy", "kind 'telepathy'"),
         ("format", 99, "format 99"),

@@ -141,7 +141,7 @@ def test_a_run_is_not_resumed_with_other_features(tmp_path):
     with pytest.raises(InputError, match="vision_cache"):
         tiny_training.trainer(
             tmp_path / "run", bf16=True, **options | {"vision_cache": str(tmp_path / "other")}
-        ).train(resume_from_checkpoint="last")
+        ).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
 def test_a_torn_file_is_named_and_an_unfinished_one_ignored(tmp_path):
