@@ -4179,8 +4179,8 @@ MUTANTS = [
     # ---- cir_cot/training/dataset.py
     (
         "cir_cot/training/dataset.py",
-        "*record.targets[:1])]",
-        "*record.targets)]",
+        "*record.targets[:1]]",
+        "*record.targets]",
         ["tests/training/test_dataset.py"],
         "a row is left out for a target that is not trained on",
     ),
@@ -4921,7 +4921,7 @@ MUTANTS = [
     ),
     # ---- cir_cot/training/vision_cache.py
     (
-        "cir_cot/training/vision_cache.py",
+        "cir_cot/training/feature_folder.py",
         "        if digest is not None and digest != _digest(value):",
         "        if False:",
         [
@@ -4930,7 +4930,7 @@ MUTANTS = [
         "flipped features are used",
     ),
     (
-        "cir_cot/training/vision_cache.py",
+        "cir_cot/training/feature_folder.py",
         "            with locked(self.folder, wait=True):\n                self._read_shards()\n",
         "            if True:\n                self._read_shards()\n",
         [
@@ -4939,14 +4939,14 @@ MUTANTS = [
         "two write at once",
     ),
     (
-        "cir_cot/training/vision_cache.py",
-        "for key, value in self.memory.items() if key not in self.stored}\n                )",
-        "for key, value in self.memory.items()})",
+        "cir_cot/training/feature_folder.py",
+        "for key in features if key not in self.stored})",
+        "for key in features})",
         ["tests/training/test_vision_cache.py::test_two_runs_at_once_store_every_picture_once"],
         "features are stored twice",
     ),
     (
-        "cir_cot/training/vision_cache.py",
+        "cir_cot/training/feature_folder.py",
         "        if not isinstance(was, dict):",
         "        if False:",
         ["tests/training/test_vision_cache.py::test_a_damaged_identity_is_one_line"],
@@ -4954,7 +4954,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/vision_cache.py",
-        "            if self.folder is None:\n                self.forget()\n",
+        "            if self.disk is None:\n                self.forget()\n",
         "",
         [
             "tests/training/test_vision_cache.py::test_features_do_not_outlive_the_step_that_shares_them"

@@ -1,42 +1,51 @@
-"""Features of a frozen vision tower, computed once for each picture: within a step, or on the disk for every run.
+"""Cache the features of a frozen vision tower: within one step, or on the disk for every run.
 
-A picture's key is a digest of the patches that the tower would read, so it holds the picture's content and everything
-the processor did to it; whoever shows the same picture (a query, a target, a gallery) finds the same features. The
-tower runs on the pictures that are missing, and the language model is given what it would be given without a cache.
+A picture's key is a digest of the patches that the tower would take as input, so it covers the
+content of the picture and everything that the processor did to it. A query, a target and a gallery
+that show the same picture share its features. The tower runs on missing pictures only, and the
+language model gets the same input as without a cache.
 
-On the disk a cache is a folder: `identity.json` (the tower's weights and the processor's settings; another tower is
-refused) and `features-*.safetensors`, read memory-mapped, with a digest of each picture's features, which is checked
-when they are first used. Files are written aside, fsynced and renamed, by one process at a time; the others wait.
+`feature_folder` keeps the features on the disk.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cir_cot.errors import InputError
-from cir_cot.files import read_json, write_bytes_atomic, write_text_atomic
-from cir_cot.storage import locked
 
-IDENTITY = "identity.json"
+from .feature_folder import FeatureFolder
+
 SHARD = 2**28  # bytes of features held in memory before they are written, 256 MiB
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size of an element
 
 
 class VisionCache:
-    """Features (L, t, H) by picture: those of the tower's merger, then those of its deepstack layers if it has any.
+    """Cache a vision tower's features by picture: (L, t, H), of the merger and each deepstack layer.
 
-    `tower` is a Qwen-VL's vision tower. Without `folder` features live in host memory until `forget`. `limit` bounds
-    how many different pictures a run may show: more are a sign of augmentation, which would fill the disk.
+    Without `open`, features live in host memory until the end of `attached`.
+
+    Args:
+        tower: the frozen vision tower of a Qwen-VL.
+        folder: where `open` keeps features.
+        limit: how many different pictures a run may show. More are a sign of augmentation, which
+            would fill the disk.
+        name: distinguishes this process's files from those of others.
+
+    Example:
+        with VisionCache(tower, "features").open(identity).attached() as cache:
+            hidden = backbone(inputs)
+            cache.flush()
     """
 
     def __init__(
@@ -47,193 +56,163 @@ class VisionCache:
         name: str = "0",
     ):
         if any(parameter.requires_grad for parameter in tower.parameters()):
-            raise InputError("a cache of vision features needs a frozen vision tower: leave out vision_cache, or train "
-                             "without train_vision")  # fmt: skip
-        self.tower, self.limit, self.name = tower, limit, name
+            raise InputError(
+                "a cache of vision features needs a frozen vision tower: leave out vision_cache, "
+                "or train without train_vision"
+            )
+        self.tower = tower
         self.folder = None if folder is None else Path(folder)
+        self.limit = limit
+        self.name = name
         self.identity: dict[str, str] = {}
-        self.memory: dict[str, Tensor] = {}  # not on the disk (yet)
-        self.stored: dict[str, object] = {}  # key -> open shard
-        self.unchecked: dict[
-            str, tuple[Path, str]
-        ] = {}  # key -> file and digest of features that have not been used
+        self.memory: dict[str, Tensor] = {}  # features that are not on the disk (yet)
+        self.disk: FeatureFolder | None = None
         self.seen: set[str] = set()
-        self.shards: set[str] = set()
 
     def open(self, identity: Mapping[str, str]) -> "VisionCache":
-        """Use the folder, made if needed, and what is in it -> self; InputError when another tower filled it."""
-        path, self.identity = self.folder / IDENTITY, dict(identity)
-        with locked(self.folder, wait=True):
-            if not path.is_file():
-                write_text_atomic(path, json.dumps(identity, indent=1) + "\n")
-        was = read_json(path)
-        if not isinstance(was, dict):
-            raise InputError(f"{path}: damaged; give --vision_cache a new folder")
-        if odd := [key for key in identity if was.get(key) != identity[key]]:
-            raise InputError(
-                f"{self.folder}: holds features of another {odd[0]}; give --vision_cache a new folder"
-            )
-        self._read_shards()
+        """Use the folder and the features in it; return the cache.
+
+        Raises:
+            InputError: the folder is damaged, or holds features of another tower.
+        """
+        assert self.folder is not None, "a cache in memory has no folder to open"
+        self.identity = dict(identity)
+        self.disk = FeatureFolder(self.folder, identity, self.name)
         return self
 
     def __len__(self) -> int:
-        return len(self.memory) + len(self.stored)
+        return len(self.memory) + (0 if self.disk is None else len(self.disk))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.memory or (self.disk is not None and key in self.disk)
 
     @contextmanager
     def attached(self) -> Iterator["VisionCache"]:
-        """Within it the tower looks up first, and runs on what is missing only.
+        """Make the tower look its features up first, within a `with` block.
 
-        At its end, without a folder, all features are forgotten: those of a step would pile up over a run.
+        The block replaces `tower.forward` on the instance. A forward hook cannot do this: it could
+        change the input or the output, but the tower must not run at all where every picture is
+        known. A wrapping module would rename the weights in every checkpoint. The method of the
+        class is untouched and is used again after the block, also after an exception.
+
+        At the end of the block a cache in memory forgets its features: over a run they would
+        accumulate.
         """
-        whole = self.tower.forward
-        self.tower.forward = lambda patches, grid_thw, **options: self._features(
-            whole, patches, grid_thw, options
-        )
+        original = self.tower.forward
+
+        def cached(patches: Tensor, grid_thw: Tensor, **options) -> BaseModelOutputWithPooling:
+            return self._features(original, patches, grid_thw, options)
+
+        self.tower.forward = cached
         try:
             yield self
         finally:
-            del self.tower.forward  # the class's own shows again
-            if self.folder is None:
+            del self.tower.forward  # removes the instance override
+            if self.disk is None:
                 self.forget()
 
     @torch.no_grad()
     def _features(
-        self, run, patches: Tensor, grid: Tensor, options: dict
+        self, run: Callable, patches: Tensor, grid: Tensor, options: Mapping
     ) -> BaseModelOutputWithPooling:
-        blocks = patches.split(grid.prod(dim=1).tolist())
+        """Return what the tower would return, and run it on the missing pictures only."""
+        blocks = patches.split(grid.prod(dim=1).tolist())  # a block (p, d) for each picture
         keys = content_keys(blocks, grid)
+        # Run the tower on the first occurrence of each missing picture.
         missing = [row for row, key in enumerate(keys) if key not in self and key not in keys[:row]]
         if missing:
-            self._add(run, keys, blocks, grid, missing, options)
-        layers = torch.cat([self._get(key) for key in keys], dim=1).to(
-            patches.device, non_blocking=True
-        )  # (L, t, H)
+            self.seen.update(keys)
+            self._check_limit()
+            missing_patches = torch.cat([blocks[row] for row in missing])
+            out = run(missing_patches, grid_thw=grid[missing], **options)
+            self._remember([keys[row] for row in missing], out, grid[missing])
+        # Join the features of all pictures in their order.
+        layers = torch.cat([self._get(key) for key in keys], dim=1)  # (L, t, H)
+        layers = layers.to(patches.device, non_blocking=True)
         out = BaseModelOutputWithPooling(pooler_output=layers[0])
         out.deepstack_features = list(layers[1:])
         return out
 
-    def _add(
-        self, run, keys: list[str], blocks, grid: Tensor, missing: list[int], options: dict
-    ) -> None:
-        self.seen.update(keys)
+    def _check_limit(self) -> None:
         if self.limit is not None and len(self.seen) > self.limit:
             raise InputError(
-                f"the vision cache met more different pictures than the {self.limit} of the data: they are augmented "
-                "or cut anew each time; leave out vision_cache"
+                f"the vision cache met more different pictures than the {self.limit} of the data: "
+                "they are augmented or cropped at random; leave out vision_cache"
             )
-        out = run(torch.cat([blocks[row] for row in missing]), grid_thw=grid[missing], **options)
+
+    def _remember(self, keys: Sequence[str], out: Any, grid: Tensor) -> None:
+        """Keep the features that the tower returned for pictures (their grids (N, 3))."""
         deep = getattr(out, "deepstack_features", None) or []
         layers = torch.stack([out.pooler_output, *deep]).cpu()  # (L, t, H)
-        counts = grid[missing].prod(dim=1) * layers.shape[1] // grid[missing].prod(dim=1).sum()
-        for row, value in zip(missing, layers.split(counts.tolist(), dim=1), strict=True):
-            self.memory[keys[row]] = value.clone()
-        if self.folder is not None and sum(value.nbytes for value in self.memory.values()) >= SHARD:
+        patches = grid.prod(dim=1)
+        counts = patches * layers.shape[1] // patches.sum()
+        for key, value in zip(keys, layers.split(counts.tolist(), dim=1), strict=True):
+            self.memory[key] = value.clone()
+        held = sum(value.nbytes for value in self.memory.values())
+        if self.disk is not None and held >= SHARD:
             self.flush()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.memory or key in self.stored
 
     def _get(self, key: str) -> Tensor:
         if key in self.memory:
             return self.memory[key]
-        value = self.stored[key].get_tensor(key)
-        path, digest = self.unchecked.pop(key, (None, None))
-        if digest is not None and digest != _digest(value):
-            raise InputError(
-                f"{path}: altered since it was written; delete it, its pictures are read anew"
-            )
-        return value
+        assert self.disk is not None, "every key has been computed or is on the disk"
+        return self.disk[key]
 
     def forget(self) -> None:
-        """Drop what is in memory alone, at the end of a step."""
+        """Drop the features that are only in memory."""
         self.memory.clear()
 
     def flush(self) -> None:
         """Write what is not on the disk yet, and find what other processes have written."""
-        if self.memory:
-            with locked(self.folder, wait=True):
-                self._read_shards()
-                self._write(
-                    {key: value for key, value in self.memory.items() if key not in self.stored}
-                )
-            self.memory = {}
-        self._read_shards()
-
-    def _write(self, features: Mapping[str, Tensor]) -> None:
-        if features:
-            stem = f"features-{self.name}-{hashlib.blake2b(''.join(features).encode(), digest_size=8).hexdigest()}"
-            content = save(dict(features), {key: _digest(value) for key, value in features.items()})
-            write_bytes_atomic(self.folder / f"{stem}.safetensors", content)
-
-    def _read_shards(self) -> None:
-        for path in sorted(self.folder.glob("features-*.safetensors")):
-            if path.name not in self.shards:
-                try:
-                    shard = safe_open(path, "pt")
-                except (SafetensorError, OSError) as error:
-                    raise InputError(
-                        f"{path}: not readable ({error}); delete it, its pictures are read anew"
-                    ) from error
-                digests = shard.metadata() or {}
-                new = set(shard.keys()) - self.stored.keys()
-                self.unchecked |= {key: (path, digests.get(key)) for key in new}
-                self.stored |= dict.fromkeys(new, shard)
-                self.shards.add(path.name)
+        assert self.disk is not None, "a cache in memory has nothing to write"
+        self.disk.add(self.memory)
+        self.memory = {}
 
 
-def _digest(value: Tensor) -> str:
-    """Return a digest of features: of their numbers, type and shape."""
-    content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(
-        f"{value.dtype} {tuple(value.shape)} ".encode() + content, digest_size=16
-    ).hexdigest()
-
-
-def tower_identity(tower: nn.Module, processor, precision: str) -> dict[str, str]:
-    """What decides a picture's features: the tower's weights, the processor's settings, the precision of the pass."""
-    digest = hashlib.blake2b(digest_size=16)
+def tower_identity(tower: nn.Module, processor: Any, precision: str) -> dict[str, str]:
+    """Return what decides a picture's features: weights, processor settings and precision."""
+    weights = hashlib.blake2b(digest_size=16)
     for name, value in sorted(tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
     return {
-        "vision tower": digest.hexdigest(),
-        "processor": hashlib.blake2b(
-            json.dumps(settings, sort_keys=True, default=str).encode()
-        ).hexdigest()[:32],
+        "vision tower": weights.hexdigest(),
+        "processor": hashlib.blake2b(text.encode()).hexdigest()[:32],
         "precision": precision,
     }
 
 
 def content_keys(blocks: Sequence[Tensor], grid: Tensor) -> list[str]:
-    """Digests of pictures' patches (p, d): 128 bits, computed where the patches are, equal on every device.
+    """Return 128-bit digests of pictures' patches (p, d), the same on every device.
 
-    Two sums of the values' bits times fixed random 64-bit numbers: different pictures collide with a probability of
-    about 2^-100. A picture made to collide could only harm its own maker's training.
+    A digest is two sums of the values' bits times fixed random 64-bit numbers, computed where the
+    patches are. Different pictures collide with a probability of about 2^-100. A picture that was
+    constructed to collide could only harm the training of whoever constructed it.
     """
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
-        blocks[0].element_size()
-    ]
+    integer = BITS[blocks[0].element_size()]
     sums = []
     for block in blocks:
-        bits = block.contiguous().view(whole).flatten().long()
-        sums.append(
-            (bits * _lanes(_at_least(len(bits)), str(block.device))[:, : len(bits)]).sum(dim=1)
-        )  # (2,)
-    pairs = zip(torch.stack(sums).tolist(), grid.tolist(), strict=True)
-    return [
-        f"{'x'.join(map(str, shape))}-{'-'.join(f'{lane % 2**64:016x}' for lane in lanes)}"
-        for lanes, shape in pairs
-    ]
+        bits = block.contiguous().view(integer).flatten().long()  # (n,)
+        lanes = _lanes(_at_least(len(bits)), str(block.device))[:, : len(bits)]  # (2, n)
+        sums.append((bits * lanes).sum(dim=1))  # (2,)
+    keys = []
+    for lanes_of_one, shape in zip(torch.stack(sums).tolist(), grid.tolist(), strict=True):
+        size = "x".join(map(str, shape))
+        digest = "-".join(f"{lane % 2**64:016x}" for lane in lanes_of_one)
+        keys.append(f"{size}-{digest}")
+    return keys
 
 
 def _at_least(count: int) -> int:
+    """Return a power of two that is at least `count`, so that few lengths of lanes are cached."""
     return 1 << max(count - 1, 1).bit_length()
 
 
 @cache
 def _lanes(count: int, device: str) -> Tensor:
-    """Random 64-bit numbers (2, count); those of a longer row begin with those of a shorter one."""
+    """Return random 64-bit numbers (2, count); a longer row begins with the shorter ones."""
     lanes = []
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)

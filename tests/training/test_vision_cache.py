@@ -15,8 +15,8 @@ from cir_cot.models.backbone import load_backbone
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
 from cir_cot.storage import locked
+from cir_cot.training.feature_folder import IDENTITY
 from cir_cot.training.vision_cache import (
-    IDENTITY,
     VisionCache,
     _lanes,
     content_keys,
