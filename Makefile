@@ -7,7 +7,7 @@ NEWEST := .venv-newest/bin
 # Two OpenMP threads that spin on a busy machine make a step many times slower than one thread.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: quickstart demo test test-slow test-newest check help
+.PHONY: quickstart demo test test-slow test-newest check docs help
 
 help:
 	@echo "make quickstart   scenes -> train -> evaluate -> report, in runs/quickstart"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow    the tests that train for minutes"
 	@echo "make test-newest  the fast tests with the newest versions of all packages, in .venv-newest"
 	@echo "make check        ruff check and ruff format --check"
+	@echo "make docs         the site of the documentation, in build/site; a dead link ends it"
 
 # The stamp is written last, so an interrupted installation is done again.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -54,3 +55,12 @@ test-newest:
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# .venv/.docs is written last, as .venv/.installed is.
+DOCS := .venv/.docs
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
+	touch $(DOCS)
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("test", "demo", "qdrant", "quant")  # those whose versions are pinned
+EXTRAS = ("test", "demo", "qdrant", "quant", "docs")  # those whose versions are pinned
 
 
 def read_pins() -> dict[str, Version]:
@@ -110,7 +110,7 @@ def test_workflows_may_only_read_and_try_every_python_that_is_supported():
         path.stem: yaml.safe_load(path.read_text())
         for path in (ROOT / ".github/workflows").glob("*.yml")
     }
-    assert sorted(workflows) == ["newest", "test"]
+    assert sorted(workflows) == ["docs", "newest", "test"]
     for workflow in workflows.values():
         assert workflow["permissions"] == {"contents": "read"}
     pythons = workflows["test"]["jobs"]["test"]["strategy"]["matrix"]["python"]

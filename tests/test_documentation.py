@@ -1,0 +1,69 @@
+"""README.md, CONTRIBUTING.md, CHANGELOG.md and docs/: links lead somewhere, pages are on the site, commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cir_cot import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"!?\[[^\]]*\]\(((?!https?:)[^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"\bcir-cot ([a-z][a-z-]*)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    kept = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
+    return {re.sub(r"\s", "-", heading) for heading in kept}
+
+
+def dead_links(path: Path) -> list[str]:
+    """Return the links of a page whose file or heading does not exist."""
+    dead = []
+    for link in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+        target, _, anchor = link.partition("#")
+        file = path.parent / target if target else path
+        there = file.exists()
+        if there and anchor:
+            there = anchor in anchors(file.read_text(encoding="utf-8"))
+        if not there:
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_link_leads_somewhere(path):
+    assert dead_links(path) == []
+
+
+def test_a_dead_link_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n[a](#a-title) [b](#b) [c](none.md) [d](page.md#a-title)\n")
+    assert dead_links(page) == ["#b", "none.md"]
+
+
+def test_every_page_of_docs_is_on_the_site():
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(listed)
+    assert yaml.safe_load((ROOT / "mkdocs.yml").read_text())["strict"] is True
+
+
+def test_every_room_has_a_page_of_reference():
+    text = (ROOT / "mkdocs.yml").read_text()
+    rooms = {path.parent.name for path in (ROOT / "cir_cot").glob("*/__init__.py")} - {"scripts"}
+    assert {room for room in rooms if f"reference/{room}.md" not in text} == set()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_command_of_a_code_block_exists(path):
+    blocks = "\n".join(FENCE.findall(path.read_text(encoding="utf-8")))
+    assert set(COMMAND.findall(blocks)) <= set(cli.COMMANDS)
