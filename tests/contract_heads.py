@@ -3,15 +3,12 @@
 import random
 from functools import cache
 
-import pytest
 import torch
 
 from cir_cot.data import scenes
 from cir_cot.heads.base import TrainingRow
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.models.backbone import load_backbone
-from cir_cot.models.tiny_qwen import write_tiny
-from cir_cot.prompts import cot_to_text
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 
@@ -30,15 +27,6 @@ def scene_rows(count: int = 6) -> tuple[TrainingRow, ...]:
 
 def references():
     return [row.reference for row in scene_rows()], [row.record.text for row in scene_rows()]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    corpus = [cot_to_text(row.record.cot) + row.record.text for row in scene_rows(12)]
-    # far from zero, so that rows differ and greedy decoding varies
-    return write_tiny(
-        tmp_path_factory.mktemp("tiny"), corpus=corpus, vocab_size=400, seed=3, init_std=0.15
-    )
 
 
 def make_prompt_pool(tiny, lora=True, **settings):

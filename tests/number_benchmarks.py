@@ -1,22 +1,11 @@
 """Small benchmarks in the official layouts, and a retriever of numbers for them."""
 
-import pytest
-from toy_retriever import Plain, query, write_folder, write_json, write_shades
+from toy_retriever import Plain, write_json, write_shades
 
 SHADES = list(range(0, 256, 4))  # 64 pictures
 
 
 TEST_KEYS = ("id", "reference_img_id", "relative_caption", "shared_concept")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """40 queries that the toy answers first when it reads in full; half go up, half down."""
-    rows = []
-    for index in range(40):
-        reference, add = SHADES[12 + index], 4 * (index % 7 + 1) * (1 if index % 2 else -1)
-        rows.append(query(index, reference, add, reference + add))
-    return write_folder(tmp_path / "data", rows, SHADES)
 
 
 def shade_id(index: int) -> str:
