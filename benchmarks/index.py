@@ -19,8 +19,7 @@ import numpy as np
 
 from cir_cot.cli import run
 from cir_cot.files import write_text_atomic
-from cir_cot.search.build import gather
-from cir_cot.search.faiss_index import Index, assemble
+from cir_cot.search.faiss_index import Index
 
 CENTRES, SPREAD, LOOSE = (
     2000,
@@ -30,7 +29,7 @@ CENTRES, SPREAD, LOOSE = (
 
 
 class Drawn:
-    """Vectors by row number; what `gather` takes."""
+    """Vectors by row number; what `Index.create` takes."""
 
     def __init__(self, vectors: np.ndarray):
         self.vectors = vectors
@@ -56,9 +55,9 @@ def make(
 ) -> Index:
     """Return our index of vectors."""
     dim = vectors.shape[1]
-    facts = {"kind": kind, "dtype": dtype, "dim": dim, "width": width or dim}
+    metadata = {"kind": kind, "dtype": dtype, "dim": dim, "width": width or dim}
     rows = [(str(row), str(row)) for row in range(len(vectors))]
-    return assemble(rows, gather(rows, None, Drawn(vectors), facts), facts, {})
+    return Index.create(rows, Drawn(vectors), {}, metadata)
 
 
 def resident() -> int:
@@ -188,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
             found = names(index.search(queries, 10))
             spent = 1000 * (time.perf_counter() - started) / len(queries)
             row = {"recall@10": recall(found, wanted), "milliseconds_a_query": spent}
-            ours["approximate"][index.facts["tuned"]] = row
+            ours["approximate"][index.metadata["tuned"]] = row
     ratio = {
         "time_vs_faiss": peer["milliseconds_a_query"] / ours["milliseconds_a_query"],
         "memory_vs_faiss": peer["bytes"] / ours["bytes"],

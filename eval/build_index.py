@@ -1,4 +1,7 @@
-"""Encode a gallery into an index: once for each picture, resumable, in one process or under accelerate launch."""
+"""Encode the pictures of a gallery and save them as a searchable index; run it again to update the index.
+
+Each picture is encoded once, an interrupted run is continued, and accelerate launch shares the work among processes.
+"""
 
 import argparse
 import json
@@ -105,13 +108,10 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
     if gallery is None:
         return list(files)
     try:
-        names = [
-            line.strip()
-            for line in read_bytes(gallery).decode("utf-8-sig").splitlines()
-            if line.strip()
-        ]
+        lines = read_bytes(gallery).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{gallery}: not UTF-8 text ({error})") from error
+    names = [line.strip() for line in lines if line.strip()]
     if missing := [name for name in names if name not in files]:
         raise InputError(
             f"{gallery}: {len(missing)} of {len(names)} images have no picture, the first {missing[0]!r}"
@@ -120,7 +120,7 @@ def wanted_names(gallery: str | None, files: dict[str, str]) -> list[str]:
 
 
 def remove(args: argparse.Namespace) -> None:
-    """Take pictures out of an index."""
+    """Remove pictures from an index."""
     from cir_cot.search.build import change
 
     with change(args.out) as index:
@@ -128,35 +128,35 @@ def remove(args: argparse.Namespace) -> None:
 
 
 def encode(args: argparse.Namespace) -> bool:
-    """Build or update the index, together with the other processes -> whether this is the first of them."""
+    """Build or update the index, together with the other processes; return whether this is the first of them."""
     from accelerate import PartialState
 
     from cir_cot.heads import load_retriever
     from cir_cot.images import list_pictures
-    from cir_cot.search.build import build, change
+    from cir_cot.search.build import IndexSettings, build, change
+    from cir_cot.search.gallery_scan import Ranks
 
+    # Read what the arguments name, before a model is loaded.
     images = list_pictures(args.images)
     names = wanted_names(args.gallery, images.files)
     payloads = read_payloads(args.payload) if args.payload else None
     if args.dtype == "float16" and args.store_dtype == "float32":
         # Until 0.2, --dtype float16 meant the stored vectors.
         print("note: --dtype is the model's precision; vectors: --store-dtype", file=sys.stderr)
+    # Load the retriever, in each process on a device of its own.
     state = PartialState(cpu=args.device == "cpu")
     device = args.device if state.num_processes == 1 else str(state.device)
     retriever = load_retriever(args.model, device=device, dtype=args.dtype)
+    # Encode and save.
     count = build(
         retriever,
         images,
         names,
         args.out,
-        kind=args.kind,
-        width=args.width,
-        dtype=args.store_dtype,
+        IndexSettings(args.kind, args.width, args.store_dtype),
         payloads=payloads,
         batch_size=args.batch_size,
-        rank=state.process_index,
-        world=state.num_processes,
-        wait=state.wait_for_everyone,
+        ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
         progress=state.is_main_process,
     )
     print(
@@ -176,15 +176,22 @@ def main(argv: Sequence[str]) -> int:
         remove(args)
     elif not encode(args):
         return 0
-    from cir_cot.search.index_files import read_facts
+    # Report what the index holds now.
+    from cir_cot.search.index_files import read_metadata
 
-    facts = {key: value for key, value in read_facts(Path(args.out)).items() if key != "probe"}
+    metadata = read_metadata(Path(args.out))
+    del metadata["probe"]
     folder = args.out.encode("utf-8", "backslashreplace").decode()
-    for name, why in facts["unreadable"].items():
+    for name, why in metadata["unreadable"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
-    words = f"{facts['count']} pictures in {folder}, {facts['kind']}, {facts['dtype']}, {facts['width']} numbers each"
-    print(json.dumps(facts, ensure_ascii=False) if args.json else words)
-    return 1 if facts["unreadable"] else 0
+    if args.json:
+        print(json.dumps(metadata, ensure_ascii=False))
+    else:
+        print(
+            f"{metadata['count']} pictures in {folder}, {metadata['kind']}, {metadata['dtype']}, "
+            f"{metadata['width']} numbers each"
+        )
+    return 1 if metadata["unreadable"] else 0
 
 
 if __name__ == "__main__":

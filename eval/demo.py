@@ -293,7 +293,7 @@ def load(args: argparse.Namespace) -> Dialogue:
             open_search(*args.compare, device=args.device, dtype=args.dtype),
             Path(args.compare[0]).name,
         )
-    return Dialogue(ways, list_pictures(args.images or search.index.facts["images"]))
+    return Dialogue(ways, list_pictures(args.images or search.index.metadata["images"]))
 
 
 def keep_copies_in(folder: Path) -> None:

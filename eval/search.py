@@ -1,9 +1,10 @@
-"""Search an index with a picture and a sentence, or with a file of queries: the chain, ids and scores."""
+"""Search an index with a picture and a sentence, or with a file of queries; print the chain, ids and scores."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
@@ -18,6 +19,9 @@ from cir_cot.options import (
     command_parser,
 )
 from cir_cot.records import check_text, cot_from_dict
+
+if TYPE_CHECKING:
+    from cir_cot.search.search import Answer, Search
 
 KEYS = ("id", "image", "text", "cot", "where")
 
@@ -78,14 +82,19 @@ def read_queries(path: str) -> list[dict]:
 
 
 def answer_queries(
-    search, queries: list[dict], args: argparse.Namespace, default: dict | None
+    search: "Search", queries: list[dict], args: argparse.Namespace, default: dict | None
 ) -> None:
-    """Answer queries in batches of one kind, in their order, a line of JSON each as soon as it is known."""
-    from cir_cot.search.faiss_index import check_where
+    """Print the answer to each query as a line of JSON, in the order of the queries.
+
+    Consecutive queries are answered in one batch where all or none have a chain and their filters are equal.
+    `default` is the filter of queries that have none.
+    """
+    from cir_cot.search.payload_filter import check_filter
     from cir_cot.search.search import open_picture
 
     at = 0
     while at < len(queries):
+        # Collect the next queries of one kind.
         first = queries[at]
         kind = ("cot" in first, first.get("where"))
         batch = [first]
@@ -94,14 +103,14 @@ def answer_queries(
             if ("cot" in query, query.get("where")) != kind:
                 break
             batch.append(query)
-        answers = search.many(
-            [open_picture(query["image"]) for query in batch],
-            [query["text"] for query in batch],
-            args.k,
-            args.reading,
-            [query["cot"] for query in batch] if "cot" in first else None,
-            check_where(first["where"]) if first.get("where") is not None else default,
-        )
+        # Answer them together.
+        where = default
+        pictures = [open_picture(query["image"]) for query in batch]
+        if first.get("where") is not None:
+            where = check_filter(first["where"])
+        chains = [query["cot"] for query in batch] if "cot" in first else None
+        texts = [query["text"] for query in batch]
+        answers = search.many(pictures, texts, args.k, args.reading, chains, where)
         for query, answer in zip(batch, answers, strict=True):
             print(
                 json.dumps({"id": query["id"], **answer.as_dict()}, ensure_ascii=False), flush=True
@@ -109,12 +118,12 @@ def answer_queries(
         at += len(batch)
 
 
-def show(answer) -> None:
-    """Print an answer for people."""
+def show(answer: "Answer") -> None:
+    """Print an answer in readable form."""
     from cir_cot.prompts import written_parts
 
-    for part, words in written_parts(answer.explanation).items():
-        print(f"{part:>10}  {words}")
+    for section, text in written_parts(answer.explanation).items():
+        print(f"{section:>10}  {text}")
     if answer.flag:
         print(f"{'note':>10}  {answer.flag}")
     for place, (name, score) in enumerate(answer.hits, 1):
@@ -125,12 +134,14 @@ def main(argv: Sequence[str]) -> int:
     """Answer one query, or a file of them."""
     args = parse(argv)
     queries = read_queries(args.queries) if args.queries else []
-    from cir_cot.search.faiss_index import check_where
+    from cir_cot.search.payload_filter import check_filter
     from cir_cot.search.search import open_picture, open_search
 
+    # Check what is asked for, before a model is loaded.
     text = None if args.text is None else check_text(args.text, "--text")
-    where = None if args.where is None else check_where(parse_json(args.where, "--where"))
+    where = None if args.where is None else check_filter(parse_json(args.where, "--where"))
     picture = None if args.image is None else open_picture(args.image)
+    # Answer.
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
     if args.queries:
         answer_queries(search, queries, args, where)

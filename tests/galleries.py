@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from toy_retriever import Plain
 
-from cir_cot.search.build import build, check_settings, gather, open_index
-from cir_cot.search.faiss_index import assemble
+from cir_cot.search.build import IndexSettings, build, check_settings, open_index
+from cir_cot.search.faiss_index import Index
 
 SHADES = tuple(range(0, 250, 10))
 
@@ -56,9 +56,10 @@ def names(store):
     return list(store.files)
 
 
-def made(images, folder, retriever=None, **options):
+def made(images, folder, retriever=None, kind="exact", dtype="float32", width=None, **options):
     retriever = retriever or Counting()
-    build(retriever, images, names(images), folder, **({"batch_size": 4} | options))
+    settings = IndexSettings(kind, width, dtype)
+    build(retriever, images, names(images), folder, settings, **({"batch_size": 4} | options))
     return open_index(folder)
 
 
@@ -72,22 +73,17 @@ def memory_index(vectors, kind="exact", dtype="float32", width=None):
         def __getitem__(self, hashes):
             return vectors[[int(digest) for digest in hashes]]
 
-    facts = {
-        "kind": kind,
-        "dtype": dtype,
-        "dim": vectors.shape[1],
-        "width": width or vectors.shape[1],
-    }
-    check_settings(facts)
+    metadata = IndexSettings(kind, width, dtype).metadata(vectors.shape[1])
+    check_settings(metadata)
     rows = [(f"i{row}", str(row)) for row in range(len(vectors))]
-    return assemble(rows, gather(rows, None, Given(), facts), facts, {})
+    return Index.create(rows, Given(), {}, metadata)
 
 
 KILLED = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 from galleries import Counting, names
-from cir_cot.search.vector_store import list_pictures
+from cir_cot.images import list_pictures
 from cir_cot.search.build import build
 
 tally = os.open({tally!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

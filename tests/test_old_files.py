@@ -63,7 +63,7 @@ def test_an_index_is_searched_checked_and_updated_without_encoding_again(old, fo
     index.close()
     Image.new("RGB", (56, 56), "white").save("data/images/white.png")
     where = ["--model", "run", "--images", "data/images", "--out", folder, "--device", "cpu"]
-    kind = ["--kind", index.facts["kind"], "--store-dtype", index.facts["dtype"]]
+    kind = ["--kind", index.metadata["kind"], "--store-dtype", index.metadata["dtype"]]
     assert build_index.main([*where, *kind]) == 0
     assert "process 0: 1 pictures encoded, of 15" in capsys.readouterr().err
 

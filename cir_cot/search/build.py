@@ -1,43 +1,67 @@
-"""Making and updating an index: encode what is new, in any number of processes, then write the whole of it."""
+"""Build and update an index: encode what is new, in any number of processes, then save the new state."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-
-import faiss
-import numpy as np
 
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.retriever import Retriever
 from cir_cot.storage import locked
 
-from .faiss_index import BLOCK, Index, assemble, emptied, sample
-from .index_files import STORES, read_facts, words_of
-from .qdrant_index import QdrantIndex, address, is_qdrant
-from .vector_store import (
-    Vectors,
-    claim_parts,
-    encode_share,
-    read_probe,
-    read_seen,
-    remove_parts,
-    shorten,
-)
+from .faiss_index import Index
+from .gallery_index import GalleryIndex
+from .gallery_scan import ALONE, Ranks, encode_rank, read_scan
+from .index_files import STORES, Metadata, read_metadata
+from .qdrant_index import QdrantIndex
+from .vector_store import FINGERPRINT, Vectors, claim_logs, read_fingerprint, remove_logs
 
-PARTS = "encoding"  # the folder of parts below the index while it is built
+LOGS = "encoding"  # the folder of logs below the index while it is built
+# The class of a kind by what stands before its colon; every other kind is FAISS's.
+KINDS: dict[str, type[GalleryIndex]] = {"qdrant": QdrantIndex}
 
 
-def open_index(folder: str | Path) -> Index | QdrantIndex:
-    """Open what `build` made; InputError when there is none."""
-    facts = read_facts(Path(folder))
-    return QdrantIndex(facts) if is_qdrant(facts["kind"]) else Index.load(folder)
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index keeps from its first build on.
+
+    Attributes:
+        kind: "exact", a FAISS factory string such as "IVF4096,Flat", or "qdrant:<server or folder>#<collection>".
+        width: how many dimensions of each vector are stored; None for all of the retriever's.
+        dtype: of the stored numbers: float32, float16 or int8.
+    """
+
+    kind: str = "exact"
+    width: int | None = None
+    dtype: str = "float32"
+
+    def metadata(self, dim: int) -> Metadata:
+        """Return the settings as index.json holds them, for a retriever of `dim` dimensions."""
+        width = self.width or dim
+        return {"kind": self.kind, "dtype": self.dtype, "dim": dim, "width": width}
+
+
+def index_class(kind: str) -> type[GalleryIndex]:
+    """Return the class of a kind of index."""
+    return KINDS.get(kind.partition(":")[0], Index)
+
+
+def open_index(folder: str | Path) -> GalleryIndex:
+    """Open an index that `build` wrote; InputError when there is none.
+
+    Example:
+        index = open_index("runs/index")
+        index.search(vectors, k=10)
+    """
+    metadata = read_metadata(Path(folder))
+    return index_class(metadata["kind"]).load(folder)
 
 
 @contextmanager
-def change(folder: str | Path) -> Iterator[Index | QdrantIndex]:
+def change(folder: str | Path) -> Iterator[GalleryIndex]:
     """Open an index to change and save it; other processes that would write it are refused meanwhile."""
-    read_facts(Path(folder))
+    read_metadata(Path(folder))
     with locked(Path(folder)):
         index = open_index(folder)
         try:
@@ -51,166 +75,137 @@ def build(
     images: ImageStore,
     names: Sequence[str],
     folder: str | Path,
-    kind: str = "exact",
-    width: int | None = None,
-    dtype: str = "float32",
+    settings: IndexSettings | None = None,
     payloads: Mapping[str, dict] | None = None,
     batch_size: int = 32,
-    rank: int = 0,
-    world: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
     progress: bool = False,
 ) -> int:
-    """Make the gallery `names` the content of the index in `folder`, new or not -> pictures this process encoded.
+    """Make the gallery `names` the content of the index in `folder`, which is built or updated.
 
-    Every process calls it with its `rank` and with `wait`, a barrier; the first one locks the folder and writes the
-    index. `kind` is "exact", a factory string of FAISS or the address of a Qdrant collection, `width` how many numbers
-    of a vector are kept, `dtype` one of STORES; None as `payloads` keeps those that are there. An interrupted run is
-    continued by calling it again.
+    An interrupted run is continued by calling this again. Several processes call it together, each with its rank;
+    process 0 locks the folder and writes the index.
+
+    Args:
+        retriever: encodes the pictures.
+        images: the pictures by name.
+        names: image ids, in the order of the gallery.
+        folder: the index.
+        settings: how vectors are stored; those of an index that is updated must be the same.
+        payloads: {image id: payload}; None keeps the payloads of an index that is updated.
+        batch_size: pictures encoded at a time.
+        ranks: this process among those that build together.
+        progress: show a progress bar.
+
+    Returns:
+        How many pictures this process encoded.
+
+    Example:
+        images = list_pictures("photos")
+        build(retriever, images, list(images.files), "runs/index", IndexSettings(dtype="float16"))
     """
     folder = Path(folder)
-    facts = {"kind": kind, "dtype": dtype, "dim": retriever.dim, "width": width or retriever.dim}
-    check_settings(facts)
-    with locked(folder) if rank == 0 else nullcontext():
-        wait()
-        # Open what is there, and refuse what cannot become the wanted index.
-        old = _open_old(folder, retriever, facts)
-        if rank == 0:
-            claim_parts(folder / PARTS, retriever)
-        wait()
+    metadata = (settings or IndexSettings()).metadata(retriever.dim)
+    check_settings(metadata)
+    with locked(folder) if ranks.rank == 0 else nullcontext():
+        ranks.wait()
+        # Open the index that is there, and refuse one that cannot become the wanted index.
+        old = _open_old(folder, retriever, metadata)
+        if ranks.rank == 0:
+            claim_logs(folder / LOGS, retriever)
+        ranks.wait()
         # Encode what is new.
         names, unnamed = split_names(names)
-        known = set() if old is None else set(old.hashes)
-        count = encode_share(
-            retriever, images, names, folder / PARTS, known, batch_size, rank, world, progress
+        known = set() if old is None else set(old.list_hashes())
+        count = encode_rank(
+            retriever, images, names, folder / LOGS, known, batch_size, ranks, progress
         )
-        wait()
-        # Write the index, then remove the parts.
-        if rank == 0:
-            _finish(folder, images, names, unnamed, old, facts, payloads, world)
+        ranks.wait()
+        # Save the new state, then remove the logs.
+        if ranks.rank == 0:
+            rows, unreadable = _read_gallery(folder / LOGS, images, names, unnamed, ranks.world)
+            metadata["probe"] = read_fingerprint(folder / LOGS / FINGERPRINT)
+            metadata |= {"images": escaped(str(images.root)), "unreadable": unreadable}
+            _save(folder, rows, old, metadata, payloads)
+            remove_logs(folder / LOGS)
         if old is not None:
             old.close()
-        wait()
+        ranks.wait()
     return count
 
 
+def check_settings(metadata: Metadata) -> None:
+    """Refuse a dtype, a width or a kind that does not exist."""
+    dtype, width, dim = metadata["dtype"], metadata["width"], metadata["dim"]
+    if dtype not in STORES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(STORES)}")
+    if not 1 <= width <= dim:
+        raise InputError(f"width {width}: give 1 to {dim}, the numbers of a vector")
+    index_class(metadata["kind"]).check_settings(metadata)
+
+
 def split_names(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the names that are text, and {escaped name: problem} of those that come from files whose names are not."""
-    good = [name for name in names if escaped(name) == name]
-    problem = "the name of its file is no UTF-8; rename the file"
-    return good, {escaped(name): problem for name in names if escaped(name) != name}
+    """Return the names that are valid text, and {escaped name: problem} of the others."""
+    valid = []
+    problems = {}
+    for name in names:
+        if escaped(name) == name:
+            valid.append(name)
+        else:
+            problems[escaped(name)] = "the name of its file is no UTF-8; rename the file"
+    return valid, problems
 
 
 def escaped(name: str) -> str:
-    """Return a file's name with escapes for what is no UTF-8 in it."""
+    """Return a file's name with escapes for the bytes in it that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _open_old(folder: Path, retriever: Retriever, facts: dict) -> Index | QdrantIndex | None:
-    """Open the index that is in the folder, if there is one; InputError when it is of another retriever or kind."""
+def _open_old(folder: Path, retriever: Retriever, metadata: Metadata) -> GalleryIndex | None:
+    """Open the index in the folder, if there is one; InputError when its retriever or settings differ."""
     if not (folder / "index.json").exists():
         return None
     old = open_index(folder)
     old.check(retriever, str(folder))
-    if changed := [key for key in facts if facts[key] != old.facts[key]]:
-        was = old.facts[changed[0]]
-        raise InputError(
-            f"{folder}: its {changed[0]} is {was!r}; encode into a new folder to change that"
-        )
+    for key, wanted in metadata.items():
+        held = old.metadata[key]
+        if held != wanted:
+            raise InputError(
+                f"{folder}: its {key} is {held!r}; encode into a new folder to change that"
+            )
     return old
 
 
-def _finish(
-    folder: Path,
-    images: ImageStore,
-    names: Sequence[str],
-    unnamed: Mapping[str, str],
-    old: Index | QdrantIndex | None,
-    facts: dict,
-    payloads: Mapping[str, dict] | None,
-    world: int,
-) -> None:
-    """Write the index of what all processes have encoded, then remove their parts."""
-    parts = folder / PARTS
-    seen, unreadable = read_seen(parts, world)
+def _read_gallery(
+    logs: Path, images: ImageStore, names: Sequence[str], unnamed: Mapping[str, str], world: int
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Read what all processes found -> (id, hash) of each readable picture, {id: problem} of the others."""
+    hashes, unreadable = read_scan(logs, world)
     unreadable |= unnamed
-    rows = [(name, seen[name]) for name in names if name in seen]
+    rows = [(name, hashes[name]) for name in names if name in hashes]
     if not rows:
-        raise InputError(
-            f"{images.root}: no picture can be read; {next(iter(unreadable.values()), 'none is there')}"
-        )
-    facts |= {"probe": read_probe(parts / "probe.json")}
-    facts |= {"images": escaped(str(images.root)), "unreadable": unreadable}
-    _write(folder, rows, old, Vectors(parts, facts["dim"]), facts, payloads)
-    remove_parts(parts)
+        first = next(iter(unreadable.values()), "none is there")
+        raise InputError(f"{images.root}: no picture can be read; {first}")
+    return rows, unreadable
 
 
-def check_settings(facts: dict) -> None:
-    """Refuse a dtype, a width or a kind that there is not."""
-    if facts["dtype"] not in STORES:
-        raise InputError(f"dtype {facts['dtype']!r} is not one of {', '.join(STORES)}")
-    if not 1 <= facts["width"] <= facts["dim"]:
-        raise InputError(f"width {facts['width']}: a vector has {facts['dim']} numbers")
-    if is_qdrant(facts["kind"]):
-        address(facts["kind"])
-    if facts["kind"] == "exact" or is_qdrant(facts["kind"]):
-        return
-    try:
-        faiss.index_factory(facts["width"], facts["kind"], faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(
-            f"kind {facts['kind']!r} is neither exact nor a FAISS factory string like IVF1024,Flat or HNSW32 "
-            f"({words_of(error)})"
-        ) from None
-
-
-def _write(
+def _save(
     folder: Path,
     rows: Sequence[tuple[str, str]],
-    old: Index | QdrantIndex | None,
-    fresh: Vectors,
-    facts: dict,
+    old: GalleryIndex | None,
+    metadata: Metadata,
     payloads: Mapping[str, dict] | None,
 ) -> None:
-    """Write the index of (id, hash) rows: fresh vectors, and those of the old index."""
-    payloads = ({} if old is None else old.payloads) if payloads is None else payloads
+    """Save the index of (id, hash) rows: new vectors from the logs, the others from the old index."""
+    # Keep the payloads of pictures that are still there.
+    if payloads is None:
+        payloads = {} if old is None else old.list_payloads()
     held = {name: payloads[name] for name, _ in rows if name in payloads}
-    if is_qdrant(facts["kind"]):
-        index = QdrantIndex(facts) if old is None else old
-        index.facts = facts
-        index.fill(rows, fresh, held, new=old is None)
+    # Gather the vectors, and replace the old state.
+    fresh = Vectors(folder / LOGS, metadata["dim"])
+    if old is None:
+        index = index_class(metadata["kind"]).create(rows, fresh, held, metadata)
     else:
-        if old is not None and old.facts.get("tuned"):
-            facts["tuned"] = old.facts["tuned"]
-        index = assemble(rows, gather(rows, old, fresh, facts), facts, held)
+        index = old.update(rows, fresh, held, metadata)
     index.save(folder)
     index.close()
-
-
-def gather(
-    rows: Sequence[tuple[str, str]], old: Index | None, fresh: Vectors, facts: dict
-) -> faiss.Index:
-    """Return the store of (id, hash) rows, in order: fresh vectors, and those of the old index."""
-    at = {digest: row for row, digest in enumerate([] if old is None else old.hashes)}
-
-    def vectors(hashes: Sequence[str]) -> np.ndarray:
-        out = np.zeros((len(hashes), facts["width"]), dtype=np.float32)
-        kept = [n for n, digest in enumerate(hashes) if digest in at]
-        new = [n for n, digest in enumerate(hashes) if digest not in at]
-        if kept:
-            out[kept] = old.vectors(np.array([at[hashes[n]] for n in kept]))
-        out[new] = shorten(fresh[[hashes[n] for n in new]], facts["width"])
-        return out
-
-    hashes = [digest for _, digest in rows]
-    if old is not None:
-        store = emptied(old.store)
-    else:
-        store = faiss.index_factory(
-            facts["width"], STORES[facts["dtype"]], faiss.METRIC_INNER_PRODUCT
-        )
-        if not store.is_trained:
-            store.train(vectors([hashes[row] for row in sample(len(rows))]))
-    for start in range(0, len(rows), BLOCK):
-        store.add(vectors(hashes[start : start + BLOCK]))
-    return store

@@ -33,7 +33,9 @@ class Dialogue:
 
     def __init__(self, ways: dict[str, tuple[Search, str | None]], images: ImageStore):
         self.ways, self.images = ways, images
-        self.ids = [name for name in next(iter(ways.values()))[0].index.ids if name in images]
+        self.ids = [
+            name for name in next(iter(ways.values()))[0].index.list_ids() if name in images
+        ]
         self.known = set(self.ids)
         if not self.ids:
             raise InputError(

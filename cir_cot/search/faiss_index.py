@@ -1,18 +1,18 @@
-"""A searchable gallery on FAISS: exact by default, and then with the ranks of a float64 brute force.
+"""Search a gallery with FAISS: exact by default, with the ranks of a float64 brute force.
 
-`vectors.faiss` holds every vector once, as float32, float16 or int8 (FAISS's Flat, SQfp16, SQ8), whole or its first
-numbers. Above a million pictures `near.faiss`, any of FAISS's approximate kinds by its factory
-string, finds candidates, which the stored vectors then rank. In either case scores are dot products in float64, rounded
-once, and of equal scores the picture that stands first in the gallery comes first.
+`vectors.N.faiss` holds every vector once, as float32, float16 or int8 (FAISS's Flat, SQfp16, SQ8), full-width or
+truncated to the first `width` dimensions. Above a million pictures an approximate kind, named by its FAISS factory
+string, finds candidates in `near.N.faiss`, which are then ranked by the stored vectors. In both cases scores are dot
+products in float64, rounded once to float32; pictures of equal score are ranked in the order of the gallery.
 
-An index knows a fingerprint of its retriever (three made pictures, encoded) and refuses another; an update encodes what
-is new or has changed, by content. `rows` is a line for each picture, in the order of the vectors.
+An index holds a fingerprint of its retriever (three synthetic pictures, encoded) and refuses another one. An update
+encodes only pictures that are new or have changed. `rows.N.jsonl` has one line for each picture, in vector order.
 """
 
-import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self, cast
 
 import faiss
 import numpy as np
@@ -21,267 +21,284 @@ import torch
 from cir_cot.errors import InputError
 from cir_cot.retriever import Retriever, check_fingerprint
 
-from .index_files import CURE, file_names, read_facts, read_rows, read_store, save_files, words_of
-from .vector_store import shorten
-
-CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
-DEEPER = 32  # candidates beyond k: what FAISS's float32 sums may order otherwise
-BLOCK = 65536  # vectors moved at a time
-TRAINING = (
-    262144  # vectors that int8's ranges and approximate kinds are trained on, a seeded sample
+from . import faiss_stores
+from .gallery_index import Hit, Rows, check_held, check_queries
+from .index_files import (
+    CURE,
+    Metadata,
+    faiss_message,
+    file_names,
+    read_metadata,
+    read_rows,
+    read_store,
+    save_files,
 )
-BOUNDS = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
+from .payload_filter import matches_filter
+from .vector_store import Vectors, truncate_dims
 
 
 @dataclass
 class Index:
-    """Pictures by id and their vectors; `build`, or `load` what was built, then `search`."""
+    """The gallery as FAISS holds it in memory; see `GalleryIndex` for what the methods mean.
+
+    Attributes:
+        ids: image id of each row.
+        hashes: content hash of each row.
+        store: the vectors (N, width).
+        metadata: what index.json holds.
+        approximate: of an approximate kind, the FAISS index that finds candidates.
+        payloads: {image id: payload}, of the pictures that have one.
+    """
 
     ids: list[str]
     hashes: list[str]
-    store: faiss.Index
-    facts: dict
-    near: faiss.Index | None = None
+    store: faiss.IndexFlatCodes
+    metadata: Metadata
+    approximate: faiss.Index | None = None
     payloads: dict[str, dict] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def list_ids(self) -> list[str]:
+        """Return the ids of all pictures, in the order of the gallery."""
+        return self.ids
+
+    def list_hashes(self) -> list[str]:
+        """Return the content hashes of all pictures, in the order of the gallery."""
+        return self.hashes
+
+    def list_payloads(self) -> dict[str, dict]:
+        """Return the payloads of the pictures that have one."""
+        return self.payloads
+
     def close(self) -> None:
-        """Give back what is held; nothing here, a connection in a QdrantIndex."""
+        """Release nothing: this index holds no connection."""
 
     # ---- search
 
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """Find for each of queries (B, D) its k best pictures -> (id, score) pairs, best first; fewer if there are.
+    ) -> list[list[Hit]]:
+        """Find the k best pictures for each query.
 
-        `where` keeps pictures by their payload, see `fits`; then every one that fits is looked at, whatever the kind.
+        Args:
+            queries: unit vectors (B, D) of the retriever.
+            k: how many pictures to find; fewer are returned when the gallery has fewer.
+            where: a filter of payloads, see `payload_filter`; the search is then exact, whatever the kind.
+
+        Returns:
+            For each query (image id, score) pairs, best first.
         """
-        check_queries(queries, k, self.facts)
-        queries = shorten(queries, self.facts["width"])
+        check_queries(queries, k, self.metadata)
+        truncated = truncate_dims(queries, self.metadata["width"])  # (B, width)
+        # Find candidates that certainly, or for an approximate kind probably, hold the k best.
         if where is not None:
-            rows = np.array(
-                [
-                    row
-                    for row, name in enumerate(self.ids)
-                    if fits(self.payloads.get(name, {}), where)
-                ]
-            )
-            found = self._exact(queries, min(k, len(rows)), rows)
+            rows = self._matching_rows(where)
+            candidates = faiss_stores.search_exact(self.store, truncated, min(k, len(rows)), rows)
+        elif self.approximate is None:
+            candidates = faiss_stores.search_exact(self.store, truncated, min(k, len(self)))
         else:
-            found = (
-                self._exact(queries, min(k, len(self)))
-                if self.near is None
-                else self._near(queries, k)
-            )
-        answers = []
-        for query, rows in zip(queries, found, strict=True):
-            scores = (self.vectors(rows).astype(np.float64) @ query.astype(np.float64)).astype(
-                np.float32
-            )
-            order = np.lexsort((rows, -scores))[:k]
-            answers.append([(self.ids[rows[n]], float(scores[n])) for n in order])
-        return answers
+            candidates = faiss_stores.search_approximate(self.approximate, truncated, k)
+        # Rank them by their scores in float64.
+        pairs = zip(truncated, candidates, strict=True)
+        return [self._rank(query, rows, k) for query, rows in pairs]
 
-    def _exact(
-        self, queries: np.ndarray, k: int, among: np.ndarray | None = None
-    ) -> list[np.ndarray]:
-        """Return for each query rows that certainly hold its k best: all whose float32 score may reach the k-th."""
-        # twice the bound of a float32 sum's error, for unit vectors
-        slack = queries.shape[1] * 2.0**-23
-        params = None if among is None else faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
-        count, asked, depth = len(self) if among is None else len(among), np.arange(len(queries)), k
-        found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(queries)
-        while len(asked) and k:
-            depth = min(count, 4 * depth if depth > k else depth + DEEPER)
-            scores, rows = self.store.search(queries[asked], depth, params=params)
-            settled = (depth == count) | (scores[:, -1] < scores[:, k - 1] - slack)
-            for query, row in zip(asked[settled], rows[settled], strict=True):
-                found[query] = row
-            asked = asked[~settled]
-        return found
+    def _matching_rows(self, where: Mapping) -> np.ndarray:
+        """Return the rows (n,) whose payload matches a filter."""
+        matching = []
+        for row, name in enumerate(self.ids):
+            if matches_filter(self.payloads.get(name, {}), where):
+                matching.append(row)
+        return np.array(matching, dtype=np.int64)
 
-    def _near(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
-        _, rows = self.near.search(queries, min(len(self), k + DEEPER))
-        return [row[row >= 0] for row in rows]
+    def _rank(self, query: np.ndarray, rows: np.ndarray, k: int) -> list[Hit]:
+        """Return the k best of the candidates `rows` by their float64 scores with a query (width,)."""
+        exact = self.vectors(rows).astype(np.float64) @ query.astype(np.float64)  # (n,)
+        scores = exact.astype(np.float32)
+        order = np.lexsort((rows, -scores))[:k]
+        return [(self.ids[rows[at]], float(scores[at])) for at in order]
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return the stored vectors (n, width) of rows (n,) of the gallery."""
-        codes = faiss.rev_swig_ptr(self.store.codes.data(), len(self) * self.store.code_size)
-        return self.store.sa_decode(np.ascontiguousarray(codes.reshape(len(self), -1)[rows]))
+        return faiss_stores.decode(self.store, rows)
 
     def tune(self, settings: str) -> None:
-        """Set how hard an approximate kind searches, in FAISS's words: "nprobe=16", "efSearch=128"."""
-        if self.near is None:
+        """Set how thoroughly an approximate kind searches, in FAISS's names: "nprobe=16", "efSearch=128"."""
+        if self.approximate is None:
             raise InputError(
                 f"{settings!r} has nothing to set: an exact index looks at every picture"
             )
+        parameters: Any = faiss.ParameterSpace()  # its stub lacks the form that takes text
         try:
-            faiss.ParameterSpace().set_index_parameters(self.near, settings)
+            parameters.set_index_parameters(self.approximate, settings)
         except RuntimeError as error:
+            kind = self.metadata["kind"]
             raise InputError(
-                f"{settings!r} is no setting of {self.facts['kind']!r} ({words_of(error)})"
+                f"{settings!r} is no setting of {kind!r} ({faiss_message(error)})"
             ) from None
-        self.facts["tuned"] = settings
+        self.metadata["tuned"] = settings
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
-        """Refuse a retriever that encodes pictures otherwise than the one the gallery was encoded with."""
-        check_fingerprint(self.facts["probe"], retriever, where)
+        """Refuse a retriever other than the one that encoded the gallery."""
+        check_fingerprint(self.metadata["probe"], retriever, where)
 
-    # ---- changes
+    # ---- making and changing
 
-    def remove(self, ids: Collection[str]) -> "Index":
-        """Return the index without the pictures `ids`, to be saved; InputError names one that it does not hold."""
+    @staticmethod
+    def check_settings(metadata: Metadata) -> None:
+        """Refuse a kind that is neither exact nor a FAISS factory string."""
+        faiss_stores.check_kind(metadata["kind"], metadata["width"])
+
+    @classmethod
+    def create(
+        cls, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
+    ) -> Self:
+        """Make an index of the pictures `rows`, whose vectors (D,) are in `fresh`."""
+        read = _reader(rows, fresh, metadata["width"])
+        store = faiss_stores.new_store(metadata, len(rows), read)
+        faiss_stores.fill(store, len(rows), read)
+        return cls._assemble(rows, store, payloads, metadata)
+
+    def update(
+        self, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
+    ) -> Self:
+        """Return an index of the pictures `rows`: vectors of this one by content hash, else from `fresh`."""
+        read = _reader(rows, fresh, metadata["width"], old=self)
+        store = faiss_stores.empty_like(self.store)
+        faiss_stores.fill(store, len(rows), read)
+        if self.metadata.get("tuned"):
+            metadata = metadata | {"tuned": self.metadata["tuned"]}
+        return self._assemble(rows, store, payloads, metadata)
+
+    def remove(self, ids: Collection[str]) -> Self:
+        """Return the index without the pictures `ids`, to be saved; InputError names one that it lacks."""
+        check_held(ids, self.ids)
         gone = set(ids)
-        if missing := sorted(gone - set(self.ids)):
-            raise InputError(
-                f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others"
-            )
-        rows = [row for row, name in enumerate(self.ids) if name not in gone]
-        store = emptied(self.store)
-        for at in range(0, len(rows), BLOCK):
-            store.add(self.vectors(np.array(rows[at : at + BLOCK])))
+        kept = [row for row, name in enumerate(self.ids) if name not in gone]
+        store = faiss_stores.empty_like(self.store)
+        faiss_stores.fill(store, len(kept), lambda numbers: self.vectors(np.array(kept)[numbers]))
+        rows = [(self.ids[row], self.hashes[row]) for row in kept]
         payloads = {name: value for name, value in self.payloads.items() if name not in gone}
-        return assemble(
-            [(self.ids[row], self.hashes[row]) for row in rows], store, self.facts, payloads
+        return self._assemble(rows, store, payloads, self.metadata)
+
+    @classmethod
+    def _assemble(
+        cls,
+        rows: Rows,
+        store: faiss.IndexFlatCodes,
+        payloads: Mapping[str, dict],
+        metadata: Metadata,
+    ) -> Self:
+        """Return an index of rows and their stored vectors; an approximate kind is trained and filled here."""
+        index = cls(
+            ids=[name for name, _ in rows],
+            hashes=[digest for _, digest in rows],
+            store=store,
+            metadata=dict(metadata),
+            payloads=dict(payloads),
         )
+        if metadata["kind"] != "exact":
+            index.approximate = faiss_stores.make_approximate(metadata, len(rows), index.vectors)
+            if metadata.get("tuned"):
+                index.tune(metadata["tuned"])
+        return index
 
     # ---- files
 
     def save(self, folder: str | Path) -> None:
-        """Write the index; readers see the old one or the whole new one, and the old one's files go."""
-        rows = (
-            {"id": name, "hash": digest}
-            | ({"payload": self.payloads[name]} if name in self.payloads else {})
-            for name, digest in zip(self.ids, self.hashes, strict=True)
-        )
-        stores = {"vectors": self.store} | ({} if self.near is None else {"near": self.near})
-        self.facts = save_files(Path(folder), self.facts | {"count": len(self)}, rows, stores)
+        """Write the index; readers see the old state or the complete new one, then the old files are removed."""
+        stores: dict[str, faiss.Index] = {"vectors": self.store}
+        if self.approximate is not None:
+            stores["near"] = self.approximate
+        metadata = self.metadata | {"count": len(self)}
+        self.metadata = save_files(Path(folder), metadata, self._saved_rows(), stores)
+
+    def _saved_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield what is saved of each picture."""
+        for name, digest in zip(self.ids, self.hashes, strict=True):
+            row: dict[str, Any] = {"id": name, "hash": digest}
+            if name in self.payloads:
+                row["payload"] = self.payloads[name]
+            yield row
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Index":
-        """Load what `save` wrote; InputError when there is none, or files of it are missing or damaged."""
-        facts = read_facts(Path(folder))
+    def load(cls, folder: str | Path) -> Self:
+        """Load what `save` wrote; InputError when files are missing or damaged."""
+        metadata = read_metadata(Path(folder))
         try:
-            return cls._load(Path(folder), facts)
+            return cls._load(Path(folder), metadata)
         except InputError:
-            # A writer may have changed the state and removed the old files since.
-            if read_facts(Path(folder)).get("number") == facts.get("number"):
+            # A writer may have replaced the state and removed the old files since.
+            if read_metadata(Path(folder)).get("number") == metadata.get("number"):
                 raise
         return cls.load(folder)
 
     @classmethod
-    def _load(cls, folder: Path, facts: dict) -> "Index":
-        # Read what the digests vouch for, or what an earlier version wrote.
-        count, width, digests = facts["count"], facts["width"], facts.get("digests") or {}
-        paths = {part: folder / name for part, name in file_names(facts.get("number", 0)).items()}
+    def _load(cls, folder: Path, metadata: Metadata) -> Self:
+        """Load and check the state that `metadata` names."""
+        # Read the files and check their digests; an earlier version wrote down none.
+        count = metadata["count"]
+        width = metadata["width"]
+        digests = metadata.get("digests") or {}
+        names = file_names(metadata.get("number", 0))
+        paths = {part: folder / name for part, name in names.items()}
         rows = list(read_rows(paths["rows"], digests.get("rows")))
+        store = read_store(paths["vectors"], digests.get("vectors"), width, count)
         index = cls(
             ids=[row["id"] for row in rows],
             hashes=[row["hash"] for row in rows],
-            store=read_store(paths["vectors"], digests.get("vectors"), width, count),
-            facts=facts,
+            store=cast(faiss.IndexFlatCodes, store),
+            metadata=metadata,
             payloads={row["id"]: row["payload"] for row in rows if "payload" in row},
         )
-        if facts["kind"] != "exact":
-            index.near = read_store(paths["near"], digests.get("near"), width, count)
-        # Check that the files belong together.
-        if len(rows) != count or len(set(index.ids)) != count:
+        if metadata["kind"] != "exact":
+            index.approximate = read_store(paths["near"], digests.get("near"), width, count)
+        index._check_files(paths)
+        if metadata.get("tuned"):
+            index.tune(metadata["tuned"])
+        return index
+
+    def _check_files(self, paths: Mapping[str, Path]) -> None:
+        """Check that rows and vectors belong together and that every number is finite."""
+        count = self.metadata["count"]
+        distinct = len(set(self.ids))
+        if len(self.ids) != count or distinct != count:
             raise InputError(
-                f"{paths['rows']}: {len(set(index.ids))} pictures, not {count}, so it is damaged; {CURE}"
+                f"{paths['rows']}: {distinct} pictures, not {count}, so it is damaged; {CURE}"
             )
-        if getattr(index.store, "code_size", None) != width * CODE_BYTES[facts["dtype"]]:
-            raise InputError(
-                f"{paths['vectors']}: not stored as {facts['dtype']}, so it is damaged; {CURE}"
-            )
-        for at in range(0, count, BLOCK):
-            if not np.isfinite(index.vectors(np.arange(at, min(at + BLOCK, count)))).all():
+        dtype = self.metadata["dtype"]
+        if (
+            getattr(self.store, "code_size", None)
+            != self.metadata["width"] * faiss_stores.CODE_BYTES[dtype]
+        ):
+            raise InputError(f"{paths['vectors']}: not stored as {dtype}, so it is damaged; {CURE}")
+        for start in range(0, count, faiss_stores.BLOCK):
+            if not np.isfinite(
+                self.vectors(np.arange(start, min(start + faiss_stores.BLOCK, count)))
+            ).all():
                 raise InputError(
                     f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
                 )
-        if facts.get("tuned"):
-            index.tune(facts["tuned"])
-        return index
 
 
-def check_queries(queries: torch.Tensor | np.ndarray, k: int, facts: dict) -> None:
-    """Refuse a k below 1 and vectors of another length than the index's."""
-    if k < 1:
-        raise InputError(f"k is {k}; ask for at least one picture")
-    if queries.shape[1] != facts["dim"]:
-        raise InputError(
-            f"queries of {queries.shape[1]} numbers, the index holds {facts['dim']}; use its retriever"
-        )
+def _reader(
+    rows: Rows, fresh: Vectors, width: int, old: Index | None = None
+) -> faiss_stores.ReadRows:
+    """Return a function from numbers (n,) of `rows` to their vectors (n, width), of `old` or else fresh."""
+    hashes = [digest for _, digest in rows]
+    held: dict[str, int] = {}
+    if old is not None:
+        held = {digest: row for row, digest in enumerate(old.hashes)}
 
+    def read(numbers: np.ndarray) -> np.ndarray:
+        wanted = [hashes[number] for number in numbers]
+        kept = [at for at, digest in enumerate(wanted) if digest in held]
+        new = [at for at, digest in enumerate(wanted) if digest not in held]
+        vectors = np.zeros((len(wanted), width), dtype=np.float32)
+        if old is not None and kept:
+            vectors[kept] = old.vectors(np.array([held[wanted[at]] for at in kept]))
+        vectors[new] = truncate_dims(fresh[[wanted[at] for at in new]], width)
+        return vectors
 
-def fits(payload: Mapping, where: Mapping) -> bool:
-    """Tell whether a payload has all that `where` asks for: key -> value, list of values, or bounds {"lt": 50}."""
-    for key, wanted in where.items():
-        value = payload.get(key)
-        if isinstance(wanted, Mapping):
-            if not isinstance(value, (int, float)) or not all(
-                BOUNDS[name](value, it) for name, it in wanted.items()
-            ):
-                return False
-        elif value not in (wanted if isinstance(wanted, list) else [wanted]):
-            return False
-    return True
-
-
-def check_where(where: object) -> dict:
-    """Return a payload filter; InputError if it is none."""
-    if not isinstance(where, dict):
-        raise InputError(
-            f'a filter is an object like {{"category": "dress", "price": {{"lt": 50}}}}, not {where!r}'
-        )
-    for key, wanted in where.items():
-        for name, bound in wanted.items() if isinstance(wanted, dict) else ():
-            if name not in BOUNDS or not isinstance(bound, (int, float)):
-                raise InputError(
-                    f"filter {key!r}: {name!r}: {bound!r} is no bound; {', '.join(BOUNDS)} with a number are"
-                )
-    return where
-
-
-def emptied(store: faiss.Index) -> faiss.Index:
-    """Return an empty store of the same kind, with int8's ranges, so that what is stored again stays as it is."""
-    store = faiss.clone_index(store)
-    store.reset()
-    return store
-
-
-def assemble(
-    rows: Sequence[tuple[str, str]], store: faiss.Index, facts: dict, payloads: Mapping[str, dict]
-) -> Index:
-    """Return an index of (id, hash) rows and their stored vectors; an approximate kind is trained and filled here."""
-    index = Index(
-        [name for name, _ in rows],
-        [digest for _, digest in rows],
-        store,
-        dict(facts),
-        None,
-        dict(payloads),
-    )
-    if facts["kind"] != "exact":
-        try:
-            near = faiss.index_factory(facts["width"], facts["kind"], faiss.METRIC_INNER_PRODUCT)
-            near.train(index.vectors(sample(len(rows))))
-        except RuntimeError as error:
-            raise InputError(
-                f"{facts['kind']!r} cannot be made of {len(rows)} pictures ({words_of(error)})"
-            ) from None
-        for at in range(0, len(rows), BLOCK):
-            near.add(index.vectors(np.arange(at, min(at + BLOCK, len(rows)))))
-        index.near = near
-        if facts.get("tuned"):
-            index.tune(facts["tuned"])
-    return index
-
-
-def sample(count: int) -> np.ndarray:
-    """Return at most TRAINING of `count` rows, drawn with a fixed seed, in order."""
-    if count <= TRAINING:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, TRAINING, replace=False))
+    return read

@@ -1,4 +1,4 @@
-"""Serve an ASGI application to this machine alone: the port, the checks of who asks, the end on a signal."""
+"""Serve an ASGI application to this machine only: open the port, check who asks, stop on a signal."""
 
 import os
 import socket
@@ -18,9 +18,11 @@ HOSTS = ("localhost", LOCAL, "[::1]")
 
 
 def checks(hosts: Sequence[str], data: str) -> list[Middleware]:
-    """Return the middleware that refuses other hosts' names (DNS rebinding) and other sites' requests.
+    """Return the middleware that refuses requests under other host names (DNS rebinding) and from other sites.
 
-    `hosts` are names that are answered beside this machine's own; below the path `data` is what visitors see and send.
+    Args:
+        hosts: host names to answer to, beside this machine's own.
+        data: path below which are the files that visitors see and send.
     """
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=[*HOSTS, *hosts], www_redirect=False),
@@ -29,23 +31,27 @@ def checks(hosts: Sequence[str], data: str) -> list[Middleware]:
 
 
 def listen(port: int) -> socket.socket:
-    """Open a port of this machine, a free one for 0; InputError if it cannot be had."""
+    """Open a port of this machine; InputError when it is not available.
+
+    Args:
+        port: 1 to 65535, or 0 for any free port.
+    """
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port}: ports are 0 .. 65535")
     try:
         return socket.create_server((LOCAL, port))
     except OSError as error:
-        words = os.strerror(error.errno)
+        why = os.strerror(error.errno or 0)
         raise InputError(
-            f"port {port} of {LOCAL}: {words}; choose another with --port, 0 for a free one"
+            f"port {port} of {LOCAL}: {why}; choose another with --port, 0 for a free one"
         ) from None
 
 
 def address_of(listening: socket.socket) -> str:
-    """Return the address of the page that is served there."""
+    """Return the address of the page served at an open port."""
     return f"http://{LOCAL}:{listening.getsockname()[1]}/"
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """Return the server; on a signal it gives running requests a second, then does what the signal means."""
+    """Return a server that stops on a signal, once running requests have had a second to finish."""
     return uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))

@@ -1,14 +1,15 @@
-"""The same few methods over a Qdrant collection: for galleries beyond one machine, or shared by many.
+"""Search a gallery in a Qdrant collection: for galleries larger than one machine, or shared by many users.
 
-The kind of such an index is "qdrant:<server or folder>#<collection>": a server's address, or a folder in which
-qdrant-client keeps a small collection itself, for tests and trials. A server's key is read from QDRANT_API_KEY. A point
-holds the picture's id, its content hash and its payload, and Qdrant filters by the payload while it searches.
+The kind of such an index is "qdrant:<server or folder>#<collection>": the address of a server, or a folder in which
+qdrant-client keeps a small collection itself, for tests and trials. The server's key is read from QDRANT_API_KEY. A
+point holds the picture's id, its content hash and its payload; Qdrant filters by payload while it searches.
 """
 
 import os
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -16,87 +17,96 @@ import torch
 from cir_cot.errors import InputError
 from cir_cot.retriever import Retriever, check_fingerprint
 
-from .faiss_index import check_queries
-from .index_files import write_facts
-from .vector_store import Vectors, shorten
+from .gallery_index import Hit, Rows, check_held, check_queries
+from .index_files import Metadata, read_metadata, write_metadata
+from .vector_store import Vectors, truncate_dims
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient, models
 
 PREFIX = "qdrant:"
-SPACE = uuid.UUID(
-    "6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11"
-)  # of the names that points get from image ids
+SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # namespace of point ids
 ROW = {"id", "hash", "payload"}  # what a point of an index holds
 BLOCK = 512  # points sent or fetched at a time
 
 
-def is_qdrant(kind: str) -> bool:
-    """Tell whether a kind is the address of a collection."""
-    return kind.startswith(PREFIX)
-
-
 def address(kind: str) -> tuple[str, str]:
-    """Return server or folder, and collection, of a kind; InputError if it is no address."""
+    """Return (server or folder, collection) of a kind; InputError when it is no address."""
     place, _, collection = kind.removeprefix(PREFIX).rpartition("#")
     if not place or not collection:
         raise InputError(f"{kind!r} is no address; write qdrant:<server or folder>#<collection>")
     return place, collection
 
 
-def point_name(image: str) -> str:
-    """Return the name of the point that holds a picture."""
+def point_id(image: str) -> str:
+    """Return the id of the point that holds a picture."""
     return str(uuid.uuid5(SPACE, image))
 
 
 class QdrantIndex:
-    """A collection of pictures; see `Index` for what the methods mean."""
+    """A gallery in a collection; see `GalleryIndex` for what the methods mean.
 
-    def __init__(self, facts: dict):
-        place, self.collection = address(facts["kind"])
+    Nothing of the collection is held in memory: `list_ids`, `list_hashes`, `list_payloads`, `remove` and `update`
+    read every point of it, BLOCK points at a time.
+    """
+
+    def __init__(self, metadata: Metadata):
+        place, self.collection = address(metadata["kind"])
         try:
             import qdrant_client
         except ImportError:
             raise InputError(
                 "a Qdrant collection needs the package: pip install 'cir-cot[qdrant]'"
             ) from None
+        self.metadata = metadata
+        self.models = qdrant_client.models
+        self.client = self._connect(place)
+
+    def _connect(self, place: str) -> "QdrantClient":
+        """Open a server or a folder; InputError when neither can be had."""
+        from qdrant_client import QdrantClient
         from qdrant_client.http.exceptions import ApiException
 
-        self.facts, self.models = facts, qdrant_client.models
         try:
-            if place.startswith(("http://", "https://")):
-                self.client = qdrant_client.QdrantClient(
-                    url=place, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False
-                )
-                self._there()
-            else:
-                self.client = qdrant_client.QdrantClient(path=place)
+            if not place.startswith(("http://", "https://")):
+                return QdrantClient(path=place)
+            key = os.environ.get("QDRANT_API_KEY")
+            client = QdrantClient(url=place, api_key=key, check_compatibility=False)
+            client.collection_exists(self.collection)  # the first call that reaches the server
+            return client
         except (RuntimeError, OSError, ValueError, ApiException) as error:
             why = str(error).partition("\n")[0]
             raise InputError(
-                f"{place}: no Qdrant collection can be opened here ({why}); start the server, or wait for whoever has "
-                "the folder open"
+                f"{place}: no Qdrant collection can be opened here ({why}); start the server, or wait "
+                "for whoever has the folder open"
             ) from error
 
     def close(self) -> None:
-        """Give the server's connection, or the folder's lock, back."""
+        """Close the connection to the server, or release the folder's lock."""
         self.client.close()
 
     def __len__(self) -> int:
-        return self.client.count(self.collection, exact=True).count if self._there() else 0
+        if not self._exists():
+            return 0
+        return self.client.count(self.collection, exact=True).count
 
-    def _there(self) -> bool:
+    def _exists(self) -> bool:
         return self.client.collection_exists(self.collection)
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
-        """Refuse a retriever that encodes pictures otherwise than the one the gallery was encoded with."""
-        check_fingerprint(self.facts["probe"], retriever, where)
+        """Refuse a retriever other than the one that encoded the gallery."""
+        check_fingerprint(self.metadata["probe"], retriever, where)
+
+    # ---- search
 
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """Find for each of queries (B, D) its k best pictures, of those that fit `where` -> (id, score) pairs."""
-        check_queries(queries, k, self.facts)
+    ) -> list[list[Hit]]:
+        """Return the k best pictures for each of queries (B, D), best first, of those that match `where`."""
+        check_queries(queries, k, self.metadata)
         condition = None if where is None else self._condition(where)
         answers = []
-        for query in shorten(queries, self.facts["width"]):
+        for query in truncate_dims(queries, self.metadata["width"]):
             found = self.client.query_points(
                 self.collection,
                 query=query.tolist(),
@@ -104,141 +114,194 @@ class QdrantIndex:
                 query_filter=condition,
                 with_payload=["id"],
             )
-            answers.append([(point.payload["id"], point.score) for point in found.points])
+            hits = [(cast(dict, point.payload)["id"], point.score) for point in found.points]
+            answers.append(hits)
         return answers
 
-    def _condition(self, where: Mapping):
-        models, parts = self.models, []
+    def _condition(self, where: Mapping) -> "models.Filter":
+        """Translate a payload filter into Qdrant's."""
+        models = self.models
+        conditions: list[Any] = []
         for key, wanted in where.items():
-            field = f"payload.{key}"
+            name = f"payload.{key}"
             if isinstance(wanted, Mapping):
-                parts.append(models.FieldCondition(key=field, range=models.Range(**wanted)))
+                condition = models.FieldCondition(key=name, range=models.Range(**wanted))
             elif isinstance(wanted, list):
-                parts.append(models.FieldCondition(key=field, match=models.MatchAny(any=wanted)))
+                condition = models.FieldCondition(key=name, match=models.MatchAny(any=wanted))
             else:
-                parts.append(
-                    models.FieldCondition(key=field, match=models.MatchValue(value=wanted))
-                )
-        return models.Filter(must=parts)
+                condition = models.FieldCondition(key=name, match=models.MatchValue(value=wanted))
+            conditions.append(condition)
+        return models.Filter(must=conditions)
 
-    def _rows(self) -> dict[str, dict]:
-        """Return {image id: {"id", "hash", "payload"}} of every point."""
-        rows, offset = {}, None
-        while self._there():
+    def tune(self, settings: str) -> None:
+        """Refuse: how a collection searches is set on its server."""
+        raise InputError(
+            f"{settings!r} is a setting of FAISS; a Qdrant collection is tuned on its server"
+        )
+
+    # ---- reading every point
+
+    def _read_points(self) -> dict[str, dict[str, Any]]:
+        """Read {image id: {"id", "hash", "payload"}} of every point; InputError at a point of no index."""
+        rows: dict[str, dict[str, Any]] = {}
+        offset = None
+        while self._exists():
             points, offset = self.client.scroll(
                 self.collection, limit=BLOCK, offset=offset, with_payload=True
             )
             for point in points:
                 if not isinstance(point.payload, dict) or not point.payload.keys() >= ROW:
                     raise InputError(
-                        f"collection {self.collection!r}: point {point.id} is not of an index; name another collection"
+                        f"collection {self.collection!r}: point {point.id} is not of an index; "
+                        "name another collection"
                     )
                 rows[point.payload["id"]] = point.payload
             if offset is None:
                 break
         return rows
 
-    @property
-    def ids(self) -> list[str]:
-        """Return the ids of all pictures."""
-        return list(self._rows())
+    def list_ids(self) -> list[str]:
+        """Read the ids of all pictures."""
+        return list(self._read_points())
 
-    @property
-    def hashes(self) -> list[str]:
-        """Return the content hashes of all pictures."""
-        return [row["hash"] for row in self._rows().values()]
+    def list_hashes(self) -> list[str]:
+        """Read the content hashes of all pictures."""
+        return [row["hash"] for row in self._read_points().values()]
 
-    @property
-    def payloads(self) -> dict[str, dict]:
-        """Return the payloads that pictures have."""
-        return {name: row["payload"] for name, row in self._rows().items() if row["payload"]}
+    def list_payloads(self) -> dict[str, dict]:
+        """Read the payloads of the pictures that have one."""
+        return {name: row["payload"] for name, row in self._read_points().items() if row["payload"]}
 
-    def remove(self, ids: Collection[str]) -> "QdrantIndex":
-        """Remove the pictures `ids` from the collection; InputError names one that it does not hold."""
-        if missing := sorted(set(ids) - set(self._rows())):
-            raise InputError(
-                f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others"
-            )
-        self.client.delete(
-            self.collection, self.models.PointIdsList(points=[point_name(name) for name in ids])
-        )
-        return self
+    # ---- making and changing
 
-    def fill(
-        self,
-        rows: Sequence[tuple[str, str]],
-        fresh: Vectors,
-        payloads: Mapping[str, dict],
-        new: bool = False,
-    ) -> None:
-        """Make the (id, hash) rows the content of the collection; unchanged points stay as they are.
+    @staticmethod
+    def check_settings(metadata: Metadata) -> None:
+        """Refuse a kind that is no address of a collection."""
+        address(metadata["kind"])
 
-        InputError where a `new` index would replace or remove what another one has put there.
+    @classmethod
+    def create(
+        cls, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
+    ) -> Self:
+        """Make the pictures `rows` the content of a collection, which may hold a part of them already.
+
+        Raises:
+            InputError: the collection holds pictures of another index, which would be replaced or removed.
         """
-        if not self._there():
-            self._create()
-        held, hashes = self._rows(), dict(rows)
-        foreign = (
-            [name for name, row in held.items() if hashes.get(name) != row["hash"]] if new else []
-        )
+        index = cls(metadata)
+        if not index._exists():
+            index._create_collection()
+        held = index._read_points()
+        hashes = dict(rows)
+        foreign = [name for name, row in held.items() if hashes.get(name) != row["hash"]]
         if foreign:
             raise InputError(
-                f"collection {self.collection!r}: holds {len(foreign)} pictures of another index, the first "
-                f"{foreign[0]!r}; name another collection"
+                f"collection {index.collection!r}: holds {len(foreign)} pictures of another index, "
+                f"the first {foreign[0]!r}; name another collection"
             )
-        wanted = {
-            name: {"id": name, "hash": digest, "payload": payloads.get(name, {})}
-            for name, digest in rows
-        }
+        index._fill(rows, fresh, payloads, held)
+        return index
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Open the collection that index.json of a folder names."""
+        return cls(read_metadata(Path(folder)))
+
+    def update(
+        self, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
+    ) -> Self:
+        """Make the pictures `rows` the content of the collection; unchanged points stay as they are."""
+        self.metadata = metadata
+        if not self._exists():
+            self._create_collection()
+        self._fill(rows, fresh, payloads, self._read_points())
+        return self
+
+    def remove(self, ids: Collection[str]) -> Self:
+        """Remove the pictures `ids` from the collection; InputError names one that it does not hold."""
+        check_held(ids, self._read_points())
+        self._delete(ids)
+        return self
+
+    def _fill(
+        self,
+        rows: Rows,
+        fresh: Vectors,
+        payloads: Mapping[str, dict],
+        held: Mapping[str, dict[str, Any]],
+    ) -> None:
+        """Store what differs between the pictures `rows` and the points `held`; remove the others."""
+        # Find the points whose id, hash or payload is new.
+        wanted: dict[str, dict[str, Any]] = {}
+        for name, digest in rows:
+            wanted[name] = {"id": name, "hash": digest, "payload": payloads.get(name, {})}
         changed = [row for name, row in wanted.items() if row != held.get(name)]
-        at = {row["hash"]: name for name, row in held.items()}
+        # Send them a block at a time; a renamed picture's vector is taken from its old point.
+        names = {row["hash"]: name for name, row in held.items()}
         for start in range(0, len(changed), BLOCK):
             block = changed[start : start + BLOCK]
-            kept = self._vectors([at[row["hash"]] for row in block if row["hash"] not in fresh])
-            new = iter(
-                shorten(
-                    fresh[[row["hash"] for row in block if row["hash"] in fresh]],
-                    self.facts["width"],
+            vectors = self._vectors([row["hash"] for row in block], fresh, names)
+            points = []
+            for row in block:
+                vector = vectors[row["hash"]]
+                points.append(
+                    self.models.PointStruct(id=point_id(row["id"]), vector=vector, payload=row)
                 )
-            )
-            vectors = [
-                next(new) if row["hash"] in fresh else kept[at[row["hash"]]] for row in block
-            ]
-            points = [
-                self.models.PointStruct(
-                    id=point_name(row["id"]), vector=list(map(float, vector)), payload=row
-                )
-                for row, vector in zip(block, vectors, strict=True)
-            ]
             self.client.upsert(self.collection, points)
-        if gone := [name for name in held if name not in wanted]:
-            self.remove(gone)
+        # Remove the pictures that left the gallery.
+        gone = [name for name in held if name not in wanted]
+        if gone:
+            self._delete(gone)
 
-    def _create(self) -> None:
-        models, dtype = self.models, self.facts["dtype"]
-        params = models.VectorParams(
-            size=self.facts["width"],
-            distance=models.Distance.DOT,
-            datatype=models.Datatype.FLOAT16 if dtype == "float16" else models.Datatype.FLOAT32,
-        )
-        int8 = models.ScalarQuantization(
-            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
-        )
-        self.client.create_collection(
+    def _vectors(
+        self, hashes: Sequence[str], fresh: Vectors, names: Mapping[str, str]
+    ) -> dict[str, list[float]]:
+        """Return {content hash: vector (width,)}: fresh ones, else those of the stored pictures `names`."""
+        new = [digest for digest in hashes if digest in fresh]
+        truncated = truncate_dims(fresh[new], self.metadata["width"])  # (n, width)
+        vectors = dict(zip(new, truncated.tolist(), strict=True))
+        stored = self._read_vectors([names[digest] for digest in hashes if digest not in vectors])
+        return vectors | stored
+
+    def _read_vectors(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Read {content hash: stored vector (width,)} of the pictures `names`."""
+        if not names:
+            return {}
+        found = self.client.retrieve(
             self.collection,
-            vectors_config=params,
-            quantization_config=int8 if dtype == "int8" else None,
+            [point_id(name) for name in names],
+            with_payload=["hash"],
+            with_vectors=True,
         )
+        vectors: dict[str, list[float]] = {}
+        for point in found:
+            vectors[cast(dict, point.payload)["hash"]] = cast(list[float], point.vector)
+        return vectors
 
-    def _vectors(self, names: Sequence[str]) -> dict[str, list[float]]:
-        points = [point_name(name) for name in names]
-        found = (
-            self.client.retrieve(self.collection, points, with_payload=["id"], with_vectors=True)
-            if names
-            else []
+    def _delete(self, ids: Collection[str]) -> None:
+        """Delete the points of the pictures `ids`."""
+        points: list[models.ExtendedPointId] = [point_id(name) for name in ids]
+        self.client.delete(self.collection, self.models.PointIdsList(points=points))
+
+    def _create_collection(self) -> None:
+        """Create the collection, for vectors of the width and dtype of the metadata."""
+        models = self.models
+        dtype = self.metadata["dtype"]
+        half = dtype == "float16"
+        params = models.VectorParams(
+            size=self.metadata["width"],
+            distance=models.Distance.DOT,
+            datatype=models.Datatype.FLOAT16 if half else models.Datatype.FLOAT32,
         )
-        return {point.payload["id"]: point.vector for point in found}
+        quantization = None
+        if dtype == "int8":
+            quantization = models.ScalarQuantization(
+                scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+            )
+        self.client.create_collection(
+            self.collection, vectors_config=params, quantization_config=quantization
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write index.json, which names the collection."""
-        write_facts(Path(folder), self.facts | {"count": len(self)})
+        write_metadata(Path(folder), self.metadata | {"count": len(self)})

@@ -1,4 +1,4 @@
-"""From a checkpoint to results: a picture and a sentence in, a chain and ranked pictures out.
+"""Search an index with a picture and a sentence.
 
 from cir_cot.search.search import open_search
 search = open_search("runs/model", "runs/index")
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,36 +22,53 @@ from cir_cot.records import Cot, check_chain, check_text
 from cir_cot.retriever import QueryOutput, Retriever, inference
 
 from .build import open_index
-from .faiss_index import Index
-from .qdrant_index import QdrantIndex
+from .gallery_index import GalleryIndex, Hit
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one query found: (id, score) pairs, best first; the chain or explanation, its flag, where time went."""
+    """The result of one query.
 
-    hits: list[tuple[str, float]]
+    Attributes:
+        hits: (image id, score) pairs, best first.
+        explanation: the chain, or another explanation of the head; "" when it gives none.
+        flag: what went wrong with the chain; "" when nothing did.
+        choices: of a head that routes queries through experts, the share of each by name.
+        encode_seconds: time to encode the query; of a batch its mean.
+        search_seconds: time to search the index; of a batch its mean.
+    """
+
+    hits: list[Hit]
     explanation: str
     flag: str
     choices: dict[str, float]
     encode_seconds: float
     search_seconds: float
 
-    def as_dict(self) -> dict:
-        """Return the answer as JSON has it."""
-        hits = [{"id": name, "score": round(score, 6)} for name, score in self.hits]
-        seconds = {"encode": round(self.encode_seconds, 4), "search": round(self.search_seconds, 4)}
-        answer = {
-            "hits": hits,
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as a JSON object."""
+        answer: dict[str, Any] = {
+            "hits": [{"id": name, "score": round(score, 6)} for name, score in self.hits],
             "explanation": self.explanation,
             "flag": self.flag,
-            "seconds": seconds,
+            "seconds": {
+                "encode": round(self.encode_seconds, 4),
+                "search": round(self.search_seconds, 4),
+            },
         }
-        return answer | ({"choices": self.choices} if self.choices else {})
+        if self.choices:
+            answer["choices"] = self.choices
+        return answer
 
 
-def open_search(model: str | Path, index: str | Path, **options) -> "Search":
-    """Open a saved retriever and an index made with it; `options` (device, dtype) go to `load_retriever`."""
+def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search":
+    """Open a saved retriever and an index made with it.
+
+    Args:
+        model: folder of the retriever.
+        index: folder of the index.
+        **options: device and dtype of the model, see `load_retriever`.
+    """
     opened = open_index(index)
     retriever = load_retriever(model, **options)
     opened.check(retriever, str(index))
@@ -58,15 +76,12 @@ def open_search(model: str | Path, index: str | Path, **options) -> "Search":
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file safely -> RGB; InputError names what is wrong with it."""
+    """Open a picture file safely, in RGB; InputError names what is wrong with it."""
     try:
         path = Path(path).resolve()
         found = path.is_file()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # too long a name, a circle of links, a NUL
+    except (OSError, RuntimeError, ValueError) as error:
+        # The name is too long, is a circle of links, or holds a NUL.
         raise InputError(
             f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})"
         ) from error
@@ -76,16 +91,32 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 class Search:
-    """A retriever and an index of the same space."""
+    """Search a gallery with a retriever and an index of the same embedding space.
 
-    def __init__(self, retriever: Retriever, index: Index | QdrantIndex):
-        self.retriever, self.index = retriever, index
+    Example:
+        search = Search(retriever, open_index("runs/index"))
+        answer = search.one("shirt.jpg", "the same with long sleeves", k=5)
+        answer.hits  # [("shirt-017", 0.83), …]
+    """
 
-    def one(self, image: Image.Image | str | Path, text: str, k: int = 10, **options) -> Answer:
-        """Answer one query, a picture or its file and a sentence; `options` as in `many`."""
+    def __init__(self, retriever: Retriever, index: GalleryIndex):
+        self.retriever = retriever
+        self.index = index
+
+    def one(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        k: int = 10,
+        reading: str | None = None,
+        chain: Cot | None = None,
+        where: Mapping | None = None,
+        without: Sequence[str] = (),
+    ) -> Answer:
+        """Answer one query: a picture or its file, and a sentence. The other arguments are those of `many`."""
         picture = image if isinstance(image, Image.Image) else open_picture(image)
-        chains = {"chains": [options.pop("chain")]} if options.get("chain") is not None else {}
-        return self.many([picture], [text], k, **options, **chains)[0]
+        chains = None if chain is None else [chain]
+        return self.many([picture], [text], k, reading, chains, where, without)[0]
 
     def many(
         self,
@@ -99,8 +130,17 @@ class Search:
     ) -> list[Answer]:
         """Answer B queries in one batch.
 
-        `reading` is one of the head's, `chains` are read instead of what the model would write, `where` filters by
-        payload, and pictures `without` are left out of the hits.
+        Args:
+            images: B reference pictures.
+            texts: B modification texts.
+            k: how many pictures to find for each.
+            reading: one of the head's readings; None for its default.
+            chains: B chains to encode instead of the ones that the model would write.
+            where: a filter of payloads.
+            without: image ids to leave out of the hits.
+
+        Raises:
+            InputError: a text is too long, or this retriever lacks the reading or encodes no chains.
         """
         started = time.perf_counter()
         with inference(self.retriever):
@@ -114,7 +154,7 @@ class Search:
         reading: str | None = None,
         chains: Sequence[Cot] | None = None,
     ) -> QueryOutput:
-        """Encode B queries in the way that is asked for; InputError for a text that is too long, or none."""
+        """Check and encode B queries; the arguments are those of `many`."""
         for text in texts:
             check_text(text, "the text of the query")
         for chain in chains or ():
@@ -133,12 +173,14 @@ class Search:
         reading: str | None = None,
         without: Sequence[str] = (),
     ) -> Iterator[str | Answer]:
-        """Yield the chain as far as it is written, as often as it grows, and at last the answer."""
+        """Yield the chain whenever it has grown, and finally the answer."""
         check_text(text, "the text of the query")
-        started, output = time.perf_counter(), None
+        started = time.perf_counter()
+        output = None
         with inference(self.retriever):
             for output in query_stream(self.retriever, reading)([image], [text]):
                 yield output.explanations[0]
+        assert output is not None, "a stream yields at least the complete chain"
         yield self.find(output, k, None, without, time.perf_counter() - started)[0]
 
     def find(
@@ -149,11 +191,15 @@ class Search:
         without: Sequence[str],
         seconds: float,
     ) -> list[Answer]:
-        """Search with encoded queries, which took `seconds`."""
-        started, left_out = time.perf_counter(), set(without)
-        vectors = torch.as_tensor(output.embeddings).float().cpu()
+        """Search with B encoded queries; encoding them took `seconds`."""
+        # Search deeper by the number of pictures that may be left out.
+        started = time.perf_counter()
+        left_out = set(without)
+        vectors = torch.as_tensor(output.embeddings).float().cpu()  # (B, D)
         found = self.index.search(vectors, k + len(left_out), where) if len(vectors) else []
-        spent, count = time.perf_counter() - started, max(len(found), 1)
+        spent = time.perf_counter() - started
+        # Put each query's hits, chain and times together.
+        count = max(len(found), 1)
         rows = zip(
             found,
             output.explanations,
@@ -161,14 +207,8 @@ class Search:
             output.routing or [{}] * len(found),
             strict=True,
         )
-        return [
-            Answer(
-                [hit for hit in hits if hit[0] not in left_out][:k],
-                words,
-                flag,
-                choice,
-                seconds / count,
-                spent / count,
-            )
-            for hits, words, flag, choice in rows
-        ]
+        answers = []
+        for hits, explanation, flag, choices in rows:
+            kept = [hit for hit in hits if hit[0] not in left_out][:k]
+            answers.append(Answer(kept, explanation, flag, choices, seconds / count, spent / count))
+        return answers

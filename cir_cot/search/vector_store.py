@@ -1,10 +1,12 @@
-"""Encoding a gallery so that no picture is encoded twice, by any number of processes, through kill -9 and changes.
+"""Store embeddings by content hash in append-only logs that survive kill -9 and truncated writes.
 
-A process appends to a part of its own, `<rank>.encoded`: rows of a picture's content hash, its vector (D float32) and a
-checksum of both, so that they cannot part. A batch is appended at a time and fsynced; a torn end is cut off when the
-part is opened again, and a row whose checksum is wrong is encoded again. So an interrupted run loses at most the batch
-in flight. Vectors are found by the hash of the file's bytes: a picture that is renamed, listed twice or unchanged since
-the last time is not encoded again.
+Each process appends to a log of its own, `<rank>.encoded`. A row of a log holds a picture's content hash, its vector
+(D float32) and a checksum of both, so a hash can never be paired with another picture's vector. One batch is appended
+at a time and fsynced. When a log is opened again, an incomplete last row is cut off, and a row whose checksum does not
+match is ignored, so its picture is encoded again. An interrupted run therefore loses at most the batch in flight.
+
+Vectors are found by the hash of the file's bytes: a picture that was renamed, that is listed twice or that has not
+changed since the last run is not encoded again.
 """
 
 import hashlib
@@ -12,76 +14,76 @@ import json
 import logging
 import os
 import re
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
+from cir_cot.digests import DIGEST_BYTES
 from cir_cot.errors import InputError
-from cir_cot.evaluation.encode import check_embeddings
 from cir_cot.files import read_json, sync, write_text_atomic
-from cir_cot.images import ImageStore
-from cir_cot.retriever import Retriever, check_fingerprint, fingerprint, inference
+from cir_cot.retriever import Retriever, check_fingerprint, fingerprint
 from cir_cot.storage import written
 
-HASH = 32  # hexadecimal digits: 128 bits
+HASH = 2 * DIGEST_BYTES  # hexadecimal digits of a content hash
 CHECKSUM = 8  # bytes, of a stored row
 ENCODED = ".encoded"
-# what encoding writes: parts, what was seen, the fingerprint, temporary files; and parts of an earlier version
+FINGERPRINT = "probe.json"  # the fingerprint of the retriever, beside the logs
+# What encoding writes: logs, scans, the fingerprint, temporary files; and the logs of an earlier version.
 OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.[0-9a-f]{16}\.tmp")
 
 logger = logging.getLogger(__name__)
 
 
-def is_probe(value: object) -> bool:
-    """Tell whether a value is a list of equally long lists of numbers that can be parts of unit vectors."""
-    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        return False
-    numbers = [number for row in value for number in row]
-    return (
-        all(type(number) in (int, float) and -2 < number < 2 for number in numbers)
-        and len(set(map(len, value))) <= 1
-    )
+class VectorLog:
+    """The append-only log of one process: a table of (hash, vector, checksum) rows in a file.
 
+    `rows` maps the hash of each undamaged row to its number.
 
-class Part:
-    """The append-only store of one process: a table of (hash, vector, checksum) on the disk; `rows`: hash -> row."""
+    Example:
+        log = VectorLog(folder, rank=0, dim=1024).repair()
+        log.append([digest], vectors)  # vectors (1, 1024)
+    """
 
     def __init__(self, folder: Path, rank: int, dim: int):
         self.path = folder / f"{rank}{ENCODED}"
         self.layout = np.dtype(
-            [("hash", f"V{HASH // 2}"), ("vector", "<f4", (dim,)), ("checksum", f"V{CHECKSUM}")]
+            [("hash", f"V{DIGEST_BYTES}"), ("vector", "<f4", (dim,)), ("checksum", f"V{CHECKSUM}")]
         )
-        self.count = self.path.stat().st_size // self.layout.itemsize if self.path.exists() else 0
+        # Map the complete rows; an incomplete last row is not counted.
+        self.count = 0
         self.table = np.zeros(0, dtype=self.layout)
+        if self.path.exists():
+            self.count = self.path.stat().st_size // self.layout.itemsize
         if self.count:
             self.table = np.memmap(self.path, dtype=self.layout, mode="r", shape=(self.count,))
-        whole = [_checksum(row) == row["checksum"].tobytes() for row in self.table]
-        self.rows = {
-            self.table[n]["hash"].tobytes().hex(): n for n, good in enumerate(whole) if good
-        }
-        if not all(whole):
+        # Index the rows whose checksum matches.
+        self.rows: dict[str, int] = {}
+        damaged = 0
+        for number, row in enumerate(self.table):
+            if _checksum(row) == row["checksum"].tobytes():
+                self.rows[row["hash"].tobytes().hex()] = number
+            else:
+                damaged += 1
+        if damaged:
             logger.warning(
                 "%s: %d of %d rows are damaged; their pictures are encoded again",
                 self.path,
-                whole.count(False),
+                damaged,
                 self.count,
             )
 
-    def repair(self) -> "Part":
-        """Cut off what an interrupted run has written of a batch only in part; for the process that appends."""
+    def repair(self) -> "VectorLog":
+        """Cut off an incomplete last row; call it in the process that appends, before it appends."""
         self.path.touch()
         os.truncate(self.path, self.count * self.layout.itemsize)
         sync(self.path.parent)
         return self
 
     def append(self, hashes: Sequence[str], vectors: np.ndarray) -> None:
-        """Append a batch, on the disk when this returns."""
+        """Append a batch of vectors (B, D); it is on the disk when this returns."""
         rows = np.zeros(len(hashes), dtype=self.layout)
         rows["vector"] = vectors
         for row, digest in zip(rows, hashes, strict=True):
@@ -94,180 +96,114 @@ class Part:
 
 
 def _checksum(row: np.void) -> bytes:
+    """Return the checksum of a row's hash and vector together."""
     content = row["hash"].tobytes() + row["vector"].tobytes()
     return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
 
 
-def open_parts(folder: Path, dim: int) -> list[Part]:
-    """Return the parts that are there, whichever processes wrote them."""
+def open_logs(folder: Path, dim: int) -> list[VectorLog]:
+    """Open all logs of a folder, whichever processes wrote them."""
     names = [path.name.removesuffix(ENCODED) for path in folder.glob(f"*{ENCODED}")]
-    return [
-        Part(folder, rank, dim) for rank in sorted(int(name) for name in names if name.isdecimal())
-    ]
+    ranks = sorted(int(name) for name in names if name.isdecimal())
+    return [VectorLog(folder, rank, dim) for rank in ranks]
 
 
-def claim_parts(parts: Path, retriever: Retriever) -> None:
-    """Write the retriever's fingerprint beside the parts, or check the one of the run that is continued."""
-    path = parts / "probe.json"
+class Vectors:
+    """Look up the vectors of all logs of a folder by content hash.
+
+    Example:
+        vectors = Vectors(folder, dim=1024)
+        vectors[[digest, other]]  # (2, 1024)
+    """
+
+    def __init__(self, folder: Path, dim: int):
+        logs = open_logs(folder, dim)
+        self.dim = dim
+        self.tables = [log.table for log in logs]
+        self.places: dict[str, tuple[int, int]] = {}  # hash -> (log, row)
+        for number, log in enumerate(logs):
+            for digest, row in log.rows.items():
+                self.places[digest] = (number, row)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.places
+
+    def __getitem__(self, hashes: Sequence[str]) -> np.ndarray:
+        """Return the vectors (n, D) of n hashes."""
+        found = np.zeros((len(hashes), self.dim), dtype=np.float32)
+        for at, digest in enumerate(hashes):
+            log, row = self.places[digest]
+            found[at] = self.tables[log][row]["vector"]
+        return found
+
+
+def truncate_dims(vectors: np.ndarray | torch.Tensor, width: int) -> np.ndarray:
+    """Truncate vectors to their first dimensions and normalise them again.
+
+    Args:
+        vectors: unit vectors (n, D).
+        width: how many dimensions to keep, 1 to D.
+
+    Returns:
+        Unit vectors (n, width), float32; at full width the vectors exactly as they were given.
+    """
+    kept = np.ascontiguousarray(np.asarray(vectors, dtype=np.float32)[:, :width])
+    if kept.shape[1] == vectors.shape[1]:
+        return kept  # as the retriever gave them, not rounded once more
+    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.float32(1e-12))
+
+
+# ---- the folder of logs
+
+
+def claim_logs(folder: Path, retriever: Retriever) -> None:
+    """Write the retriever's fingerprint beside the logs, or check it against the run that is continued.
+
+    Raises:
+        InputError: the logs are of another retriever, or the folder holds files that no index wrote.
+    """
+    path = folder / FINGERPRINT
     if path.exists():
-        check_fingerprint(read_probe(path), retriever, str(parts))
-    elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):
+        check_fingerprint(read_fingerprint(path), retriever, str(folder))
+    elif folder.exists() and any(not OWN.fullmatch(file.name) for file in folder.iterdir()):
         raise InputError(
-            f"{parts}: holds files that no index wrote; move them away, or give another --out"
+            f"{folder}: holds files that no index wrote; move them away, or give another --out"
         )
     else:
-        with written(parts):
-            parts.mkdir(parents=True, exist_ok=True)
+        with written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path, json.dumps({"probe": fingerprint(retriever).tolist()}))
-    if old := sorted(parts.glob("*.rows")):
+    if old := sorted(folder.glob("*.rows")):
         logger.warning(
             "%s: stored without checksums by an earlier version; its pictures are encoded again",
             old[0],
         )
 
 
-def read_probe(path: Path) -> list[list[float]]:
-    """Return the fingerprint of a run that can be continued; InputError when the file is damaged."""
-    found = read_json(path)
-    if not isinstance(found, dict) or not is_probe(found.get("probe")):
+def read_fingerprint(path: Path) -> list[list[float]]:
+    """Return the retriever's fingerprint of an interrupted run; InputError when the file is damaged."""
+    content = read_json(path)
+    found = content.get("probe") if isinstance(content, dict) else None
+    if not is_fingerprint(found):
         raise InputError(f"{path}: damaged; remove the folder {path.parent} and run again")
-    return found["probe"]
+    return found
 
 
-def remove_parts(parts: Path) -> None:
-    """Remove what encoding wrote, and the folder unless something else is in it."""
-    with written(parts):
-        for path in sorted(parts.iterdir()):
+def is_fingerprint(value: object) -> TypeGuard[list[list[float]]]:
+    """Tell whether a value is a list of equally long lists of numbers, each a possible part of a unit vector."""
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        return False
+    numbers = [number for row in value for number in row]
+    lengths = {len(row) for row in value}
+    in_range = all(type(number) in (int, float) and -2 < number < 2 for number in numbers)
+    return in_range and len(lengths) <= 1
+
+
+def remove_logs(folder: Path) -> None:
+    """Remove what encoding wrote, and the folder unless it holds anything else."""
+    with written(folder):
+        for path in sorted(folder.iterdir()):
             if OWN.fullmatch(path.name):
                 path.unlink()
-        if not any(parts.iterdir()):
-            parts.rmdir()
-
-
-def encode_share(
-    retriever: Retriever,
-    images: ImageStore,
-    names: Sequence[str],
-    folder: Path,
-    known: Collection[str] = (),
-    batch_size: int = 32,
-    rank: int = 0,
-    world: int = 1,
-    progress: bool = False,
-) -> int:
-    """Encode process `rank`'s share of `names` into its part, but for hashes in `known` -> how many were encoded.
-
-    What each name is now goes to `<rank>.seen`: its hash, or why it cannot be read. Such pictures are left out, and
-    `read_seen` returns them.
-    """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; encode at least one picture at a time")
-    with written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    done = set(known).union(*(part.rows for part in open_parts(folder, retriever.dim)))
-    with written(folder):
-        part = Part(folder, rank, retriever.dim).repair()
-    seen: list[tuple[str, str, str]] = []
-    waiting: list[tuple[str, str, Image.Image]] = []
-    encoded = 0
-
-    def flush() -> int:
-        batch = list(waiting)
-        waiting.clear()
-        if batch:
-            vectors = retriever.encode_target([picture for *_, picture in batch])
-            check_embeddings(vectors, [name for name, *_ in batch])
-            with written(folder):
-                part.append([digest for _, digest, _ in batch], vectors.float().cpu().numpy())
-        return len(batch)
-
-    mine = names[rank::world]
-    with (
-        inference(retriever),
-        tqdm(total=len(mine), desc="gallery", unit=" images", disable=not progress) as bar,
-    ):
-        for name, digest, picture, problem in _look(images, mine, done, batch_size):
-            bar.update()
-            seen.append((name, digest, problem))
-            if picture is not None and digest not in done:
-                done.add(digest)
-                waiting.append((name, digest, picture))
-                encoded += flush() if len(waiting) == batch_size else 0
-        encoded += flush()
-    write_text_atomic(folder / f"{rank}.seen", json.dumps(seen))
-    return encoded
-
-
-def _look(
-    images: ImageStore, names: Sequence[str], done: Collection[str], ahead: int
-) -> Iterator[tuple[str, str, Image.Image | None, str]]:
-    """Yield (name, hash, picture where it has to be encoded, problem) in order; threads read ahead of the model."""
-
-    def look(name: str) -> tuple[str, str, Image.Image | None, str]:
-        try:
-            digest = _hash(images, name)
-            if digest in done:
-                return name, digest, None, ""
-            picture = images.load(name)
-            if _hash(images, name) != digest:
-                raise InputError(
-                    f"{images.path(name)}: changes while it is read; run again when it is settled"
-                )
-            return name, digest, picture, ""
-        except InputError as error:
-            return name, "", None, str(error)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pending = deque()
-        for name in names:
-            pending.append(pool.submit(look, name))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _hash(images: ImageStore, name: str) -> str:
-    path = images.path(name)
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(
-                file, lambda: hashlib.blake2b(digest_size=HASH // 2)
-            ).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def read_seen(folder: Path, world: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what all processes saw: {image id: hash}, and {image id: problem} of those that cannot be read."""
-    seen = [row for rank in range(world) for row in read_json(folder / f"{rank}.seen")]
-    return {name: digest for name, digest, _ in seen if digest}, {
-        name: why for name, _, why in seen if why
-    }
-
-
-class Vectors:
-    """The vectors of all parts of a folder, by content hash."""
-
-    def __init__(self, folder: Path, dim: int):
-        parts = open_parts(folder, dim)
-        self.tables, self.dim = [part.table for part in parts], dim
-        self.at = {
-            value: (p, row) for p, part in enumerate(parts) for value, row in part.rows.items()
-        }
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.at
-
-    def __getitem__(self, hashes: Sequence[str]) -> np.ndarray:
-        """Return vectors (n, D) of a list of hashes."""
-        rows = [self.tables[p][row]["vector"] for p, row in map(self.at.__getitem__, hashes)]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dim)
-
-
-def shorten(vectors: np.ndarray | torch.Tensor, width: int) -> np.ndarray:
-    """Return unit vectors (n, width) of the first `width` numbers of vectors (n, D); float32."""
-    kept = np.ascontiguousarray(np.asarray(vectors, dtype=np.float32)[:, :width])
-    if kept.shape[1] == vectors.shape[1]:
-        return kept  # as the retriever gave them, not rounded once more
-    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.float32(1e-12))
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -16,16 +16,11 @@ from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
 from cir_cot.retriever import fingerprint
 from cir_cot.search.build import open_index
-from cir_cot.search.faiss_index import DEEPER, Index, check_where, fits
-from cir_cot.search.vector_store import (
-    CHECKSUM,
-    HASH,
-    Part,
-    Vectors,
-    encode_share,
-    read_seen,
-    shorten,
-)
+from cir_cot.search.faiss_index import Index
+from cir_cot.search.faiss_stores import DEEPER
+from cir_cot.search.gallery_scan import Ranks, encode_rank, read_scan
+from cir_cot.search.payload_filter import check_filter, matches_filter
+from cir_cot.search.vector_store import CHECKSUM, HASH, VectorLog, Vectors, truncate_dims
 
 
 @pytest.fixture
@@ -90,11 +85,11 @@ def test_shortened_vectors_are_unit_and_rank_by_their_first_numbers():
     index = memory_index(gallery, width=16)
     assert np.allclose(np.linalg.norm(index.vectors(np.arange(500)), axis=1), 1, atol=1e-6)
     for query, answer in zip(queries, index.search(queries, 5), strict=True):
-        scores = shorten(gallery, 16).astype(np.float64) @ shorten(query[None], 16)[0].astype(
-            np.float64
-        )
+        scores = truncate_dims(gallery, 16).astype(np.float64) @ truncate_dims(query[None], 16)[
+            0
+        ].astype(np.float64)
         assert [name for name, _ in answer] == [f"i{n}" for n in np.argsort(-scores)[:5]]
-    assert np.array_equal(shorten(gallery, 64), gallery), (
+    assert np.array_equal(truncate_dims(gallery, 64), gallery), (
         "whole vectors stay as the retriever gave them"
     )
 
@@ -112,11 +107,11 @@ def test_an_approximate_kind_that_looks_everywhere_finds_what_the_exact_one_does
     found = index.search(queries, 5)
     hits = sum(len(set(a) & set(b)) for a, b in zip(wanted, found, strict=True))
     assert hits >= 97
-    index.facts["probe"] = []
+    index.metadata["probe"] = []
     index.save(tmp_path)
     again = Index.load(tmp_path)
     assert again.search(queries, 5) == found
-    assert again.facts["tuned"] == tuned
+    assert again.metadata["tuned"] == tuned
 
 
 def test_what_cannot_be_searched_is_refused():
@@ -167,14 +162,16 @@ GOODS = {
 
 
 @pytest.mark.parametrize(("where", "wanted"), FITTING)
-def test_fits(where, wanted):
-    assert {name for name in "abcd" if fits(GOODS.get(name, {}), check_where(where))} == wanted
+def test_matches_filter(where, wanted):
+    assert {
+        name for name in "abcd" if matches_filter(GOODS.get(name, {}), check_filter(where))
+    } == wanted
 
 
 @pytest.mark.parametrize("where", ["dress", {"price": {"under": 3}}, {"price": {"lt": "3"}}])
 def test_a_filter_that_is_none_is_refused(where):
     with pytest.raises(InputError):
-        check_where(where)
+        check_filter(where)
 
 
 # ---- both stores
@@ -206,7 +203,7 @@ def test_a_gallery_is_built_searched_updated_and_reduced(images, tmp_path, kind)
     assert retriever.encoded == 2, (
         "the changed one and the new one; a renamed file is the same picture"
     )
-    assert sorted(index.ids) == sorted(names(store))
+    assert sorted(index.list_ids()) == sorted(names(store))
     assert {name for name, _ in index.search(query, 2)[0]} == {"renamed", "s200"}
     smaller = index.remove(["renamed"])
     smaller.save(folder)
@@ -326,7 +323,7 @@ def part_of_six(folder):
     """A part of two batches -> (hashes, vectors, bytes of a row)."""
     rows, vectors = [f"{n:0{HASH}x}" for n in range(6)], unit(6, 5)
     folder.mkdir()
-    part = Part(folder, 0, 5).repair()
+    part = VectorLog(folder, 0, 5).repair()
     part.append(rows[:3], vectors[:3])
     part.append(rows[3:], vectors[3:])
     return rows, vectors, part.layout.itemsize
@@ -340,7 +337,7 @@ def test_a_torn_end_is_cut_off_wherever_the_machine_died(tmp_path):
         folder = tmp_path / f"{size}"
         folder.mkdir()
         (folder / "0.encoded").write_bytes(data[:size])
-        torn = Part(folder, 0, 5).repair()
+        torn = VectorLog(folder, 0, 5).repair()
         assert list(torn.rows) == rows[: size // width]
         torn.append(["f" * HASH], vectors[:1])
         again = Vectors(folder, 5)
@@ -357,14 +354,14 @@ def test_a_row_with_a_flipped_bit_is_not_used_and_said(tmp_path, place, caplog):
     content[2 * width + {"hash": 3, "vector": 20, "checksum": width - 1}[place]] ^= 4
     path.write_bytes(content)
     good = [digest for digest in rows if digest != rows[2]]
-    assert sorted(Vectors(tmp_path / "parts", 5).at) == good
+    assert sorted(Vectors(tmp_path / "parts", 5).places) == good
     assert "0.encoded: 1 of 6 rows are damaged" in caplog.text
     assert np.array_equal(Vectors(tmp_path / "parts", 5)[good], np.delete(vectors, 2, axis=0))
 
 
 def test_a_batch_is_on_the_disk_before_the_next_one_starts(images, tmp_path):
     with recorded_os(tmp_path / "parts") as events:
-        encode_share(Counting(), images, names(images)[:8], tmp_path / "parts", (), 4)
+        encode_rank(Counting(), images, names(images)[:8], tmp_path / "parts", (), 4)
     assert events[:4] == ["truncate 0.encoded", "fsync .", "fsync 0.encoded", "fsync 0.encoded"]
     assert events.count("fsync 0.encoded") == 2
 
@@ -390,20 +387,20 @@ def test_a_picture_that_changes_while_it_is_read_is_left_out(images, tmp_path):
             return picture
 
     index = made(Changing(images.root, images.files), tmp_path / "index")
-    assert list(index.facts["unreadable"]) == ["s010"]
-    assert "changes while it is read" in index.facts["unreadable"]["s010"]
+    assert list(index.metadata["unreadable"]) == ["s010"]
+    assert "changes while it is read" in index.metadata["unreadable"]["s010"]
 
 
 def test_any_number_of_processes_shares_the_work_and_may_change(images, tmp_path):
     """Three processes, of which one dies; then two go on."""
     folder, all_names, counts = tmp_path / "parts", names(images), []
     for rank, share in ((0, 9), (1, 8)):
-        assert encode_share(Counting(), images, all_names, folder, (), 4, rank, 3) == share
+        assert encode_rank(Counting(), images, all_names, folder, (), 4, Ranks(rank, 3)) == share
     for rank in (0, 1):
         retriever = Counting()
-        counts.append(encode_share(retriever, images, all_names, folder, (), 4, rank, 2))
+        counts.append(encode_rank(retriever, images, all_names, folder, (), 4, Ranks(rank, 2)))
         assert retriever.encoded == counts[-1]
-    seen, unreadable = read_seen(folder, 2)
+    seen, unreadable = read_scan(folder, 2)
     assert sum(counts) == len(all_names[2::3])
     assert set(seen) == set(all_names)
     assert not unreadable
@@ -433,8 +430,8 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(images, tmp_path):
     (images.root / "s010.png").write_bytes(b"no picture")
     index = made(images, tmp_path / "index")
     assert len(index) == len(SHADES) - 1
-    assert list(index.facts["unreadable"]) == ["s010"]
-    assert "s010.png" in index.facts["unreadable"]["s010"]
+    assert list(index.metadata["unreadable"]) == ["s010"]
+    assert "s010.png" in index.metadata["unreadable"]["s010"]
     for path in images.root.iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(InputError, match="no picture can be read"):

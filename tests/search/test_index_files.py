@@ -32,7 +32,7 @@ def images(tmp_path):
 def saved(folder, count=20, kind="exact", **options):
     """An index of random vectors in a folder."""
     index = memory_index(unit(count, 8), kind, **options)
-    index.facts["probe"] = unit(3, 8).tolist()
+    index.metadata["probe"] = unit(3, 8).tolist()
     index.payloads = {"i3": {"price": 30}}
     index.save(folder)
     return index
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_old_index_and_nothing_else(tmp_path, size):
     old = saved(tmp_path)
     before = content(tmp_path)
     bigger = memory_index(unit(200, 8))
-    bigger.facts["probe"] = old.facts["probe"]
+    bigger.metadata["probe"] = old.metadata["probe"]
     with (
         largest_file(size),
         pytest.raises(InputError, match=rf"{tmp_path}.*File too large.*; make room"),
@@ -231,7 +231,7 @@ def test_an_index_of_an_earlier_version_loads_and_is_updated(images, tmp_path):
     Image.new("RGB", (8, 6), (1, 2, 3)).save(images.root / "new.png")
     index = made(list_pictures(images.root), tmp_path / "index", retriever)
     assert (len(index), retriever.encoded) == (len(SHADES) + 1, 1)
-    assert set(index.facts["digests"]) == {"rows", "vectors"}
+    assert set(index.metadata["digests"]) == {"rows", "vectors"}
 
 
 def edit(**changes):
@@ -401,7 +401,7 @@ def test_a_file_name_that_is_no_utf_8_is_left_out_by_name_before_anything_is_enc
     shutil.copy(images.root / "s010.png", odd)
     index = made(list_pictures(images.root), tmp_path / "index")
     assert len(index) == len(SHADES)
-    assert index.facts["unreadable"] == {
+    assert index.metadata["unreadable"] == {
         "caf\\udce9": "the name of its file is no UTF-8; rename the file"
     }
 
@@ -410,7 +410,7 @@ def test_a_folder_name_that_is_no_utf_8_does_not_stop_an_index(tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     write_shades(folder, SHADES)
     index = made(list_pictures(folder), folder / "index")
-    assert index.facts["images"].endswith("caf\\udce9")
+    assert index.metadata["images"].endswith("caf\\udce9")
     assert len(index) == len(SHADES)
 
 
@@ -419,7 +419,7 @@ def test_a_picture_that_is_200_times_as_long_as_high_is_left_out_on_every_run(im
     for _ in range(2):
         index = made(list_pictures(images.root), tmp_path / "index")
         assert len(index) == len(SHADES)
-        assert "long.png: " in index.facts["unreadable"]["long"]
+        assert "long.png: " in index.metadata["unreadable"]["long"]
 
 
 # ---- retrievers

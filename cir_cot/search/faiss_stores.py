@@ -1,0 +1,125 @@
+"""Make, fill, search and read the FAISS indexes that hold the vectors of a gallery."""
+
+from collections.abc import Callable
+from typing import cast
+
+import faiss
+import numpy as np
+
+from cir_cot.errors import InputError
+
+from .index_files import STORES, Metadata, faiss_message
+
+CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
+BLOCK = 65536  # vectors moved at a time
+DEEPER = 32  # candidates beyond k, because FAISS's float32 sums may rank them differently
+TRAINING = 262144  # at most this many vectors train int8's ranges and approximate kinds
+
+ReadRows = Callable[[np.ndarray], np.ndarray]  # row numbers (n,) -> vectors (n, width)
+
+
+def check_kind(kind: str, width: int) -> None:
+    """Refuse a kind that is neither "exact" nor a FAISS factory string."""
+    if kind == "exact":
+        return
+    try:
+        faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"kind {kind!r} is neither exact nor a FAISS factory string like IVF1024,Flat or HNSW32 "
+            f"({faiss_message(error)})"
+        ) from None
+
+
+def new_store(metadata: Metadata, count: int, read: ReadRows) -> faiss.IndexFlatCodes:
+    """Make an empty store of the dtype of `metadata`; int8's ranges come from a sample of `count` vectors."""
+    store = faiss.index_factory(
+        metadata["width"], STORES[metadata["dtype"]], faiss.METRIC_INNER_PRODUCT
+    )
+    if not store.is_trained:
+        store.train(read(sample(count)))
+    return cast(faiss.IndexFlatCodes, store)
+
+
+def empty_like(store: faiss.Index) -> faiss.IndexFlatCodes:
+    """Return an empty copy of a store; it keeps int8's ranges, so vectors stored again do not change."""
+    copy = faiss.clone_index(store)
+    copy.reset()
+    return cast(faiss.IndexFlatCodes, copy)
+
+
+def fill(store: faiss.Index, count: int, read: ReadRows) -> None:
+    """Add rows 0 to count - 1 to a store, a block at a time."""
+    for start in range(0, count, BLOCK):
+        store.add(read(np.arange(start, min(start + BLOCK, count))))
+
+
+def decode(store: faiss.IndexFlatCodes, rows: np.ndarray) -> np.ndarray:
+    """Return the vectors (n, width) of the rows (n,) of a store, as float32."""
+    codes = faiss.rev_swig_ptr(store.codes.data(), store.ntotal * store.code_size)
+    codes = codes.reshape(store.ntotal, -1)  # (N, code_size)
+    return store.sa_decode(np.ascontiguousarray(codes[rows]))
+
+
+def make_approximate(metadata: Metadata, count: int, read: ReadRows) -> faiss.Index:
+    """Train and fill an index of an approximate kind; InputError when the gallery is too small for it."""
+    kind = metadata["kind"]
+    try:
+        index = faiss.index_factory(metadata["width"], kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(read(sample(count)))
+    except RuntimeError as error:
+        raise InputError(
+            f"{kind!r} cannot be made of {count} pictures ({faiss_message(error)})"
+        ) from None
+    fill(index, count, read)
+    return index
+
+
+def sample(count: int) -> np.ndarray:
+    """Return at most TRAINING of `count` row numbers, drawn with a fixed seed, in ascending order."""
+    if count <= TRAINING:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, TRAINING, replace=False))
+
+
+# ---- search
+
+
+def search_exact(
+    store: faiss.Index, queries: np.ndarray, k: int, among: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Find for each query all rows whose float32 score may reach the k-th best: they hold its k best.
+
+    Args:
+        store: unit vectors (N, D).
+        queries: unit vectors (B, D).
+        k: how many rows are wanted; at most N, or at most the number of rows in `among`.
+        among: search only these rows (n,).
+    """
+    # Twice the error bound of a float32 sum, for unit vectors.
+    slack = queries.shape[1] * 2.0**-23
+    params = None
+    count = store.ntotal
+    if among is not None:
+        selector = faiss.IDSelectorBatch(among)  # must outlive the search
+        params = faiss.SearchParameters()
+        params.sel = selector
+        count = len(among)
+    found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(queries)
+    asked = np.arange(len(queries))  # queries without a certain answer
+    depth = k
+    while len(asked) and k:
+        # Ask for more candidates, until the last one is too far from the k-th to matter.
+        depth = min(count, 4 * depth if depth > k else depth + DEEPER)
+        scores, rows = store.search(queries[asked], depth, params=params)  # (B, depth)
+        certain = (depth == count) | (scores[:, -1] < scores[:, k - 1] - slack)  # (B,)
+        for query, row in zip(asked[certain], rows[certain], strict=True):
+            found[query] = row
+        asked = asked[~certain]
+    return found
+
+
+def search_approximate(index: faiss.Index, queries: np.ndarray, k: int) -> list[np.ndarray]:
+    """Find for each of queries (B, D) a few more than k rows, as an approximate kind finds them."""
+    _, rows = index.search(queries, min(index.ntotal, k + DEEPER))  # (B, k + DEEPER)
+    return [row[row >= 0] for row in rows]

@@ -1,0 +1,55 @@
+"""Filter pictures by their payload while searching.
+
+A filter maps keys of a payload to a value, a list of values, or bounds on a number. All keys must match:
+`{"category": ["shirt", "dress"], "price": {"lt": 50}}`.
+"""
+
+import operator
+from collections.abc import Mapping
+
+from cir_cot.errors import InputError
+
+BOUNDS = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
+
+
+def check_filter(where: object) -> dict:
+    """Return a payload filter unchanged; InputError names what is wrong with it."""
+    if not isinstance(where, dict):
+        raise InputError(
+            f'a filter is an object like {{"category": "dress", "price": {{"lt": 50}}}}, '
+            f"not {where!r}"
+        )
+    for key, wanted in where.items():
+        if isinstance(wanted, dict):
+            _check_bounds(key, wanted)
+    return where
+
+
+def _check_bounds(key: str, bounds: Mapping) -> None:
+    """Refuse a bound of another name, or one that is not a number."""
+    for name, bound in bounds.items():
+        if name not in BOUNDS or not isinstance(bound, (int, float)):
+            raise InputError(
+                f"filter {key!r}: {name!r}: {bound!r} is no bound; "
+                f"use {', '.join(BOUNDS)} with a number"
+            )
+
+
+def matches_filter(payload: Mapping, where: Mapping) -> bool:
+    """Tell whether a payload matches every key of a filter.
+
+    Example:
+        matches_filter({"category": "dress", "price": 30}, {"price": {"lt": 50}})  # True
+    """
+    return all(_matches(payload.get(key), wanted) for key, wanted in where.items())
+
+
+def _matches(value: object, wanted: object) -> bool:
+    """Tell whether a value of a payload lies within bounds, is in a list, or equals what is wanted."""
+    if isinstance(wanted, Mapping):
+        if not isinstance(value, (int, float)):
+            return False
+        return all(BOUNDS[name](value, bound) for name, bound in wanted.items())
+    if isinstance(wanted, list):
+        return value in wanted
+    return value == wanted
