@@ -1048,8 +1048,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/vector_store.py",
-        "for n, good in enumerate(whole) if good\n        }",
-        "for n, good in enumerate(whole)}",
+        '            if _checksum(row) == row["checksum"].tobytes():',
+        "            if True:",
         ["tests/search/test_faiss_index.py::test_a_row_with_a_flipped_bit_is_not_used_and_said"],
         "a damaged row is used",
     ),
@@ -1061,9 +1061,9 @@ MUTANTS = [
         "a torn end shifts all later rows",
     ),
     (
-        "cir_cot/search/vector_store.py",
-        "            if _hash(images, name) != digest:",
-        "            if False:",
+        "cir_cot/search/gallery_scan.py",
+        "        if hash_picture(images, name) != digest:",
+        "        if False:",
         [
             "tests/search/test_faiss_index.py::test_a_picture_that_changes_while_it_is_read_is_left_out"
         ],
@@ -1078,7 +1078,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/vector_store.py",
-        "elif parts.exists() and any(not OWN.fullmatch(file.name) for file in parts.iterdir()):",
+        "elif folder.exists() and any(not OWN.fullmatch(file.name) for file in folder.iterdir()):",
         "elif False:",
         [
             "tests/search/test_index_files.py::test_a_folder_named_like_that_of_the_parts_is_refused_and_stays"
@@ -1087,33 +1087,33 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/vector_store.py",
-        'if not isinstance(found, dict) or not is_probe(found.get("probe")):',
-        "if not isinstance(found, dict):",
+        "    if not is_fingerprint(found):",
+        "    if found is None:",
         [
             "tests/search/test_index_files.py::test_a_damaged_fingerprint_of_an_interrupted_run_is_one_line"
         ],
         "a damaged fingerprint is a traceback",
     ),
     (
-        "cir_cot/search/vector_store.py",
-        "            if picture is not None and digest not in done:\n                done.add(digest)",
-        "            if picture is not None:\n                done.add(digest)",
+        "cir_cot/search/gallery_scan.py",
+        "            if found.picture is not None and found.digest not in done:",
+        "            if found.picture is not None:",
         ["tests/search/test_faiss_index.py::test_equal_files_are_encoded_once"],
         "equal files are encoded twice",
     ),
     (
-        "cir_cot/search/vector_store.py",
-        "        encoded += flush()\n",
-        "        flush()\n",
+        "cir_cot/search/gallery_scan.py",
+        "        encoded += _store_batch(retriever, log, batch)\n    # Write",
+        "        _store_batch(retriever, log, batch)\n    # Write",
         [
             "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
         ],
         "the last batch is not counted",
     ),
     (
-        "cir_cot/search/vector_store.py",
-        "    mine = names[rank::world]",
-        "    mine = names[rank:]",
+        "cir_cot/search/gallery_scan.py",
+        "    share = names[ranks.rank :: ranks.world]",
+        "    share = names[ranks.rank :]",
         [
             "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
         ],
@@ -2148,22 +2148,22 @@ MUTANTS = [
     # ---- cir_cot/search/faiss_index.py
     (
         "cir_cot/search/faiss_index.py",
-        "if len(rows) != count or len(set(index.ids)) != count:",
+        "if len(self.ids) != count or distinct != count:",
         "if False:",
         ["tests/search/test_index_files.py::test_damage_that_no_digest_would_tell_is_found_too"],
         "no row-count check of an index",
     ),
     (
         "cir_cot/search/faiss_index.py",
-        "if len(rows) != count or len(set(index.ids)) != count:",
-        "if len(rows) != count:",
+        "if len(self.ids) != count or distinct != count:",
+        "if len(self.ids) != count:",
         ["tests/search/test_index_files.py::test_damage_that_no_digest_would_tell_is_found_too"],
         "a picture twice in an index",
     ),
     (
         "cir_cot/search/faiss_index.py",
-        "            if not np.isfinite(index.vectors",
-        "            if False and not np.isfinite(index.vectors",
+        "            if not np.isfinite(block).all():",
+        "            if False:",
         ["tests/search/test_index_files.py::test_damage_that_no_digest_would_tell_is_found_too"],
         "NaN in an index",
     ),
@@ -2177,7 +2177,7 @@ MUTANTS = [
         "ties in the wrong order",
     ),
     (
-        "cir_cot/search/faiss_index.py",
+        "cir_cot/search/faiss_stores.py",
         "queries.shape[1] * 2.0**-23",
         "0 * 2.0**-23",
         [
@@ -2189,8 +2189,8 @@ MUTANTS = [
     # ---- cir_cot/search/index_files.py
     (
         "cir_cot/search/index_files.py",
-        "if number not in (0, current) else ():",
-        "if number != current else ():",
+        "            if number not in (0, current):",
+        "            if number != current:",
         [
             "tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"
         ],
@@ -2198,7 +2198,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/index_files.py",
-        "        number = 1 + max(_taken(folder), default=old)",
+        "        number = 1 + max(_used_numbers(folder), default=old)",
         "        number = 1 + old",
         [
             "tests/search/test_index_files.py::test_files_of_others_stay_whatever_an_index_does_beside_them"
@@ -2217,7 +2217,7 @@ MUTANTS = [
     (
         "cir_cot/search/index_files.py",
         "        old = settle(folder)\n",
-        "        old = read_facts(folder).get('number', 0) if (folder / 'index.json').exists() else 0\n",
+        "        old = read_metadata(folder).get('number', 0) if (folder / 'index.json').exists() else 0\n",
         [
             "tests/search/test_index_files.py::test_wherever_a_save_is_killed_the_old_or_the_new_state_is_whole_and_the_rest_is_removed_later"
         ],
@@ -2234,8 +2234,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/index_files.py",
-        "        faiss.write_index(store, faiss.PyCallbackIOWriter(write))\n        file.flush()\n        os.fsync(file.fileno())",
-        "        faiss.write_index(store, faiss.PyCallbackIOWriter(write))",
+        "        faiss.write_index(store, _FAISS_IO.PyCallbackIOWriter(write))\n        file.flush()\n        os.fsync(file.fileno())",
+        "        faiss.write_index(store, _FAISS_IO.PyCallbackIOWriter(write))",
         [
             "tests/search/test_index_files.py::test_a_save_forces_files_then_folder_then_names_to_the_disk_in_that_order"
         ],
@@ -2273,22 +2273,22 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/index_files.py",
-        "        if not right(facts.get(key)):",
+        "        if not is_valid(value):",
         "        if False:",
         ["tests/search/test_index_files.py::test_damage_is_one_line_that_names_the_place"],
         "a damaged index.json is a traceback",
     ),
     (
         "cir_cot/search/index_files.py",
-        'if not good or not isinstance(row.get("payload", {}), dict):',
-        "if not good:",
+        'if not isinstance(row, dict) or not isinstance(row.get("payload", {}), dict):',
+        "if not isinstance(row, dict):",
         ["tests/search/test_index_files.py::test_damage_that_no_digest_would_tell_is_found_too"],
         "a damaged payload is loaded",
     ),
     # ---- cir_cot/search/build.py
     (
         "cir_cot/search/build.py",
-        "    with locked(folder) if rank == 0 else nullcontext():",
+        "    with locked(folder) if ranks.rank == 0 else nullcontext():",
         "    with nullcontext():",
         [
             "tests/search/test_index_files.py::test_a_second_process_on_the_folder_is_refused_and_the_first_ones_index_is_right"
@@ -2306,8 +2306,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/build.py",
-        "    good = [name for name in names if escaped(name) == name]",
-        "    good = list(names)",
+        "        if escaped(name) == name:",
+        "        if True:",
         [
             "tests/search/test_index_files.py::test_a_file_name_that_is_no_utf_8_is_left_out_by_name_before_anything_is_encoded"
         ],
@@ -2324,8 +2324,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/build.py",
-        'facts |= {"images": escaped(str(images.root)),',
-        'facts |= {"images": str(images.root),',
+        'metadata |= {"images": escaped(str(images.root)),',
+        'metadata |= {"images": str(images.root),',
         [
             "tests/search/test_index_files.py::test_a_folder_name_that_is_no_utf_8_does_not_stop_an_index"
         ],
@@ -2333,8 +2333,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/build.py",
-        "if changed := [key for key in facts if facts[key] != old.facts[key]]:",
-        "if changed := []:",
+        "        if held != wanted:",
+        "        if False:",
         ["tests/search/test_faiss_index.py::test_a_settled_index_keeps_its_settings"],
         "an index of two dtypes",
     ),
@@ -3334,8 +3334,8 @@ MUTANTS = [
     # ---- cir_cot/search/qdrant_index.py
     (
         "cir_cot/search/qdrant_index.py",
-        'if hashes.get(name) != row["hash"]] if new else []',
-        "if False] if new else []",
+        "        if foreign:",
+        "        if False:",
         ["tests/search/test_faiss_index.py::test_what_another_index_put_into_a_collection_stays"],
         "another index's pictures are removed",
     ),

@@ -83,15 +83,14 @@ def build(
 ) -> int:
     """Make the gallery `names` the content of the index in `folder`, which is built or updated.
 
-    An interrupted run is continued by calling this again. Several processes call it together, each with its rank;
-    process 0 locks the folder and writes the index.
+    An interrupted run is continued by calling this again. Of several processes the one of rank 0 writes the index.
 
     Args:
         retriever: encodes the pictures.
-        images: the pictures by name.
-        names: image ids, in the order of the gallery.
+        images: the pictures.
+        names: their ids, in the order of the gallery.
         folder: the index.
-        settings: how vectors are stored; those of an index that is updated must be the same.
+        settings: how vectors are stored; an update cannot change it.
         payloads: {image id: payload}; None keeps the payloads of an index that is updated.
         batch_size: pictures encoded at a time.
         ranks: this process among those that build together.
@@ -124,7 +123,6 @@ def build(
         # Save the new state, then remove the logs.
         if ranks.rank == 0:
             rows, unreadable = _read_gallery(folder / LOGS, images, names, unnamed, ranks.world)
-            metadata["probe"] = read_fingerprint(folder / LOGS / FINGERPRINT)
             metadata |= {"images": escaped(str(images.root)), "unreadable": unreadable}
             _save(folder, rows, old, metadata, payloads)
             remove_logs(folder / LOGS)
@@ -202,6 +200,7 @@ def _save(
         payloads = {} if old is None else old.list_payloads()
     held = {name: payloads[name] for name, _ in rows if name in payloads}
     # Gather the vectors, and replace the old state.
+    metadata["probe"] = read_fingerprint(folder / LOGS / FINGERPRINT)
     fresh = Vectors(folder / LOGS, metadata["dim"])
     if old is None:
         index = index_class(metadata["kind"]).create(rows, fresh, held, metadata)

@@ -75,8 +75,6 @@ class Index:
     def close(self) -> None:
         """Release nothing: this index holds no connection."""
 
-    # ---- search
-
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
     ) -> list[list[Hit]]:
@@ -143,8 +141,6 @@ class Index:
         """Refuse a retriever other than the one that encoded the gallery."""
         check_fingerprint(self.metadata["probe"], retriever, where)
 
-    # ---- making and changing
-
     @staticmethod
     def check_settings(metadata: Metadata) -> None:
         """Refuse a kind that is neither exact nor a FAISS factory string."""
@@ -175,9 +171,9 @@ class Index:
         """Return the index without the pictures `ids`, to be saved; InputError names one that it lacks."""
         check_held(ids, self.ids)
         gone = set(ids)
-        kept = [row for row, name in enumerate(self.ids) if name not in gone]
+        kept = np.array([row for row, name in enumerate(self.ids) if name not in gone], dtype=int)
         store = faiss_stores.empty_like(self.store)
-        faiss_stores.fill(store, len(kept), lambda numbers: self.vectors(np.array(kept)[numbers]))
+        faiss_stores.fill(store, len(kept), lambda numbers: self.vectors(kept[numbers]))
         rows = [(self.ids[row], self.hashes[row]) for row in kept]
         payloads = {name: value for name, value in self.payloads.items() if name not in gone}
         return self._assemble(rows, store, payloads, self.metadata)
@@ -203,8 +199,6 @@ class Index:
             if metadata.get("tuned"):
                 index.tune(metadata["tuned"])
         return index
-
-    # ---- files
 
     def save(self, folder: str | Path) -> None:
         """Write the index; readers see the old state or the complete new one, then the old files are removed."""
@@ -274,9 +268,8 @@ class Index:
         ):
             raise InputError(f"{paths['vectors']}: not stored as {dtype}, so it is damaged; {CURE}")
         for start in range(0, count, faiss_stores.BLOCK):
-            if not np.isfinite(
-                self.vectors(np.arange(start, min(start + faiss_stores.BLOCK, count)))
-            ).all():
+            block = self.vectors(np.arange(start, min(start + faiss_stores.BLOCK, count)))
+            if not np.isfinite(block).all():
                 raise InputError(
                     f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
                 )

@@ -97,8 +97,6 @@ class QdrantIndex:
         """Refuse a retriever other than the one that encoded the gallery."""
         check_fingerprint(self.metadata["probe"], retriever, where)
 
-    # ---- search
-
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
     ) -> list[list[Hit]]:
@@ -114,8 +112,7 @@ class QdrantIndex:
                 query_filter=condition,
                 with_payload=["id"],
             )
-            hits = [(cast(dict, point.payload)["id"], point.score) for point in found.points]
-            answers.append(hits)
+            answers.append([(cast(dict, hit.payload)["id"], hit.score) for hit in found.points])
         return answers
 
     def _condition(self, where: Mapping) -> "models.Filter":
@@ -138,8 +135,6 @@ class QdrantIndex:
         raise InputError(
             f"{settings!r} is a setting of FAISS; a Qdrant collection is tuned on its server"
         )
-
-    # ---- reading every point
 
     def _read_points(self) -> dict[str, dict[str, Any]]:
         """Read {image id: {"id", "hash", "payload"}} of every point; InputError at a point of no index."""
@@ -171,8 +166,6 @@ class QdrantIndex:
     def list_payloads(self) -> dict[str, dict]:
         """Read the payloads of the pictures that have one."""
         return {name: row["payload"] for name, row in self._read_points().items() if row["payload"]}
-
-    # ---- making and changing
 
     @staticmethod
     def check_settings(metadata: Metadata) -> None:
@@ -280,8 +273,8 @@ class QdrantIndex:
 
     def _delete(self, ids: Collection[str]) -> None:
         """Delete the points of the pictures `ids`."""
-        points: list[models.ExtendedPointId] = [point_id(name) for name in ids]
-        self.client.delete(self.collection, self.models.PointIdsList(points=points))
+        points = self.models.PointIdsList(points=[point_id(name) for name in ids])
+        self.client.delete(self.collection, points)
 
     def _create_collection(self) -> None:
         """Create the collection, for vectors of the width and dtype of the metadata."""
