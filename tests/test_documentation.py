@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cir_cot import cli
+from cir_cot import __version__, cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -67,3 +67,32 @@ def test_every_room_has_a_page_of_reference():
 def test_every_command_of_a_code_block_exists(path):
     blocks = "\n".join(FENCE.findall(path.read_text(encoding="utf-8")))
     assert set(COMMAND.findall(blocks)) <= set(cli.COMMANDS)
+
+
+PATH = re.compile(
+    r"`((?:cir_cot|train|eval|data_gen|tests|docs)/[\w./-]*|\.ci/run|[\w/]+\.py|\w+/)`"
+)
+
+
+def test_the_map_names_what_exists():
+    text = FENCE.sub("", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    named = set(PATH.findall(text)) - {"utils.py"}
+    assert len(named) > 50
+    lost = [p for p in named if not (ROOT / p).exists() and not (ROOT / "cir_cot" / p).exists()]
+    assert lost == []
+
+
+def test_the_map_names_every_room_and_every_module_beside_them():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = [path.parent.name for path in (ROOT / "cir_cot").glob("*/__init__.py")]
+    modules = [path.name for path in (ROOT / "cir_cot").glob("*.py")]
+    entries = [f"`{room}/`" for room in rooms if room != "scripts"]
+    entries += [f"`{module}`" for module in modules]
+    assert [entry for entry in entries if entry not in text] == []
+
+
+def test_changelog_and_citation_name_this_version():
+    versions = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
+    assert versions == sorted(versions, reverse=True)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
