@@ -3366,8 +3366,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "for name in worth(benchmark, record) if name in column]",
-        "for name in reversed(worth(benchmark, record)) if name in column]",
+        "for name in right if name in column]",
+        "for name in reversed(right) if name in column]",
         [
             "tests/evaluation/test_ranking.py",
             "tests/evaluation/test_evaluate.py::test_best_is_a_full_sort_by_score_then_wrong_before_right",
@@ -3378,8 +3378,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "best(row, members[members != out], targets, top)",
-        "best(row, members, targets, top)",
+        "top_columns(row, members[members != out], targets, top)",
+        "top_columns(row, members, targets, top)",
         [
             "tests/evaluation/test_ranking.py",
             "tests/evaluation/test_evaluate.py::test_best_is_a_full_sort_by_score_then_wrong_before_right",
@@ -3397,7 +3397,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "key=lambda name: -weights[name]\n    )",
+        "key=lambda name: -weights[name])",
         "key=lambda name: weights[name])",
         [
             "tests/evaluation/test_ranking.py",
@@ -3409,8 +3409,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "if weights[name] > 0)",
-        "if weights[name] >= 0)",
+        "if weights[name] > 0]",
+        "if weights[name] >= 0]",
         [
             "tests/evaluation/test_ranking.py",
             "tests/evaluation/test_evaluate.py::test_best_is_a_full_sort_by_score_then_wrong_before_right",
@@ -3445,8 +3445,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/ranking.py",
-        "values >= np.partition",
-        "values > np.partition",
+        "values >= lowest",
+        "values > lowest",
         [
             "tests/evaluation/test_ranking.py",
             "tests/evaluation/test_evaluate.py::test_best_is_a_full_sort_by_score_then_wrong_before_right",

@@ -1,9 +1,9 @@
-"""TODO."""
+"""Encode galleries and queries in batches, while threads decode the pictures of the next batch."""
 
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from PIL import Image
@@ -17,6 +17,8 @@ from cir_cot.retriever import QueryOutput, Retriever, concatenate_outputs, infer
 
 from .readings import Encode
 
+THREADS = 8  # most threads that decode pictures
+
 
 def encode_gallery(
     retriever: Retriever,
@@ -25,14 +27,21 @@ def encode_gallery(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Tensor:
-    """Embeddings (N, D) float32 of the pictures `names`, on the CPU; each picture is decoded once."""
+    """Encode the gallery images `names`, decoding each picture once.
+
+    Returns:
+        (N, D) float32 embeddings on the CPU, in the order of `names`.
+
+    Raises:
+        InputError: A picture cannot be read, or an embedding is not finite.
+    """
     parts = []
     with (
         inference(retriever),
         tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar,
     ):
         for pictures in load_batches(names, images, batch_size):
-            parts.append(retriever.encode_target(pictures).float().cpu())
+            parts.append(retriever.encode_target(pictures).float().cpu())  # (batch, D)
             bar.update(len(pictures))
     return check_embeddings(torch.cat(parts), names)
 
@@ -44,14 +53,27 @@ def encode_queries(
     batch_size: int = 32,
     progress: bool = False,
 ) -> QueryOutput:
-    """Embeddings (Q, D), explanations and flags of the records, from `encode(records, reference pictures)`."""
-    parts, done = [], 0
+    """Encode the queries of records in batches.
+
+    Args:
+        records: Queries.
+        images: Store of the reference pictures.
+        encode: Function of (records, reference pictures); see `readings.record_encoder`.
+        batch_size: Queries in one call of `encode`.
+        progress: Show a progress bar.
+
+    Returns:
+        (Q, D) embeddings with the explanations and flags of all records.
+    """
+    references = [record.reference for record in records]
+    outputs = []
+    done = 0
     with tqdm(total=len(records), desc="queries", unit=" queries", disable=not progress) as bar:
-        for pictures in load_batches([record.reference for record in records], images, batch_size):
-            parts.append(encode(records[done : done + len(pictures)], pictures))
+        for pictures in load_batches(references, images, batch_size):
+            outputs.append(encode(records[done : done + len(pictures)], pictures))
             done += len(pictures)
             bar.update(len(pictures))
-    output = concatenate_outputs(parts)
+    output = concatenate_outputs(outputs)
     check_embeddings(output.embeddings, [record.id for record in records])
     return output
 
@@ -59,15 +81,16 @@ def encode_queries(
 def load_batches(
     names: Sequence[str], images: ImageStore, size: int
 ) -> Iterator[list[Image.Image]]:
-    """Pictures of `names` in batches; threads decode the next batch while the caller works on this one.
+    """Yield the pictures of `names` in batches; threads decode the next batch while the caller uses this one.
 
     A name that occurs more than once in a batch is decoded once.
     """
     if size < 1:
         raise InputError(f"batch_size is {size}; encode at least one picture at a time")
-    waiting: deque[list] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    waiting: deque[list[Future[Image.Image]]] = deque()
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(names), size):
+            # Submit this batch before the batch before it is yielded.
             batch = names[start : start + size]
             pending = {name: pool.submit(images.load, name) for name in dict.fromkeys(batch)}
             waiting.append([pending[name] for name in batch])

@@ -15,7 +15,7 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
 from cir_cot.evaluation.encode import encode_gallery, load_batches
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
-from cir_cot.evaluation.ranking import best, dot_products
+from cir_cot.evaluation.ranking import dot_products, top_columns
 from cir_cot.evaluation.results import save_results
 from cir_cot.images import ImageStore
 from cir_cot.prompts import cot_to_text
@@ -41,11 +41,11 @@ def test_best_is_a_full_sort_by_score_then_wrong_before_right():
         key = {c: (-scores[c], 3 - targets.index(c) if c in targets else 0, c) for c in allowed}
         expected = sorted(allowed.tolist(), key=lambda column, key=key: key[column])
         top = int(rng.integers(1, 40))
-        assert best(scores, allowed, targets, top).tolist() == expected[:top]
+        assert top_columns(scores, allowed, targets, top).tolist() == expected[:top]
 
 
 def test_a_target_that_ties_with_more_images_than_the_list_holds_is_left_out():
-    assert best(np.zeros(10, np.float32), np.arange(10), [0, 3], 8).tolist() == [
+    assert top_columns(np.zeros(10, np.float32), np.arange(10), [0, 3], 8).tolist() == [
         1,
         2,
         4,
@@ -59,11 +59,11 @@ def test_a_target_that_ties_with_more_images_than_the_list_holds_is_left_out():
 
 def test_the_first_target_comes_last_of_all_among_equals():
     """CIRCO's recall counts the first target alone, so the others must not hide behind it."""
-    assert best(np.zeros(4, np.float32), np.arange(4), [1, 3], 4).tolist() == [0, 2, 3, 1]
+    assert top_columns(np.zeros(4, np.float32), np.arange(4), [1, 3], 4).tolist() == [0, 2, 3, 1]
 
 
 def test_nothing_to_rank_is_an_empty_list():
-    assert best(np.zeros(4, np.float32), np.array([], dtype=int), [1], 4).tolist() == []
+    assert top_columns(np.zeros(4, np.float32), np.array([], dtype=int), [1], 4).tolist() == []
 
 
 @pytest.mark.parametrize(("count", "dim"), [(61, 97), (1237, 128), (9001, 33)])

@@ -5,7 +5,7 @@ import torch
 
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation import ranking
-from cir_cot.evaluation.ranking import rank, worth
+from cir_cot.evaluation.ranking import rank, relevant_images
 from cir_cot.records import Record
 
 
@@ -38,7 +38,7 @@ def test_among_equals_the_most_valued_answer_comes_last_and_one_of_no_value_coun
     assert found == {"1": list("adcb"), "2": list("bcad")}
     assert scores == {"1": [1.0] * 4, "2": [1.0] * 4}
     assert subsets == {"1": list("adcb"), "2": []}
-    assert worth(benchmark(rows, "rabcd", weights=graded), rows[0]) == ["b", "c"]
+    assert relevant_images(benchmark(rows, "rabcd", weights=graded), rows[0]) == ["b", "c"]
 
 
 def test_the_reference_is_ranked_where_the_protocol_keeps_it():
