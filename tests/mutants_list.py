@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     # ---- cir_cot/models/backbone.py
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/architectures.py",
         'return "cache" if "cache" in',
         'return "past_key_values" if "cache" in',
         [
@@ -154,7 +154,7 @@ MUTANTS = [
         "the forward is called by the deprecated name",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/architectures.py",
         'parameters else "past_key_values"',
         'parameters else "cache"',
         [
@@ -184,7 +184,7 @@ MUTANTS = [
         "the frozen tower trains and the other does not",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "layer.weight[:count].float()",
         "layer.weight[:1].float()",
         [
@@ -193,7 +193,7 @@ MUTANTS = [
         "the retrieval token starts as a copy of the first token",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "tokenizer.add_tokens([RET], special_tokens=True)",
         "tokenizer.add_tokens([RET], special_tokens=False)",
         [
@@ -202,7 +202,7 @@ MUTANTS = [
         "a user's text can hold the retrieval token",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "pad_to_multiple_of=64",
         "pad_to_multiple_of=1",
         ["tests/models/test_backbone.py::test_the_matrix_grows_only_when_no_row_is_spare"],
@@ -210,20 +210,20 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/backbone.py",
-        "cache.reorder_cache(\n            rows\n        )",
+        'cache.reorder_cache(cast("torch.LongTensor", rows))',
         "pass",
         ["tests/models/test_backbone.py::test_decoding_with_the_cache_equals_the_full_forward"],
         "rows that have finished stay in the cache",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "if ret_id >= model.get_input_embeddings()",
         "if ret_id > model.get_input_embeddings()",
         ["tests/models/test_backbone.py::test_the_matrix_grows_only_when_no_row_is_spare"],
         "the token has no row when none is spare",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "layer.weight[:count].float().mean(dim=0)",
         "layer.weight.float().mean(dim=0)",
         [
@@ -232,7 +232,7 @@ MUTANTS = [
         "spare rows count in the mean",
     ),
     (
-        "cir_cot/models/backbone.py",
+        "cir_cot/models/special_tokens.py",
         "    if RET in added:\n        return added[RET]\n",
         "",
         ["tests/models/test_backbone.py"],
@@ -1294,27 +1294,27 @@ MUTANTS = [
         '.get("digest") == _digest(digests, vectors)',
         '.get("digest") is not None',
         [
-            "tests/models/test_feature_cache.py::test_a_torn_file_is_deleted_with_a_warning_and_rebuilt"
+            "tests/models/test_feature_cache.py::test_a_truncated_file_is_deleted_with_a_warning_and_rebuilt"
         ],
         "altered vectors are used",
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "Path(folder) / identity, 0",
-        "Path(folder), 0",
+        "self.folder = Path(folder) / identity",
+        "self.folder = Path(folder)",
         ["tests/models/test_feature_cache.py::test_another_model_or_preprocessing_finds_nothing"],
         "another model's vectors are used",
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "{key: i for i, key in enumerate(keys)}.items()\n            if key not in self\n        ]",
-        "{i: key for i, key in enumerate(keys)}.items() if index not in self]",
+        "index_of.items() if key not in self]",
+        "index_of.items()]",
         ["tests/models/test_feature_cache.py"],
         "the cache is never asked",
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "        with locked(self.folder):\n            self._read_new()",
+        "        with locked(self.folder):\n            # Another process may have filled it since.\n            self._read_new()",
         "        if True:\n            self._read_new()",
         [
             "tests/models/test_feature_cache.py::test_a_cache_that_another_process_fills_is_refused_but_what_is_there_is_read"
@@ -1323,7 +1323,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "        with locked(self.folder):\n            self._read_new()",
+        "        with locked(self.folder):\n            # Another process may have filled it since.\n            self._read_new()",
         "        with locked(self.folder):\n            pass",
         [
             "tests/models/test_feature_cache.py::test_what_another_process_has_written_since_the_cache_was_opened_is_not_computed_again"
@@ -1348,8 +1348,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "        if whole and _shaped(digests, vectors):",
-        "        if whole:",
+        "        if intact and _shaped(digests, vectors):",
+        "        if intact:",
         ["tests/models/test_feature_cache.py::test_a_file_of_other_shapes_is_computed_again"],
         "a file of other shapes is used",
     ),
@@ -2560,7 +2560,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/loading.py",
-        'kind.__module__ in ("re", "re._constants")',
+        "kind.__module__ in REGULAR_EXPRESSION_MODULES",
         "False",
         [
             "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[adapter_config.json: no expression]"
@@ -3878,8 +3878,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/resizing.py",
-        "side, 1, max_pixels) != smart_size",
-        "side, 1, max_pixels) == smart_size",
+        "return bounded != smart_size",
+        "return bounded == smart_size",
         [
             "tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"
         ],
@@ -3887,7 +3887,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/resizing.py",
-        "side, 1, 2**62\n    )",
+        "side, 1, 2**62)",
         "side, 1, max_pixels)",
         [
             "tests/models/test_resizing.py::test_a_picture_is_shrunk_only_where_the_bound_makes_it_smaller"

@@ -8,7 +8,7 @@ can write an image, an end of turn or a retrieval token into a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -18,9 +18,10 @@ from cir_cot.errors import InputError
 from cir_cot.prompts import QUERY, TARGET, query_prompt
 
 from .loading import loading
+from .special_tokens import token_id
 
 if TYPE_CHECKING:
-    import transformers
+    from .architectures import QwenProcessor
 
 IGNORE = -100  # the label of a token without a loss, as torch's cross-entropy expects it
 _STAND_IN = "\u2063TEXT\u2063"  # invisible separators occur in no template
@@ -43,7 +44,7 @@ class ChatEncoder:
 
     def __init__(
         self,
-        processor: transformers.ProcessorMixin,
+        processor: QwenProcessor,
         ret_id: int,
         side: str = "right",
         reserved_tokens: int = 0,
@@ -53,7 +54,7 @@ class ChatEncoder:
         self.side = side
         self.reserved_tokens = reserved_tokens
         self.tokenizer = processor.tokenizer
-        self.image_token = self.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.image_token = token_id(self.tokenizer, processor.image_token)
         # Render the template around a placeholder and cut it there.
         text = self._rendered_template()
         with loading("the checkpoint's tokenizer cannot be used"):
@@ -74,7 +75,7 @@ class ChatEncoder:
     def _rendered_template(self) -> str:
         """Return a user's turn with a picture and the placeholder, and the start of the answer."""
         content = [{"type": "image"}, {"type": "text", "text": _STAND_IN}]
-        turns = [{"role": "user", "content": content}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         with loading("the checkpoint's chat template cannot be used"):
             text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         if text.count(_STAND_IN) != 1:
@@ -136,7 +137,7 @@ class ChatEncoder:
             "input_ids": ids,
             # The mask comes from the rows' lengths: reserved tokens have the padding's id.
             "attention_mask": self._pad([[1] * len(row) for row in rows], 0),
-            "mm_token_type_ids": (ids == self.image_token).long(),
+            "mm_token_type_ids": torch.eq(ids, self.image_token).long(),
         }
         return inputs, self._pad(supervised, IGNORE)
 

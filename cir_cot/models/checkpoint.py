@@ -1,10 +1,14 @@
-"""Reading a checkpoint: safetensors only, no code from the checkpoint, every weight there, one clear line when not.
+"""Read checkpoints safely: safetensors only, no code from the checkpoint, one clear error when a file is damaged.
 
 A checkpoint is a folder, a name on the hub, or TINY_BASE, which the package ships.
 """
 
+from __future__ import annotations
+
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,71 +20,102 @@ from cir_cot.errors import InputError
 from .loading import loading
 from .resizing import token_side
 
+if TYPE_CHECKING:
+    from .resizing import ImageProcessor
+
 TINY_BASE = "cir-cot/tiny-base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 def read_model_type(path: str) -> str:
-    """`model_type` of the checkpoint's config.json, "" when it has none; InputError when there is no checkpoint."""
+    """Return `model_type` of a checkpoint's config.json, "" where it has none.
+
+    InputError where there is no checkpoint, or where its config.json is incomplete.
+    """
     with loading(f"{path}: no checkpoint could be read here"):
         config, _ = transformers.PretrainedConfig.get_config_dict(_located(path))
-        kind = str(config.get("model_type", ""))
+        model_type = str(config.get("model_type", ""))
+    # Of an empty part transformers would build a model of its default sizes, 7B and more, before it failed.
     for part in ("text_config", "vision_config"):
         if part in config and not (isinstance(config[part], dict) and config[part]):
-            # transformers would build a model of its default sizes, 7B and more, before it found out
             raise InputError(
                 f"{path}: {part} of config.json is {config[part]!r:.100}; restore the file"
             )
-    return kind
+    return model_type
 
 
 def load_model(
-    path: str, kind: type = transformers.AutoModelForImageTextToText, **options: object
+    path: str, kind: type[Any] = transformers.AutoModelForImageTextToText, **options: Any
 ) -> transformers.PreTrainedModel:
-    """The model of a checkpoint; `options` go to from_pretrained. InputError when a weight is missing or unreadable."""
+    """Load the model of a checkpoint.
+
+    Args:
+        path: A folder, a hub name, or TINY_BASE.
+        kind: An Auto class of transformers, or a model class; these have no common base with `from_pretrained`.
+        options: Further arguments of `from_pretrained`.
+
+    InputError where a weight is missing or cannot be read.
+    """
     with loading(f"{path}: the checkpoint cannot be loaded"):
         model, info = kind.from_pretrained(
             _located(path), use_safetensors=True, output_loading_info=True, **options
         )
-    if missing := sorted(info["missing_keys"]):  # transformers would go on with random weights
+    # transformers would go on with random weights.
+    if missing := sorted(info["missing_keys"]):
         raise InputError(
-            f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them"
+            f"{path}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them; "
+            "restore its safetensors files"
         )
     return model
 
 
 def load_processor(path: str) -> transformers.ProcessorMixin:
-    """The processor of a checkpoint, with its tokenizer and chat template."""
+    """Load the processor of a checkpoint, with its tokenizer and chat template."""
     with loading(f"{path}: the processor cannot be loaded"):
         processor = transformers.AutoProcessor.from_pretrained(_located(path))
-    for part in ("image_processor", "tokenizer"):  # transformers falls back to a bare tokenizer
+    # transformers falls back to a bare tokenizer where a file is missing.
+    for part in ("image_processor", "tokenizer"):
         if not hasattr(processor, part):
             raise InputError(f"{path}: the processor has no {part}; restore processor_config.json")
     return processor
 
 
-def model_options(dtype: torch.dtype, attn: str, quantization: str | None) -> dict[str, object]:
-    """Options of `load_model`; InputError for values that are unknown or need what is not installed."""
+def check_training_options(
+    lora: Mapping[str, object] | None, freeze_vision: bool, dtype: str, frozen: bool
+) -> None:
+    """Raise InputError for options of `load_backbone` that are unknown or exclude each other."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if frozen and (lora is not None or not freeze_vision):
+        raise InputError(
+            "a frozen base has neither an adapter nor a vision tower to train: leave one of them out"
+        )
+    if lora is not None and not freeze_vision:
+        raise InputError(
+            "freeze_vision=False needs full fine-tuning: an adapter does not hold the vision tower"
+        )
+
+
+def model_options(dtype: torch.dtype, attn: str, quantization: str | None) -> dict[str, Any]:
+    """Return options for `load_model`; InputError for unknown values, or for a package that is missing."""
     if attn not in ATTENTION:
         raise InputError(f"attn {attn!r} is not one of {', '.join(ATTENTION)}")
     if attn == "flash_attention_2" and not transformers.utils.is_flash_attn_2_available():
         raise InputError("attn flash_attention_2 needs the package flash-attn and a GPU; use sdpa")
-    options = {"dtype": dtype, "attn_implementation": attn}
-    return (
-        options
-        if quantization is None
-        else options | {"quantization_config": _quantization(quantization, dtype)}
-    )
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn}
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, dtype)
+    return options
 
 
-def bound_pixels(
-    images: transformers.image_processing_utils.BaseImageProcessor,
-    low: int | None,
-    high: int | None,
-):
-    """Set the bounds of a picture's area in the one place where Qwen's image processors read them."""
-    bounds = {"shortest_edge": low, "longest_edge": high}  # areas, whatever Qwen calls them
+def bound_pixels(images: ImageProcessor, low: int | None, high: int | None) -> None:
+    """Bound the area of a resized picture, in place, in pixels; None leaves a bound as it is.
+
+    InputError where the bounds contradict each other, or where no visual token would remain.
+    """
+    # Qwen's image processors read both bounds from `size`, under names of edges; they are areas all the same.
+    bounds = {"shortest_edge": low, "longest_edge": high}
     size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
     if not all(isinstance(size.get(key), int) for key in bounds):
         raise InputError(
@@ -88,8 +123,9 @@ def bound_pixels(
         )
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(
-            f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}"
+            f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}; lower min_pixels"
         )
+    # A picture becomes one visual token at least.
     with loading("the image processor's patch_size and merge_size cannot be used"):
         area = token_side(images) ** 2
     if size["longest_edge"] < area:
@@ -100,24 +136,28 @@ def bound_pixels(
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """QLoRA's settings (arXiv 2305.14314) for the language model; the vision tower and the head keep `dtype`."""
+    """Return QLoRA's settings (arXiv 2305.14314); the vision tower and the output head keep `dtype`."""
     if kind not in ("nf4", "int8"):
         raise InputError(f"quantization {kind!r} is not one of nf4, int8")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             f"quantization={kind!r} needs the package bitsandbytes: pip install 'cir-cot[quant]'"
         )
-    whole = ["model.visual", "lm_head"]
+    # transformers applies this list to 4 bits as well, whatever its name says.
+    unquantised = ["model.visual", "lm_head"]
     if kind == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantised)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=whole,
+        llm_int8_skip_modules=unquantised,
     )
 
 
 def _located(path: str) -> str:
-    return str(Path(__file__).parent.parent / "assets" / "tiny_base") if path == TINY_BASE else path
+    """Return the folder of TINY_BASE in the package; any other path as it is."""
+    if path != TINY_BASE:
+        return path
+    return str(Path(__file__).parent.parent / "assets" / "tiny_base")

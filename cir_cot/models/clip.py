@@ -1,13 +1,16 @@
-"""CLIP and SigLIP: pictures and words -> features of one space, with CLIP4Cir's padding of long pictures.
+"""Encode pictures and texts with CLIP or SigLIP into one space, with CLIP4Cir's padding of long pictures.
 
-Features are those of the checkpoint's own projections, not normalised: CLIP4Cir adds them as they are. Text of users is
-tokenised as plain text, so no sentence can end itself, and with it the position that CLIP reads, by a special token.
+Features are those of the checkpoint's own projections, not normalised: CLIP4Cir adds them as they are. Users' text is
+tokenised as plain text. A special token in it could otherwise end the text early, at the position that CLIP pools.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -21,30 +24,35 @@ from cir_cot.retriever import SETTINGS_FILE, read_settings
 
 from .checkpoint import DTYPES, load_model, load_processor, model_options, read_model_type
 
-# model_type -> padding of its texts: CLIP reads the end-of-text token, SigLIP the last of a fixed number of positions
+# model_type -> padding of texts: CLIP pools the end-of-text token, SigLIP the last of a fixed number of positions
 PADDING = {"clip": "longest", "siglip": "max_length"}
-
 
 PAD_RATIO = 1.25  # CLIP4Cir's
 
 
 def target_pad(picture: Image.Image, ratio: float) -> Image.Image:
-    """Pad a picture longer than `ratio` : 1 with black on both short sides until it is just that -> picture.
+    """Pad a picture longer than `ratio` : 1 to that ratio, with black along both long sides -> picture.
 
-    CLIP4Cir's "targetpad", rounding included: the centre crop that follows then loses less of it.
+    This is CLIP4Cir's "targetpad", rounding included. The centre crop that follows then loses less of the picture.
     """
     width, height = picture.size
     if not ratio or max(width, height) / min(width, height) < ratio:
         return picture
     wanted = max(width, height) / ratio
-    across, down = (max(int((wanted - side) / 2), 0) for side in (width, height))
+    across, down = (max(int((wanted - side) / 2), 0) for side in (width, height))  # of each side
     return ImageOps.expand(picture, (across, down, across, down), fill=0)
 
 
 class ClipInputs:
-    """From pictures and words to a tower's tensors; holds the processor, never the model: workers can pickle it.
+    """Turn pictures and texts into the tensors of the two towers.
 
-    `pad_ratio` is that of `target_pad`, 0 = the checkpoint's own preprocessing; `length` the most tokens of a text.
+    It holds the processor and no model, so that data loading workers can pickle it.
+
+    Args:
+        processor: Of the checkpoint.
+        padding: A value of PADDING.
+        length: Largest number of tokens of a text; longer ones are truncated.
+        pad_ratio: That of `target_pad`; 0 leaves preprocessing to the checkpoint.
     """
 
     def __init__(
@@ -54,24 +62,19 @@ class ClipInputs:
             raise InputError(
                 f"pad_ratio {pad_ratio}: a side ratio is at least 1 (CLIP4Cir: 1.25), or 0 for no padding"
             )
-        self.processor, self.padding, self.length, self.pad_ratio = (
-            processor,
-            padding,
-            length,
-            pad_ratio,
-        )
+        self.processor = processor
+        self.padding = padding
+        self.length = length
+        self.pad_ratio = pad_ratio
 
     def pictures(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Preprocess B pictures -> pixel_values (B, 3, S, S)."""
         padded = [target_pad(picture.convert("RGB"), self.pad_ratio) for picture in pictures]
-        return {
-            "pixel_values": self.processor.image_processor(images=padded, return_tensors="pt")[
-                "pixel_values"
-            ]
-        }
+        processed = self.processor.image_processor(images=padded, return_tensors="pt")
+        return {"pixel_values": processed["pixel_values"]}
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise B texts, cut at `length` tokens -> input_ids (B, T), and attention_mask (B, T) where it matters."""
+        """Tokenise B texts, truncated to `length` tokens -> input_ids (B, T), and CLIP's attention_mask (B, T)."""
         encoded = self.processor.tokenizer(
             list(texts),
             padding=self.padding,
@@ -84,14 +87,11 @@ class ClipInputs:
         return {name: encoded[name] for name in names}
 
     def settings(self) -> dict:
-        """Return all that decides what a tower is given, for the identity of cached features."""
-        images = {
-            k: v
-            for k, v in self.processor.image_processor.to_dict().items()
-            if not k.startswith("_")
-        }
+        """Return every setting that changes a tower's inputs, for the identity of cached features."""
+        images = self.processor.image_processor.to_dict()
         return {
-            "images": images,
+            # Names with an underscore are bookkeeping of transformers, no settings.
+            "images": {name: value for name, value in images.items() if not name.startswith("_")},
             "padding": self.padding,
             "length": self.length,
             "pad_ratio": self.pad_ratio,
@@ -99,47 +99,50 @@ class ClipInputs:
 
 
 class ClipEncoder(nn.Module):
-    """Both towers of a CLIP or SigLIP checkpoint; build it with `load_clip`.
+    """Run both towers of a CLIP or SigLIP checkpoint; build it with `load_clip`.
 
-    A frozen one is used under no_grad and not saved with a head: the head names its checkpoint. It is always in eval
-    mode, while it is fine-tuned too, as in CLIP4Cir.
+    It stays in eval mode even while it is fine-tuned, as in CLIP4Cir. A frozen one runs under no_grad, and a head saves
+    the name of its checkpoint instead of its weights.
+
+    Example:
+        encoder = load_clip("openai/clip-vit-base-patch32")
+        encoder.encode_images([picture]) @ encoder.encode_texts(["a red dress"]).T
     """
 
     adapted = False
 
     def __init__(self, model: transformers.PreTrainedModel, inputs: ClipInputs, frozen: bool):
         super().__init__()
-        self.model, self.inputs, self.frozen = model, inputs, frozen
-        for (
-            name,
-            parameter,
-        ) in model.named_parameters():  # the scale of CLIP's own loss takes no part here
+        # torch types a submodule's methods as `Tensor | Module`, and the two classes have no common base.
+        self.model: Any = model
+        self.inputs = inputs
+        self.frozen = frozen
+        # The temperature and bias of CLIP's own loss play no part here.
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen and not name.startswith("logit_"))
-        config = model.config
-        self.dim = (
-            config.projection_dim
-            if config.model_type == "clip"
-            else config.vision_config.hidden_size
-        )
+        # SigLIP's towers have the width of the shared space; CLIP projects into it.
+        config: Any = model.config
+        clip = config.model_type == "clip"
+        self.dim: int = config.projection_dim if clip else config.vision_config.hidden_size
         self.train()
 
-    def train(self, mode: bool = True) -> "ClipEncoder":
+    def train(self, mode: bool = True) -> ClipEncoder:
         """Stay in eval mode."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return where the weights are."""
         return self.model.device
 
     def images(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Features (B, D) of preprocessed pictures, float32, not normalised."""
+        """Encode preprocessed pictures -> features (B, D), float32, not normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pixels = inputs["pixel_values"].to(self.device, self.model.dtype)
             return self.model.get_image_features(pixel_values=pixels).pooler_output.float()
 
     def texts(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Features (B, D) of tokenised texts, float32, not normalised."""
+        """Encode tokenised texts -> features (B, D), float32, not normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             names = [name for name in ("input_ids", "attention_mask") if name in inputs]
             tokens = {name: inputs[name].to(self.device) for name in names}
@@ -147,34 +150,34 @@ class ClipEncoder(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Features (N, D) of pictures, on the CPU, in one batch."""
+        """Encode pictures in one batch -> features (N, D) on the CPU."""
         return self.images(self.inputs.pictures(pictures)).cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features (N, D) of texts, on the CPU, in one batch."""
+        """Encode texts in one batch -> features (N, D) on the CPU."""
         return self.texts(self.inputs.texts(texts)).cpu()
 
     def identity(self) -> str:
-        """Digest of all that decides a feature: every weight, the preprocessing, the tokenizer, the weights' type."""
+        """Return a digest of everything that determines a feature: weights and their type, preprocessing, tokenizer."""
         digest = hashlib.blake2b(digest_size=16)
+        # Every weight, as bytes in the order of names.
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         digest.update(json.dumps(self.inputs.settings(), sort_keys=True, default=str).encode())
-        digest.update(
-            json.dumps(sorted(self.inputs.processor.tokenizer.get_vocab().items())).encode()
-        )
+        vocabulary = sorted(self.inputs.processor.tokenizer.get_vocab().items())
+        digest.update(json.dumps(vocabulary).encode())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Save a fine-tuned checkpoint with its processor; of a frozen one nothing, its own folder has it."""
+        """Save a fine-tuned checkpoint with its processor; nothing of a frozen one, which is saved already."""
         if not self.frozen:
             self.model.save_pretrained(folder)
             self.inputs.processor.save_pretrained(folder)
 
     def load_weights(self, folder: str | Path) -> None:
-        """Take the weights that `save` wrote from this very model into place, e.g. to resume training."""
+        """Load weights that `save` wrote from this same model, in place, e.g. to resume training."""
         if not self.frozen:
             stored = load_model(str(folder), transformers.AutoModel, dtype=self.model.dtype)
             self.model.load_state_dict(stored.state_dict())
@@ -187,22 +190,28 @@ def load_clip(
     frozen: bool = True,
     fallback: float = 0.0,
 ) -> ClipEncoder:
-    """Load a CLIP or SigLIP checkpoint: a folder, a hub name, or the run folder of `cir-cot clip` -> ClipEncoder.
+    """Load a CLIP or SigLIP checkpoint -> ClipEncoder.
 
-    `pad_ratio` None is what the run folder was trained with, and `fallback` for any other checkpoint.
+    Args:
+        path: A folder, a hub name, or the run folder of `cir-cot clip`.
+        pad_ratio: That of `target_pad`; None takes the one that a run folder was trained with.
+        dtype: Precision of the weights: float32, bfloat16 or float16.
+        frozen: Whether the weights are trained.
+        fallback: `pad_ratio` of a checkpoint that is no run folder.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     kind = read_model_type(path)
     if kind not in PADDING:
         raise InputError(
-            f"{path}: model_type {kind!r} is no text-image encoder that this knows: {', '.join(PADDING)}"
+            f"{path}: model_type {kind!r} is no text-image encoder that is supported; use {', '.join(PADDING)}"
         )
+    # A run folder keeps the padding that it was trained with.
     if pad_ratio is None:
-        ours = (Path(path) / SETTINGS_FILE).is_file()
-        pad_ratio = read_settings(path)["settings"].get("pad_ratio", fallback) if ours else fallback
+        pad_ratio = fallback
+        if (Path(path) / SETTINGS_FILE).is_file():
+            pad_ratio = read_settings(path)["settings"].get("pad_ratio", fallback)
     model = load_model(path, transformers.AutoModel, **model_options(DTYPES[dtype], "sdpa", None))
     length = model.config.text_config.max_position_embeddings
-    return ClipEncoder(
-        model, ClipInputs(load_processor(path), PADDING[kind], length, pad_ratio), frozen
-    )
+    inputs = ClipInputs(load_processor(path), PADDING[kind], length, pad_ratio)
+    return ClipEncoder(model, inputs, frozen)

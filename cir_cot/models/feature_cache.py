@@ -1,19 +1,22 @@
-"""Vectors of a frozen encoder, computed once and kept on the disk: the second epoch, and the next run, ask the disk.
+"""Cache the embeddings of a frozen encoder on the disk, so that later epochs and runs do not compute them again.
 
-A cache is a folder of safetensors files below one sub-folder for each *identity*: the digest of everything that decides
-a vector (weights, preprocessing). Within it a vector's key is the digest of the content it was computed from. A changed
-model, preprocessing, picture or text therefore has no entry, and an old entry can never be taken for it.
+A cache is a folder of safetensors files, below one sub-folder for each *identity*: the digest of everything that
+determines an embedding (weights, preprocessing). Within it, the key of an embedding is the digest of the content that
+was encoded. A changed model, preprocessing, picture or text therefore has no entry, and no old entry is used for it.
 
-A file is written aside, synced and renamed, so a crash loses what was being written and nothing else. Each holds a
-digest of its vectors; a file that is torn or altered is deleted with a warning, and what it held is computed again. One
-process at a time fills a cache, any number reads it.
+Guaranteed: a file is written aside, synced and renamed, so that a crash loses only the file that was being written.
+Each file holds a digest of its vectors. A truncated or altered file is deleted with a warning, and its vectors are
+computed again. One process at a time fills a cache; any number of processes read it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
@@ -25,33 +28,41 @@ from cir_cot.errors import InputError
 from cir_cot.files import write_bytes_atomic
 from cir_cot.storage import locked
 
-KEY_BYTES = 16
-SHARD = 4096  # vectors a file: what a crash may cost
+if TYPE_CHECKING:
+    from cir_cot.images import ImageStore
 
-NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # of a file that a cache wrote
+KEY_BYTES = 16
+SHARD = 4096  # vectors of a file, the most that a crash loses
+NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # a file that a cache wrote
 
 logger = logging.getLogger(__name__)
 
 
 def content_key(content: bytes) -> str:
-    """Name content by its digest."""
+    """Return the digest of content, in hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=KEY_BYTES).hexdigest()
 
 
 class FeatureCache:
-    """Vectors (N, D) by content key, below `folder`/`identity`; `computed` counts those that had to be computed."""
+    """Keep vectors (D,) by content key below `folder`/`identity`; `computed` counts those that were computed.
+
+    Example:
+        cache = FeatureCache("features", encoder.identity())
+        vectors = picture_vectors(cache, encoder.encode_images, store, names)
+    """
 
     def __init__(self, folder: str | Path, identity: str):
-        self.folder, self.computed = Path(folder) / identity, 0
+        self.folder = Path(folder) / identity
+        self.computed = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.folder}: no cache can be made here ({error.strerror})"
+                f"{self.folder}: no cache can be created here ({error.strerror}); choose another folder"
             ) from error
         self.shards: list[Tensor] = []
         self.places: dict[str, tuple[int, int]] = {}  # key -> (shard, row)
-        self.files: set[str] = set()  # those that have been read
+        self.files: set[str] = set()  # names of the files that are in memory
         self._read_new()
 
     def __contains__(self, key: str) -> bool:
@@ -61,47 +72,52 @@ class FeatureCache:
         return len(self.places)
 
     def get(self, keys: Sequence[str]) -> Tensor:
-        """Return the vectors (N, D) of keys that are all there."""
-        return torch.stack(
-            [self.shards[shard][row] for shard, row in (self.places[key] for key in keys)]
-        )
+        """Return the vectors (N, D) of `keys`, all of which must be in the cache."""
+        places = [self.places[key] for key in keys]
+        return torch.stack([self.shards[shard][row] for shard, row in places])
 
     def fill(
         self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64
     ) -> None:
-        """Compute what is missing: `compute` maps indices of `keys`, a batch at a time, to their vectors (B, D).
+        """Compute the vectors that are missing, and write them to the disk.
 
-        InputError where something is missing and another process fills the cache.
+        Args:
+            keys: Content keys that must be in the cache afterwards.
+            compute: Maps indices of `keys`, a batch of them, to vectors (B, D).
+            batch_size: Size of such a batch, B.
+
+        InputError where a vector is missing while another process fills the cache.
         """
         if all(key in self for key in keys):
             return
         with locked(self.folder):
+            # Another process may have filled it since.
             self._read_new()
             self._compute(keys, compute, batch_size)
 
     def _compute(
         self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int
     ) -> None:
-        wanted = [
-            index
-            for key, index in {key: i for i, key in enumerate(keys)}.items()
-            if key not in self
-        ]
-        for start in range(0, len(wanted), SHARD):
-            rows = wanted[start : start + SHARD]
-            parts = [compute(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+        # Equal content is computed once.
+        index_of = {key: index for index, key in enumerate(keys)}
+        missing = [index for key, index in index_of.items() if key not in self]
+        # Write file by file, so that an interruption costs one file at most.
+        for start in range(0, len(missing), SHARD):
+            rows = missing[start : start + SHARD]
+            batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+            vectors = torch.cat([compute(batch) for batch in batches])  # (R, D)
             self.computed += len(rows)
-            self._write([keys[row] for row in rows], torch.cat(parts).float().cpu().contiguous())
-            logger.info("%d of %d missing vectors computed", start + len(rows), len(wanted))
+            self._write([keys[row] for row in rows], vectors.float().cpu().contiguous())
+            logger.info("%d of %d missing vectors computed", start + len(rows), len(missing))
 
     def _write(self, keys: Sequence[str], vectors: Tensor) -> None:
         if not vectors.isfinite().all():
             raise InputError(
-                f"{self.folder}: the encoder gave a number that is not finite; nothing of it is kept"
+                f"{self.folder}: the encoder returned a number that is not finite; nothing of this file is kept. "
+                "Check the encoder's checkpoint"
             )
-        digests = torch.frombuffer(bytearray(bytes.fromhex("".join(keys))), dtype=torch.uint8).view(
-            -1, KEY_BYTES
-        )
+        packed = bytearray(bytes.fromhex("".join(keys)))
+        digests = torch.frombuffer(packed, dtype=torch.uint8).view(-1, KEY_BYTES)  # (R, 16)
         name = f"{content_key(''.join(keys).encode())}.safetensors"
         content = save({"keys": digests, "vectors": vectors}, {"digest": _digest(digests, vectors)})
         write_bytes_atomic(self.folder / name, content)
@@ -109,26 +125,34 @@ class FeatureCache:
         self._add(keys, vectors)
 
     def _read_new(self) -> None:
+        """Read the files that are not in memory yet."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if NAME.fullmatch(path.name) and path.name not in self.files:
                 self._read(path)
 
     def _read(self, path: Path) -> None:
+        """Read a file; delete it with a warning where it is truncated or altered."""
+        # A file is intact if its digest is that of its content.
         try:
             with safetensors.safe_open(path, "pt") as file:
-                digests, vectors = file.get_tensor("keys"), file.get_tensor("vectors")
-                whole = (file.metadata() or {}).get("digest") == _digest(digests, vectors)
+                digests = file.get_tensor("keys")  # (R, 16)
+                vectors = file.get_tensor("vectors")  # (R, D)
+                intact = (file.metadata() or {}).get("digest") == _digest(digests, vectors)
         except safetensors.SafetensorError:
-            whole = False
-        if whole and _shaped(digests, vectors):
+            intact = False
+        if intact and _shaped(digests, vectors):
             self.files.add(path.name)
             self._add([bytes(row).hex() for row in digests.numpy()], vectors)
         else:
-            logger.warning("%s is torn or altered: deleted, its vectors are computed again", path)
+            logger.warning(
+                "%s is truncated or altered: deleted; its vectors are computed again", path
+            )
             path.unlink()
 
     def _add(self, keys: Sequence[str], vectors: Tensor) -> None:
-        self.places |= {key: (len(self.shards), row) for row, key in enumerate(keys)}
+        """Remember where the vectors (R, D) of `keys` are in memory."""
+        shard = len(self.shards)
+        self.places |= {key: (shard, row) for row, key in enumerate(keys)}
         self.shards.append(vectors)
 
 
@@ -137,13 +161,13 @@ def _digest(keys: Tensor, vectors: Tensor) -> str:
 
 
 def _shaped(keys: Tensor, vectors: Tensor) -> bool:
-    """Tell whether keys (N, 16) and vectors (N, D) are of the shapes and types that their digest does not cover."""
-    types = (keys.dtype, vectors.dtype) == (torch.uint8, torch.float32)
-    return types and vectors.ndim == 2 and keys.shape == (len(vectors), KEY_BYTES)
+    """Tell whether keys are (R, 16) bytes and vectors (R, D) float32, which their digest does not cover."""
+    typed = keys.dtype == torch.uint8 and vectors.dtype == torch.float32
+    return typed and vectors.ndim == 2 and keys.shape == (len(vectors), KEY_BYTES)
 
 
 class Vectors(dict[str, Tensor]):
-    """Vectors (D,) by name; stands in for the pictures of a dataset whose pictures have been encoded."""
+    """Hold vectors (D,) by name, in place of a store of pictures that have been encoded already."""
 
     def load(self, name: str) -> Tensor:
         """Return the vector of `name`."""
@@ -151,9 +175,12 @@ class Vectors(dict[str, Tensor]):
 
 
 def picture_vectors(
-    cache: FeatureCache, encode: Callable[[Sequence[Image]], Tensor], images, names: Iterable[str]
+    cache: FeatureCache,
+    encode: Callable[[Sequence[Image]], Tensor],
+    images: ImageStore,
+    names: Iterable[str],
 ) -> Vectors:
-    """Vectors of the pictures `names` of a store (`load` and `fingerprint` by name), from the cache or `encode`."""
+    """Return the vectors of the pictures `names` of a store, from the cache or by `encode`."""
     names = list(dict.fromkeys(names))
     keys = [images.fingerprint(name) for name in names]
     cache.fill(keys, lambda rows: encode([images.load(names[row]) for row in rows]))
@@ -163,7 +190,7 @@ def picture_vectors(
 def text_vectors(
     cache: FeatureCache, encode: Callable[[Sequence[str]], Tensor], texts: Iterable[str]
 ) -> Vectors:
-    """Vectors of texts, from the cache or `encode`."""
+    """Return the vectors of texts, from the cache or by `encode`."""
     texts = list(dict.fromkeys(texts))
     keys = [content_key(b"text " + text.encode()) for text in texts]
     cache.fill(keys, lambda rows: encode([texts[row] for row in rows]))

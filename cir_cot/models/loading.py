@@ -1,4 +1,4 @@
-"""What the libraries raise for a damaged checkpoint, as InputError in one line."""
+"""Turn what libraries raise for a damaged checkpoint into InputError of one line."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,15 +11,24 @@ from torch import Tensor
 
 from cir_cot.errors import InputError
 
-# Seen from transformers, tokenizers, peft, safetensors, jinja2 and torch for files that were cut, emptied or edited.
+# Raised by transformers, tokenizers, peft, safetensors, jinja2 and torch for files that were truncated, emptied or
+# edited.
 RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError,
           StrictDataclassError, TemplateError, SafetensorError)  # fmt: skip
+# A bad regular expression in a configuration, as peft raises it; this class has no better base, and its module has two
+# names in Python's history.
+REGULAR_EXPRESSION_MODULES = ("re", "re._constants")
 
 
 class loading:  # noqa: N801  # a context manager, used like a function
-    """Turn what a library raises within the context into InputError: "`what` (the error's first line)".
+    """Turn an error of a library within the context into InputError: "`what` (the error's first line)".
 
-    To be put around a library's call on a user's files, and nothing else: a defect of ours keeps its traceback.
+    Put it around a library's call on a user's files, and around nothing else: a defect of this library keeps its
+    traceback.
+
+    Example:
+        with loading(f"{path}: cannot be read; save it again"):
+            tensors = load_file(path)
     """
 
     def __init__(self, what: str):
@@ -36,18 +45,18 @@ class loading:  # noqa: N801  # a context manager, used like a function
     ) -> None:
         if kind is None or issubclass(kind, InputError):
             return
-        # tokenizers raises Exception itself, peft the error of a bad regular expression, which has no better base.
+        # tokenizers raises Exception itself.
         if (
             issubclass(kind, RAISED)
             or kind is Exception
-            or kind.__module__ in ("re", "re._constants")
+            or kind.__module__ in REGULAR_EXPRESSION_MODULES
         ):
             lines = str(error).strip().splitlines() or [kind.__name__]
             raise InputError(f"{self.what} ({lines[0][:300]})") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of trained weights; InputError when it is damaged, or a number is no finite one."""
+    """Load a file of trained weights -> {name: tensor}; InputError where it is damaged or a number is not finite."""
     with loading(f"{path}: cannot be read; save it again"):
         tensors = load_file(path)
     for name, value in tensors.items():

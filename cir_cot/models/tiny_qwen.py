@@ -1,13 +1,14 @@
-"""Tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL with their real processors, built from code: no download, under a second.
+"""Build tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints with their real processors: no download, under a second.
 
-They are checkpoints like any other: `write_tiny` saves what `from_pretrained` loads. Tests and the quickstart use
-them, so that both go through the same code as Qwen2.5-VL-7B. With the default sizes a picture of 84 x 84 pixels
-becomes 3 x 3 visual tokens, one for each cell of a 3 x 3 scene, and is not resampled.
+`write_tiny` saves what `from_pretrained` loads. Tests and the quickstart use these checkpoints, and so go through the
+same code as Qwen2.5-VL-7B. With the default sizes, a picture of 84 x 84 pixels becomes 3 x 3 visual tokens, one for
+each cell of a 3 x 3 scene, and is not resampled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cir_cot.errors import InputError
+
+from .special_tokens import token_id
 
 SPECIALS = (
     "<|endoftext|>",
@@ -47,12 +50,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPARE_ROWS = 16  # at least so many rows beyond the tokenizer, as in the real checkpoints
+SPARE_ROWS = (
+    16  # least number of rows beyond the tokenizer; the real checkpoints have spare rows, too
+)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every size of a tiny model. `heads` must divide `hidden` into heads of a multiple of 8 dimensions."""
+    """Hold every size of a tiny model; `hidden` / `heads` must be a multiple of 8."""
 
     hidden: int = 128
     layers: int = 4
@@ -64,9 +69,7 @@ class Sizes:
     vision_depth: int = 2
     vision_heads: int = 4
     vision_intermediate: int = 128
-    window: int = (
-        56  # Qwen2.5-VL, pixels: two visual tokens, so that a 3 x 3 picture has several windows
-    )
+    window: int = 56  # pixels, of Qwen2.5-VL: 2 visual tokens, so that 3 x 3 have several windows
     patch: int = 14
     merge: int = 2
     init_std: float = 0.02
@@ -75,11 +78,12 @@ class Sizes:
 def tiny_tokenizer(
     corpus: Iterable[str] = CORPUS, vocab_size: int = 2048
 ) -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE learned from `corpus`, with Qwen's special tokens at its end -> tokenizer; any text encodes.
+    """Learn byte-level BPE from `corpus`, with Qwen's special tokens at its end -> tokenizer; it encodes any text.
 
-    Words (with their leading space, hyphens inside) and tags are single tokens as far as `vocab_size` allows,
-    the special tokens not counted. Deterministic in the corpus and `vocab_size`.
+    Words (with their leading space, hyphens inside) and tags are single tokens as far as `vocab_size` allows, not
+    counting special tokens. The result depends on the corpus and `vocab_size` only.
     """
+    # Split text into pieces, which no token crosses, and pieces into bytes.
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -88,12 +92,14 @@ def tiny_tokenizer(
         ]
     )
     bpe.decoder = decoders.ByteLevel()
+    # Every byte is a token, so that no text is unknown.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=1, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(corpus, trainer)
     bpe.add_special_tokens(list(SPECIALS))
+    # Name the special tokens as Qwen's processors look for them.
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -117,53 +123,51 @@ def tiny_processor(
     min_pixels: int = 28 * 28,
     max_pixels: int = 84 * 84,
 ) -> transformers.ProcessorMixin:
-    """Processor of `model_type` around `tokenizer`, the class a real checkpoint has.
+    """Build the processor of `model_type` around a tokenizer, of the class that a real checkpoint has.
 
-    A picture is resampled only when a side is no multiple of patch x merge pixels, or its area lies outside
-    min_pixels..max_pixels (84 x 84 stays as it is).
+    A picture is resampled only if a side is no multiple of patch x merge pixels, or its area lies outside
+    min_pixels..max_pixels; 84 x 84 stays as it is.
     """
-    pixels = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    sizes = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": 2, "size": pixels}
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    sizes: dict[str, Any] = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": 2}
+    sizes["size"] = {"shortest_edge": min_pixels, "longest_edge": max_pixels}  # areas, both
+    # The generations differ in their classes; Qwen3-VL also normalises to [-1, 1].
+    kind: type[Any]
+    video: type[Any] = transformers.Qwen2VLVideoProcessor
     if model_type == "qwen2_vl":
-        kind, video, norm = transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor, {}
+        kind = transformers.Qwen2VLProcessor
     elif model_type == "qwen2_5_vl":
-        kind, video, norm = transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, {}
+        kind = transformers.Qwen2_5_VLProcessor
     elif model_type == "qwen3_vl":
-        kind, video, norm = transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, half
+        kind = transformers.Qwen3VLProcessor
+        video = transformers.Qwen3VLVideoProcessor
+        sizes |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     else:
         raise _unknown(model_type)
-    images = transformers.Qwen2VLImageProcessor(**sizes, **norm)
-    videos = video(**sizes, **norm)
+    images = transformers.Qwen2VLImageProcessor(**sizes)
+    videos = video(**sizes)
     return kind(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def tiny_model(
-    model_type: str, tokenizer: transformers.PreTrainedTokenizerFast, seed: int = 0, **sizes: object
+    model_type: str, tokenizer: transformers.PreTrainedTokenizerFast, seed: int = 0, **sizes: Any
 ) -> transformers.PreTrainedModel:
-    """Randomly initialised model of `model_type` for `tokenizer`, float32, in eval mode; `sizes` are those of Sizes.
+    """Build a randomly initialised model of `model_type` for a tokenizer, float32, in eval mode.
 
-    Its vocabulary is the tokenizer's plus at least 16 spare rows, a multiple of 64. The global random state is
-    left as it was.
+    `sizes` are fields of Sizes. The vocabulary is the tokenizer's plus at least 16 spare rows, a multiple of 64. The
+    global random state is left as it was.
     """
     chosen = Sizes(**sizes)
-    if model_type == "qwen2_vl":
-        kind, vision = transformers.Qwen2VLForConditionalGeneration, _vision2(chosen)
-    elif model_type == "qwen2_5_vl":
-        kind, vision = transformers.Qwen2_5_VLForConditionalGeneration, _vision25(chosen)
-    elif model_type == "qwen3_vl":
-        kind, vision = transformers.Qwen3VLForConditionalGeneration, _vision3(chosen)
-    else:
-        raise _unknown(model_type)
-    config = kind.config_class(
+    kind, config_class, vision = _generation(model_type, chosen)
+    config = config_class(
         text_config=_text(model_type, chosen, tokenizer),
         vision_config=vision,
         tie_word_embeddings=chosen.tie,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
     )
+    # Draw the weights from the seed alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)
@@ -179,9 +183,13 @@ def write_tiny(
     vocab_size: int = 2048,
     seed: int = 0,
     max_pixels: int = 84 * 84,
-    **sizes: object,
+    **sizes: Any,
 ) -> Path:
-    """Saves a tiny checkpoint with its processor, as `from_pretrained` expects them -> the folder."""
+    """Save a tiny checkpoint with its processor, as `from_pretrained` expects them -> the folder.
+
+    Example:
+        backbone = load_backbone(write_tiny("tiny", "qwen3_vl", hidden=64))
+    """
     tokenizer = tiny_tokenizer(corpus, vocab_size)
     chosen = Sizes(**sizes)
     model = tiny_model(model_type, tokenizer, seed, **sizes)
@@ -193,24 +201,41 @@ def write_tiny(
     return Path(folder)
 
 
+def _generation(model_type: str, sizes: Sizes) -> tuple[type, Callable[..., Any], dict[str, Any]]:
+    """Return the classes of model and configuration, and the vision configuration."""
+    if model_type == "qwen2_vl":
+        kind: type = transformers.Qwen2VLForConditionalGeneration
+        return kind, transformers.Qwen2VLConfig, _vision2(sizes)
+    if model_type == "qwen2_5_vl":
+        kind = transformers.Qwen2_5_VLForConditionalGeneration
+        return kind, transformers.Qwen2_5_VLConfig, _vision25(sizes)
+    if model_type == "qwen3_vl":
+        kind = transformers.Qwen3VLForConditionalGeneration
+        return kind, transformers.Qwen3VLConfig, _vision3(sizes)
+    raise _unknown(model_type)
+
+
 def _unknown(model_type: str) -> InputError:
+    """Return the error for a model_type without a tiny model."""
     return InputError(
         f"model_type {model_type!r} has no tiny model: use qwen2_vl, qwen2_5_vl or qwen3_vl"
     )
 
 
 def _text(model_type: str, sizes: Sizes, tokenizer: transformers.PreTrainedTokenizerFast) -> dict:
-    """Text configuration; M-RoPE splits half a head into (time, height, width) as the real models do."""
+    """Return the text configuration; M-RoPE splits half a head into (time, height, width) as the real models do."""
     half = sizes.hidden // sizes.heads // 2
-    rope = {"rope_type": "default", "rope_theta": 1e6}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
     extra = {}
+    # Height and width get equal sections, and time the rest: about a quarter, or a third where they are interleaved.
     if model_type == "qwen3_vl":
-        side = half // 3  # interleaved: every third frequency, so no part may exceed a third
-        rope |= {"mrope_section": [half - 2 * side, side, side], "mrope_interleaved": True}
+        side = half // 3  # interleaved: every third frequency, so no section may exceed a third
+        rope["mrope_interleaved"] = True
         extra = {"head_dim": 2 * half}
     else:
         side = (half - half // 4) // 2
-        rope |= {"mrope_section": [half - 2 * side, side, side]}
+    rope["mrope_section"] = [half - 2 * side, side, side]
+    # Pad the vocabulary to a multiple of 64 rows, as the real checkpoints do.
     rows = len(tokenizer) + SPARE_ROWS
     return {
         "vocab_size": -(-rows // 64) * 64,
@@ -228,7 +253,8 @@ def _text(model_type: str, sizes: Sizes, tokenizer: transformers.PreTrainedToken
     }
 
 
-def _vision(sizes: Sizes) -> dict:
+def _vision(sizes: Sizes) -> dict[str, Any]:
+    """Return what the vision configurations of all generations have in common."""
     return {
         "depth": sizes.vision_depth,
         "num_heads": sizes.vision_heads,
@@ -239,8 +265,8 @@ def _vision(sizes: Sizes) -> dict:
     }
 
 
-def _vision2(sizes: Sizes) -> dict:
-    """Qwen2-VL names the tower's width embed_dim and the language model's hidden_size."""
+def _vision2(sizes: Sizes) -> dict[str, Any]:
+    """Return Qwen2-VL's, where embed_dim is the tower's width and hidden_size the language model's."""
     ratio = -(-sizes.vision_intermediate // sizes.vision_hidden)
     return _vision(sizes) | {
         "embed_dim": sizes.vision_hidden,
@@ -249,7 +275,8 @@ def _vision2(sizes: Sizes) -> dict:
     }
 
 
-def _vision25(sizes: Sizes) -> dict:
+def _vision25(sizes: Sizes) -> dict[str, Any]:
+    """Return Qwen2.5-VL's, whose last block alone attends beyond windows."""
     return _vision(sizes) | {
         "hidden_size": sizes.vision_hidden,
         "intermediate_size": sizes.vision_intermediate,
@@ -259,8 +286,8 @@ def _vision25(sizes: Sizes) -> dict:
     }
 
 
-def _vision3(sizes: Sizes) -> dict:
-    """Qwen3-VL adds the first block's output to the first language layer (deepstack)."""
+def _vision3(sizes: Sizes) -> dict[str, Any]:
+    """Return Qwen3-VL's, where the first block's output is added to the first language layer (deepstack)."""
     return _vision(sizes) | {
         "hidden_size": sizes.vision_hidden,
         "intermediate_size": sizes.vision_intermediate,

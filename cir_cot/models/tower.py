@@ -1,7 +1,12 @@
-"""Run the vision tower on pictures of one size: positions and windows once, one attention call a layer.
+"""Encode pictures of one size fast: positions and windows once for all batches, one attention call a layer.
 
-transformers' Qwen2.5-VL tower attends to each window in a call of its own, and finds windows picture by picture. Where
-every picture has the same grid, both repeat: one batched call over equal windows computes the same features.
+For training the tiny base that the package ships, a Qwen2.5-VL, on drawn scenes of 84 x 84 pixels. transformers' vision
+tower computes positions and windows anew for each batch, picture by picture, and attends to each window in a call of
+its own. Where every picture has the same grid, all windows are equally long: they are one batch for one call.
+Guaranteed are the same features, up to rounding, and the same gradients. Pictures of other sizes need the tower itself.
+
+`picture_features` sets the tower's attention to EQUAL_WINDOWS and leaves it so, since it is called in every step; set
+`config._attn_implementation` to "sdpa" before the tower reads other pictures or is saved.
 """
 
 from functools import cache
@@ -18,9 +23,8 @@ from .backbone import Backbone
 
 GRID = (1, 6, 6)  # patches of a picture of 84 x 84 pixels
 VISUAL_TOKENS = 9
-EQUAL_WINDOWS = (
-    "equal_windows_flash"  # transformers passes window boundaries to attention named "...flash..."
-)
+# transformers passes the lengths of windows only to an attention with "flash" in its name.
+EQUAL_WINDOWS = "equal_windows_flash"
 
 
 def attend_to_equal_windows(
@@ -34,20 +38,31 @@ def attend_to_equal_windows(
     max_length_q: int = 0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attend within windows of `max_length_q` patches each: query, key, value (1, heads, P, D) -> (1, P, heads, D)."""
+    """Attend within windows of `max_length_q` patches each, with the signature that transformers calls.
+
+    Args:
+        query, key, value: States (1, heads, P, D) of the patches of all pictures, window by window.
+        scaling: Factor on the products of query and key.
+        dropout: Share of attention weights that are dropped.
+        max_length_q: Patches of a window.
+
+    Returns:
+        Attended values (1, P, heads, D), and None for the weights.
+    """
     length = int(max_length_q)
-    windows = [
-        x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)
-    ]  # (W, heads, length, D)
-    found = functional.scaled_dot_product_attention(*windows, dropout_p=dropout, scale=scaling)
-    return found.transpose(1, 2).flatten(0, 1)[None], None
 
+    def by_window(states: Tensor) -> Tensor:
+        """Make the windows a batch: (1, heads, P, D) -> (W, heads, length, D)."""
+        return states[0].unflatten(1, (-1, length)).transpose(0, 1)
 
-AttentionInterface.register(EQUAL_WINDOWS, attend_to_equal_windows)
+    attended = functional.scaled_dot_product_attention(
+        by_window(query), by_window(key), by_window(value), dropout_p=dropout, scale=scaling
+    )  # (W, heads, length, D)
+    return attended.transpose(1, 2).flatten(0, 1)[None], None  # (1, P, heads, D)
 
 
 def picture_grid(count: int) -> Tensor:
-    """Return the grids (B, 3) of `count` pictures."""
+    """Return the grids (B, 3) of `count` pictures: frames, rows and columns of patches."""
     return torch.tensor([GRID]).expand(count, -1)
 
 
@@ -55,31 +70,47 @@ def picture_grid(count: int) -> Tensor:
 def tower_inputs(
     count: int, window: int, merge: int, patch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Compute what the tower needs to know of `count` pictures, once."""
+    """Compute positions, window order and boundaries for `count` pictures, once for each batch size.
+
+    Args:
+        count: Pictures of a batch, B.
+        window: Side of a window in pixels.
+        merge: Patches along the side of a visual token.
+        patch: Side of a patch in pixels.
+        device: Where the tower is.
+
+    Returns:
+        Keyword arguments of the tower's forward.
+    """
     grid = picture_grid(count)
     index, boundaries = get_vision_window_index(
         grid, spatial_merge_size=merge, window_size=window, patch_size=patch
     )
     patches = GRID[1] * GRID[2]
-    places = {
+    layout = {
         "grid_thw": grid,
         "position_ids": get_vision_position_ids(grid, merge),
+        # Layers without windows attend within each picture.
         "cu_seqlens": torch.arange(0, (count + 1) * patches, patches, dtype=torch.int32),
         "window_index": index,
         "cu_window_seqlens": boundaries,
     }
-    return {name: value.to(device) for name, value in places.items()}
+    return {name: value.to(device) for name, value in layout.items()}
 
 
 def picture_features(base: Backbone, pictures: Tensor) -> Tensor:
     """Compute the visual tokens (B * 9, H) of pictures (B, S, S, 3) uint8, on their device."""
     tower = base.plain.model.visual
+    # Route the tower's attention through `attend_to_equal_windows`.
+    AttentionInterface.register(EQUAL_WINDOWS, attend_to_equal_windows)
     config = tower.config
     config._attn_implementation = EQUAL_WINDOWS
+    # Cut pictures into patches, with the checkpoint's own normalisation.
     processed = base.processor.image_processor(
         images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt", device=pictures.device
     )
-    known = tower_inputs(
+    # The tiny base's window is as large as its picture, so that both have equally many patches.
+    layout = tower_inputs(
         len(pictures),
         config.window_size,
         config.spatial_merge_size,
@@ -91,5 +122,5 @@ def picture_features(base: Backbone, pictures: Tensor) -> Tensor:
         processed["pixel_values"].to(tower.dtype),
         max_seqlen=patches,
         max_window_seqlen=patches,
-        **known,
+        **layout,
     ).pooler_output

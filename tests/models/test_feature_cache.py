@@ -109,7 +109,7 @@ def empty(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, zero, empty])
-def test_a_torn_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, caplog, damage):
+def test_a_truncated_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, caplog, damage):
     vectors = (
         encode(tmp_path / "cache", store, ["p3"])[0]
         | encode(tmp_path / "cache", store, ["p4", "p5"])[0]
@@ -121,7 +121,7 @@ def test_a_torn_file_is_deleted_with_a_warning_and_rebuilt(tmp_path, store, capl
     with caplog.at_level(logging.WARNING):
         again, asked = encode(tmp_path / "cache", store, ["p3", "p4", "p5"])
     assert asked == 2  # the whole file beside it was not touched
-    assert f"{files[-1]} is torn or altered" in caplog.text
+    assert f"{files[-1]} is truncated or altered" in caplog.text
     assert all(torch.equal(again[name], vectors[name]) for name in again)
     caplog.clear()
     assert encode(tmp_path / "cache", store, ["p3", "p4", "p5"])[1] == 0
@@ -152,7 +152,7 @@ def test_a_file_of_other_shapes_is_computed_again(tmp_path, store, content, capl
     digest = content_key(b"".join(value.numpy().tobytes() for value in content.values()))
     save_file(content, file, {"digest": digest})
     assert encode(tmp_path / "cache", store, ["p3"])[1] == 1
-    assert "torn or altered" in caplog.text
+    assert "truncated or altered" in caplog.text
 
 
 def test_a_cache_that_another_process_fills_is_refused_but_what_is_there_is_read(tmp_path, store):
@@ -213,7 +213,7 @@ def test_what_a_crash_left_half_written_is_not_read(tmp_path, store):
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="file/a: no cache can be made here"):
+    with pytest.raises(InputError, match="file/a: no cache can be created here"):
         FeatureCache(tmp_path / "file", "a")
 
 

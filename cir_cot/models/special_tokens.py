@@ -1,0 +1,46 @@
+"""Add the retrieval token to a Qwen-VL's vocabulary, and look up ids of special tokens.
+
+Qwen pads its embedding matrix beyond its tokenizer. The retrieval token takes one of these spare rows: no matrix is
+resized.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from cir_cot.prompts import RET
+
+if TYPE_CHECKING:
+    import transformers
+
+    from .architectures import QwenVL
+
+
+def token_id(tokenizer: transformers.PreTrainedTokenizerBase, token: str) -> int:
+    """Return the id of one token."""
+    return cast(int, tokenizer.convert_tokens_to_ids(token))  # a list only for a list of tokens
+
+
+@torch.no_grad()
+def add_token(model: QwenVL, tokenizer: transformers.PreTrainedTokenizerFast) -> int:
+    """Add the retrieval token as a special token on the next spare row -> its id.
+
+    A token that is there already is kept. A new row starts as the mean of the tokenizer's rows, so that the token is
+    neither likely nor unlikely before training. The matrices are resized, to a multiple of 64, only where no row is
+    spare.
+    """
+    added = tokenizer.get_added_vocab()
+    if RET in added:
+        return added[RET]
+    count = len(tokenizer)
+    tokenizer.add_tokens([RET], special_tokens=True)
+    ret_id = token_id(tokenizer, RET)
+    if ret_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(ret_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        # A model on the meta device has shapes only.
+        if not layer.weight.is_meta:
+            layer.weight[ret_id] = layer.weight[:count].float().mean(dim=0).to(layer.weight.dtype)
+    return ret_id
