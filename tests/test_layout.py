@@ -71,7 +71,6 @@ LONGER_FOR_NOW = {
     "cir_cot/training/trainer.py": 361,
     "cir_cot/data/scenes.py": 333,
     "cir_cot/chains/teacher.py": 311,
-    "eval/demo.py": 324,
     "data_gen/annotate.py": 438,
     "benchmarks/heads.py": 381,
 }

@@ -33,7 +33,7 @@ class Answer:
         hits: (image id, score) pairs, best first.
         explanation: the chain, or another explanation of the head; "" when it gives none.
         flag: what went wrong with the chain; "" when nothing did.
-        choices: of a head that routes queries through experts, the share of each by name.
+        routing: of a head that routes queries through experts, the share of each by name.
         encode_seconds: time to encode the query; of a batch its mean.
         search_seconds: time to search the index; of a batch its mean.
     """
@@ -41,7 +41,7 @@ class Answer:
     hits: list[Hit]
     explanation: str
     flag: str
-    choices: dict[str, float]
+    routing: dict[str, float]
     encode_seconds: float
     search_seconds: float
 
@@ -56,8 +56,8 @@ class Answer:
                 "search": round(self.search_seconds, 4),
             },
         }
-        if self.choices:
-            answer["choices"] = self.choices
+        if self.routing:
+            answer["choices"] = self.routing
         return answer
 
 
@@ -208,7 +208,7 @@ class Search:
             strict=True,
         )
         answers = []
-        for hits, explanation, flag, choices in rows:
+        for hits, explanation, flag, routing in rows:
             kept = [hit for hit in hits if hit[0] not in left_out][:k]
-            answers.append(Answer(kept, explanation, flag, choices, seconds / count, spent / count))
+            answers.append(Answer(kept, explanation, flag, routing, seconds / count, spent / count))
         return answers

@@ -13,14 +13,22 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from demo_page import make_dialogue, make_search, png
+from demo_dialogue import make_dialogue, make_search, png
 from PIL import Image
 from toy_retriever import Plain, Toy, write_shades
 
 from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
 from cir_cot.prompts import written_parts
-from cir_cot.search.dialogue import MAX_BYTES, MAX_WORDS, Dialogue, empty_state, kept, told, ways_of
+from cir_cot.search.dialogue import (
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    Dialogue,
+    after_search,
+    empty_state,
+    modes_of,
+    status_line,
+)
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked=1'></conclusion><ret><|im_end|>"
 BAD_NAME = "<img src=x onerror='window.hacked=1'>"  # of a picture's file
@@ -42,11 +50,11 @@ def test_a_dialogue_goes_on_from_a_result(page):
     state = page.start_from("s020", [])
     *_, answer = page.ask(state, "40", "full")
     assert ids(answer)[0] == "s060"
-    state = kept(state, "40", answer)
+    state = after_search(state, "40", answer)
     state = page.start_from(state["hits"][0], state["turns"])
     *_, answer = page.ask(state, "40", "full")
     assert ids(answer)[0] == "s100"
-    state = kept(state, "40", answer)
+    state = after_search(state, "40", answer)
     assert [(turn["text"], turn["first"]) for turn in state["turns"]] == [
         ("40", "s060"),
         ("40", "s100"),
@@ -99,7 +107,7 @@ def test_only_pictures_of_the_gallery_can_be_had(page, name):
 
 def test_what_is_missing_or_too_long_is_said(page):
     state = page.start_from("s020", [])
-    for bad in ("", "  ", "x" * (MAX_WORDS + 1), "half a pair \ud800", "a\0b"):
+    for bad in ("", "  ", "x" * (MAX_CHARACTERS + 1), "half a pair \ud800", "a\0b"):
         with pytest.raises(InputError, match="the change"):
             list(page.ask(state, bad, "full"))
     with pytest.raises(InputError, match="reference picture first"):
@@ -124,20 +132,20 @@ def test_as_many_are_found_as_asked_for_whatever_is_left_out(tmp_path):
 
 
 def test_ways_of_searching_are_those_of_the_head(tmp_path):
-    assert list(make_dialogue(tmp_path / "toy").ways) == ["full", "short", "adaptive", "fast"]
+    assert list(make_dialogue(tmp_path / "toy").modes) == ["full", "short", "adaptive", "fast"]
     plain = make_dialogue(tmp_path / "plain", Plain())
-    assert list(plain.ways) == ["as trained"]
+    assert list(plain.modes) == ["as trained"]
     assert not plain.chains("as trained")
     *_, answer = plain.ask(plain.start_from("s020", []), "40", "as trained")
     assert ids(answer)[0] == "s060"
-    assert "25 pictures searched" in told(answer, "as trained", 25)
+    assert "25 pictures searched" in status_line(answer, "as trained", 25)
 
 
 def test_a_gallery_whose_pictures_are_gone_is_named(tmp_path):
     search = make_search(tmp_path, Toy())
     write_shades(tmp_path / "other", [255])
     with pytest.raises(InputError, match="--images"):
-        Dialogue(ways_of(search), list_pictures(tmp_path / "other"))
+        Dialogue(modes_of(search), list_pictures(tmp_path / "other"))
 
 
 # ---- the page
@@ -145,7 +153,7 @@ def test_a_gallery_whose_pictures_are_gone_is_named(tmp_path):
 
 def test_what_people_and_models_write_is_escaped():
     pytest.importorskip("gradio")
-    from cir_cot.scripts.eval.demo import note, turns_of
+    from cir_cot.search.demo_events import note, turns_of
 
     turn = {"picture": Image.new("RGB", (4, 4)), "text": HOSTILE, "first": HOSTILE}
     for html in (note(HOSTILE), turns_of({"turns": [turn]})):
@@ -157,7 +165,7 @@ def test_what_people_and_models_write_is_escaped():
 def make_layout(dialogue):
     """Build the page inside an event loop: outside of one gradio makes loops that nobody closes."""
     pytest.importorskip("gradio")
-    from cir_cot.scripts.eval.demo import layout
+    from cir_cot.search.demo_page import layout
 
     async def make():
         return layout(dialogue)
@@ -179,7 +187,7 @@ def test_every_control_has_a_label_and_every_event_is_private(page):
 def served(tmp_path_factory):
     """The page over the toy retriever, in this process, at a free port; answers to a second name too."""
     pytest.importorskip("gradio")
-    from cir_cot.scripts.eval.demo import application, keep_copies_in
+    from cir_cot.search.demo_page import application, keep_copies_in
     from cir_cot.search.local_server import address_of, listen, make_server
 
     with pytest.MonkeyPatch.context() as patch:
@@ -560,7 +568,7 @@ DEMO = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from demo_page import make_dialogue
+from demo_dialogue import make_dialogue
 from cir_cot.cli import run
 from cir_cot.scripts.eval.demo import serve
 run(lambda argv: serve(lambda: make_dialogue(Path(sys.argv[2])), 0))

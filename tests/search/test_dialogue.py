@@ -1,19 +1,19 @@
 """Bounds of a dialogue, and what is said and shown of an answer."""
 
 import pytest
-from demo_page import make_dialogue, png
+from demo_dialogue import make_dialogue, png
 from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.search.dialogue import (
     MAX_BYTES,
-    MAX_WORDS,
+    MAX_CHARACTERS,
     SIDE,
     TURNS,
+    after_search,
     checked_text,
     empty_state,
-    kept,
-    told,
+    status_line,
 )
 from cir_cot.search.search import Answer
 
@@ -23,7 +23,7 @@ def answer(**facts) -> Answer:
         "hits": [("s060", 0.9876), ("gone", 0.5), ("s070", 0.25)],
         "explanation": "",
         "flag": "",
-        "choices": {},
+        "routing": {},
     }
     return Answer(**values | {"encode_seconds": 1.234, "search_seconds": 0.0056} | facts)
 
@@ -44,33 +44,34 @@ def test_pictures_are_shown_with_place_score_and_id_and_what_the_folder_lacks_is
 
 
 def test_the_longest_text_is_read_and_no_longer_one():
-    assert checked_text(f"  {'x' * MAX_WORDS} ") == "x" * MAX_WORDS
+    assert checked_text(f"  {'x' * MAX_CHARACTERS} ") == "x" * MAX_CHARACTERS
     with pytest.raises(
-        InputError, match=f"the reasoning has {MAX_WORDS + 1} characters, more than the {MAX_WORDS}"
+        InputError,
+        match=f"the reasoning has {MAX_CHARACTERS + 1} characters, more than the {MAX_CHARACTERS}",
     ):
-        checked_text("x" * (MAX_WORDS + 1), "reasoning")
+        checked_text("x" * (MAX_CHARACTERS + 1), "reasoning")
 
 
 def test_the_last_turns_are_remembered_with_small_pictures():
     state = empty_state() | {"picture": Image.new("RGB", (4 * SIDE, 2 * SIDE))}
     for turn in range(TURNS + 3):
-        state = kept(state, str(turn), answer())
+        state = after_search(state, str(turn), answer())
     assert [turn["text"] for turn in state["turns"]] == [str(turn) for turn in range(3, TURNS + 3)]
     assert {turn["picture"].size for turn in state["turns"]} == {(SIDE, SIDE // 2)}
     assert state["picture"].size == (4 * SIDE, 2 * SIDE)
     assert state["hits"] == ["s060", "gone", "s070"]
-    assert kept(state, "x", answer(hits=[]))["turns"][-1]["first"] == "nothing"
+    assert after_search(state, "x", answer(hits=[]))["turns"][-1]["first"] == "nothing"
 
 
 def test_an_answer_is_told_with_times_flag_and_the_parts_that_took_a_share():
-    words = told(
-        answer(flag="cut", choices={"a": 0.75, "b": 0.0, "c": 0.25}, explanation="x"), "fast", 1234
+    words = status_line(
+        answer(flag="cut", routing={"a": 0.75, "b": 0.0, "c": 0.25}, explanation="x"), "fast", 1234
     )
     assert (
         words
         == "fast: read in 1.23 s, 1,234 pictures searched in 5.6 ms. Note: cut. Chosen: a 75%, c 25%"
     )
-    assert told(answer(explanation="the words weigh 0.5"), "own", 1).endswith(
+    assert status_line(answer(explanation="the words weigh 0.5"), "own", 1).endswith(
         " ms. the words weigh 0.5"
     )
-    assert told(answer(explanation="<caption>a</caption>"), "own", 1).endswith(" ms.")
+    assert status_line(answer(explanation="<caption>a</caption>"), "own", 1).endswith(" ms.")

@@ -7,7 +7,7 @@ from toy_retriever import Toy, write_shades
 
 from cir_cot.images import list_pictures
 from cir_cot.search.build import build, open_index
-from cir_cot.search.dialogue import Dialogue, ways_of
+from cir_cot.search.dialogue import Dialogue, modes_of
 from cir_cot.search.search import Search
 
 SHADES = range(0, 250, 10)
@@ -24,7 +24,7 @@ def make_search(folder, retriever, names=()):
 
 def make_dialogue(folder, retriever=None, names=()):
     search = make_search(folder, retriever or Toy(), names)
-    return Dialogue(ways_of(search), list_pictures(folder / "images"))
+    return Dialogue(modes_of(search), list_pictures(folder / "images"))
 
 
 def png(shade=30, size=(8, 6)):
