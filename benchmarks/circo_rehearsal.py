@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
-from cir_cot.data.submission import check_submission, write_submission
+from cir_cot.data.submission import write_submission
+from cir_cot.data.submission_check import check_submission
 from cir_cot.files import read_json, write_text_atomic
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.images import list_pictures
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         files += write_submission(root / "submission", benchmark, rank(search, root, split))
         lap(f"ranking {split}, {len(benchmark.records)} queries")
     for file in files:
-        problems += check_submission(file, root)[1]
+        problems += check_submission(file, root).problems
     lap("validating")
     result = {
         "name": "circo_rehearsal",

@@ -22,7 +22,7 @@ import torch
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
-from cir_cot.data.scenes import write_scenes
+from cir_cot.data.scene_files import write_scenes
 from cir_cot.devices import device_name
 from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate

@@ -21,7 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from cir_cot.cli import run
-from cir_cot.data import BENCHMARKS
+from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.files import write_text_atomic
@@ -170,7 +170,7 @@ def train(
 
 def measure(model: Tirg, root: Path, split: str) -> dict:
     """Metrics of a split over its whole gallery with the reference removed, in all and by edit type."""
-    (benchmark,) = BENCHMARKS["folder"](root, split)
+    (benchmark,) = load_benchmark("folder", root, split)
     result = evaluate(model, benchmark, benchmark.images(), batch_size=256, progress=True)
     by_edit = {source.rpartition("/")[2]: row["R@1"] for source, row in result.by_source.items()}
     return {**result.metrics, "R@1 by edit": by_edit, "protocol": result.protocol}
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
-    (benchmark,) = BENCHMARKS["folder"](args.root, "train")
+    (benchmark,) = load_benchmark("folder", args.root, "train")
     model = Tirg(sorted({word for record in benchmark.records for word in record.text.split()}))
     started = time.perf_counter()
     train(model, benchmark, args.epochs, args.references, args.lr, args.seed)

@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import InputError, shown
@@ -152,7 +152,7 @@ def check_depth(value: object, where: str) -> None:
     raise InputError(f"{where}: more than {MAX_DEPTH} arrays and objects in each other")
 
 
-def first_repeated(items: Iterator) -> object:
+def first_repeated(items: Iterable[object]) -> object:
     """Return the first item that has occurred before; None where each is new."""
     seen = set()
     for item in items:

@@ -1,8 +1,9 @@
 """Record which files of a folder a command wrote, so that it replaces those and never a user's file.
 
-A folder's `.cir-cot.json` lists the files that each command wrote there, each with a digest. A file that is not listed,
-or whose content has changed since, belongs to the user. A digest of null means that the command may replace the file
-whatever it contains: either the command was stopped while writing it, or the file is one of too many to read (images).
+A folder's `.cir-cot.json` lists the files that each command wrote there, each with a digest. A file
+that is not listed, or whose content has changed since, belongs to the user. A digest of null means
+that the command may replace the file whatever it contains: either the command was stopped while
+writing it, or the file is one of too many to read (images).
 """
 
 import hashlib
@@ -36,8 +37,8 @@ def writing(
 ) -> Iterator[None]:
     """Let a command write files into an existing folder, and list them in its manifest.
 
-    The files are listed twice: without digests before the block, so that a run that is stopped finds its own files
-    again, and with digests after it.
+    The files are listed twice: without digests before the block, so that a run that is stopped
+    finds its own files again, and with digests after it.
 
     Args:
         folder: the folder, which must exist.
@@ -45,13 +46,14 @@ def writing(
         names: files that the block writes, as paths relative to the folder.
         overwrite: replace files that the command did not write, too.
         unread: more files that the block writes, listed without a digest.
-        stale: files that an earlier run may have left. Those that the command wrote are removed before the block, in
-            the given order.
-        recognise: tells whether a file was written by a version of the command that kept no manifest. It is asked
-            only where the folder has no list of the command.
+        stale: files that an earlier run may have left. Those that the command wrote are removed
+            before the block, in the given order.
+        recognise: tells whether a file was written by a version of the command that kept no
+            manifest. It is asked only where the folder has no list of the command.
 
     Raises:
-        InputError: one of the files exists and the command did not write it, or it was edited since.
+        InputError: one of the files exists and the command did not write it, or it was edited
+            since.
 
     Example:
         >>> with writing(root, "triplets", ["records.val.jsonl"]):

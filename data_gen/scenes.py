@@ -1,64 +1,45 @@
 """Write the procedural benchmark (train, iid and novel, with true chains) as a folder dataset."""
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from cir_cot.cli import run
-from cir_cot.data.scenes import KINDS, write_scenes
-from cir_cot.options import (
-    add_out,
-    add_overwrite,
-    command_parser,
-)
+from cir_cot.data.scene_files import write_scenes
+from cir_cot.data.scene_page import draw_page
+from cir_cot.options import add_out, add_overwrite, command_parser
 from cir_cot.ownership import writing
-from cir_cot.records import Record, read_records
 from cir_cot.storage import written
 
-SIDE, TEXT, MARGIN = 150, 350, 14  # pixels of the page: a picture, its words, the space between
 
+def main(argv: Sequence[str]) -> None:
+    """Write the dataset and print the size of each split."""
+    args = parse(argv)
+    with tqdm(unit=" pictures") as bar:
 
-def example(records: Sequence[Record], kind: str) -> Record:
-    """Pick a telling query of a kind of edit: three or four objects, at least two of which the edit means (or adds)."""
-    chosen = [record for record in records if record.source.endswith(f"/{kind}")]
-    telling = (
-        r
-        for r in chosen
-        if r.cot.caption.count(", ") in (2, 3)
-        and (kind == "add" or r.cot.reasoning.count(": yes") > 1)
-    )
-    return next(telling, chosen[0])
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-
-def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.Image:
-    """One query of each kind of edit and split: reference, edit and chain, target."""
-    width, height = 2 * SIDE + TEXT + 5 * MARGIN, SIDE + MARGIN
-    page = Image.new("RGB", (len(splits) * width - MARGIN, len(KINDS) * height + MARGIN), "white")
-    draw, bold, plain = ImageDraw.Draw(page), ImageFont.load_default(13), ImageFont.load_default(11)
-    for column, split in enumerate(splits):
-        records = read_records(folder / f"records.{split}.jsonl")
-        for row, kind in enumerate(KINDS):
-            record, x, y = example(records, kind), column * width + MARGIN, row * height + MARGIN
-            for name, at in (
-                (record.reference, x),
-                (record.targets[0], x + SIDE + TEXT + 2 * MARGIN),
-            ):
-                with Image.open(folder / "images" / f"{name}.png") as picture:
-                    page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (at, y))
-            parts = (f"caption: {record.cot.caption}", f"reasoning: {record.cot.reasoning}")
-            words = [*parts, f"conclusion: {record.cot.conclusion}"]
-            lines = [
-                line for part in words for line in textwrap.wrap(part, 62, break_on_hyphens=False)
-            ]
-            draw.text((x + SIDE + MARGIN, y), f"{split}: {record.text}", "black", bold)
-            draw.multiline_text(
-                (x + SIDE + MARGIN, y + 20), "\n".join(lines), "#444444", plain, spacing=2
-            )
-    return page
+        galleries = write_scenes(
+            args.out,
+            args.seed,
+            references=args.references,
+            edits=args.edits,
+            size=args.size,
+            progress=show,
+            test_references=args.test_references,
+            overwrite=args.overwrite,
+        )
+    for split, pictures in galleries.items():
+        queries = pictures * args.edits // (args.edits + 1)
+        print(f"{split:6} {queries:7} queries  {pictures:7} pictures  {args.out}")
+    if args.page:
+        page = Path(args.page)
+        with written(page), writing(page.parent, "scenes", [page.name], args.overwrite):
+            draw_page(Path(args.out)).save(page, optimize=True)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -106,28 +87,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_overwrite(parser)
     return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Write the dataset and print the size of each split."""
-    args = parse(argv)
-    with tqdm(unit=" pictures") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        sizes = (args.references, args.edits, args.size)
-        galleries = write_scenes(
-            args.out, args.seed, *sizes, show, args.test_references, args.overwrite
-        )
-    for split, gallery in galleries.items():
-        queries = gallery * args.edits // (args.edits + 1)
-        print(f"{split:6} {queries:7} queries  {gallery:7} pictures  {args.out}")
-    if args.page:
-        page = Path(args.page)
-        with written(page), writing(page.parent, "scenes", [page.name], args.overwrite):
-            draw_page(Path(args.out)).save(page, optimize=True)
 
 
 if __name__ == "__main__":

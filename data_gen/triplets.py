@@ -1,55 +1,31 @@
 """Make a folder dataset of triplets (picture, edit, pictures) from your own pictures and their labels or captions."""
 
 import argparse
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
-from cir_cot.data.triplets import picture_ids, read_descriptions, split, triplets
+from cir_cot.data.triplet_files import write_triplets
 from cir_cot.errors import InputError
-from cir_cot.files import write_text_atomic
-from cir_cot.options import (
-    add_overwrite,
-    add_root,
-    add_seed,
-    command_parser,
-)
-from cir_cot.ownership import writing
-from cir_cot.records import write_records
+from cir_cot.options import add_overwrite, add_root, add_seed, command_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write records and galleries of train and val beside the pictures, and print what is in them."""
+    """Write records and galleries of train and val beside the pictures, and print their sizes."""
     args = parse_arguments(argv)
-    root = Path(args.root)
-    names = picture_ids(root / "images")
-    described = read_descriptions(Path(args.labels), names)
-    splits = split(list(described), args.val)
-    written = {}
-    for name, images in splits.items():
-        some = {image: described[image] for image in images}
-        written[name] = list(
-            triplets(some, args.edits, random.Random(args.seed), args.chains, f"{root.name}/{name}")
-        )
-        if images and not written[name]:
-            raise InputError(
-                f"{args.labels}: no two of the {len(images)} pictures of {name} are alike enough for an edit; give "
-                f"more pictures, or labels that several pictures share{'' if name == 'train' else ', or --val 0'}"
-            )
-    some = {name: records for name, records in written.items() if records}
-    files = [file for name in some for file in (f"records.{name}.jsonl", f"gallery.{name}.txt")]
-    with writing(root, "triplets", files, args.overwrite):
-        for name, records in some.items():
-            write_records(root / f"records.{name}.jsonl", records)
-            write_text_atomic(
-                root / f"gallery.{name}.txt", "".join(f"{image}\n" for image in splits[name])
-            )
-            print(f"{name:5} {len(records):7} queries  {len(splits[name]):7} pictures")
-    if len(described) < len(names):
-        print(
-            f"{len(names) - len(described)} pictures have no line in {args.labels} and are not used"
-        )
+    written = write_triplets(
+        Path(args.root),
+        Path(args.labels),
+        args.val,
+        args.edits,
+        args.seed,
+        args.chains,
+        args.overwrite,
+    )
+    for name, queries in written.queries.items():
+        print(f"{name:5} {queries:7} queries  {written.pictures[name]:7} pictures")
+    if written.unused:
+        print(f"{written.unused} pictures have no line in {args.labels} and are not used")
     return 0
 
 

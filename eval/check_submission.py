@@ -2,58 +2,36 @@
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Sequence
 
 from cir_cot.cli import run
-from cir_cot.data.submission import check_submission
-from cir_cot.options import (
-    add_json,
-    add_root,
-    command_parser,
-)
-
-EXAMPLES = 3  # of each problem; the count is always of all
+from cir_cot.data.submission_check import submission_report
+from cir_cot.options import add_json, add_root, command_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what each file is and what is wrong with it; 1 if anything is."""
+    """Print what each file is and what is wrong with it; return 1 if anything is."""
     args = parse_arguments(argv)
-    reports = [report(file, args.root) for file in args.files]
-    print(json.dumps(reports, ensure_ascii=False) if args.json else "\n".join(map(text, reports)))
-    return 1 if any(one["problems"] for one in reports) else 0
+    reports = [submission_report(file, args.root) for file in args.files]
+    if args.json:
+        print(json.dumps(reports, ensure_ascii=False))
+    else:
+        print("\n".join(map(text, reports)))
+    return 1 if any(report["problems"] for report in reports) else 0
 
 
-def report(file: str, root: str) -> dict:
-    """{"file", "benchmark", "split", "kind", "queries", "notes", "problems": [{"problem", "count", "examples"}]}."""
-    facts, problems = check_submission(file, root)
-    counts = Counter(problem.name for problem in problems)
-    rows = [
-        {
-            "problem": name,
-            "count": count,
-            "examples": [p.what for p in problems if p.name == name][:EXAMPLES],
-        }
-        for name, count in counts.items()
-    ]
-    return {"file": file, **facts, "problems": rows}
-
-
-def text(one: dict) -> str:
-    """The report of one file for a reader."""
-    what = " ".join(
-        filter(
-            None,
-            (one["benchmark"], one["split"], one["kind"] if one["benchmark"] == "cirr" else None),
-        )
-    )
-    lines = [
-        f"{one['file']}: {what or 'unknown'}, {one['queries']} queries: {'INVALID' if one['problems'] else 'valid'}"
-    ]
-    for row in one["problems"]:
+def text(report: dict) -> str:
+    """Return the report of one file for a reader."""
+    # only CIRR has two kinds of files
+    kind = report["kind"] if report["benchmark"] == "cirr" else None
+    what = " ".join(filter(None, (report["benchmark"], report["split"], kind)))
+    state = "INVALID" if report["problems"] else "valid"
+    lines = [f"{report['file']}: {what or 'unknown'}, {report['queries']} queries: {state}"]
+    for row in report["problems"]:
         lines.append(f"  {row['problem']}: {row['count']}")
         lines += [f"      {example}" for example in row["examples"]]
-    return "\n".join([*lines, *(f"  note: {note}" for note in one["notes"])])
+    lines += [f"  note: {note}" for note in report["notes"]]
+    return "\n".join(lines)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -2,14 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
-from cir_cot.data.benchmark import Benchmark
-from cir_cot.data.scoring import mean_of_categories, read_rankings, score_rankings, short_lists
-from cir_cot.errors import InputError
+from cir_cot.data.scoring import combine_scores, rankings_file, score_file
 from cir_cot.options import (
     add_category,
     add_dataset,
@@ -19,22 +16,25 @@ from cir_cot.options import (
     command_parser,
 )
 
+ONE_LINE = 4  # metrics of a category that fit beside its name
+
 
 def main(argv: Sequence[str]) -> int:
     """Print the metrics and the protocol as a table, or as one JSON object."""
     args = parse_arguments(argv)
-    options = {
-        name: getattr(args, name) for name in ("gallery", "reference") if getattr(args, name)
-    }
+    options = {}
+    for name in ("gallery", "reference"):
+        if getattr(args, name):
+            options[name] = getattr(args, name)
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
-    files = [
-        rankings_file(args.rankings, benchmark, alone=len(benchmarks) == 1)
-        for benchmark in benchmarks
-    ]
-    scored = [
-        score(b, file, args.subset_rankings) for b, file in zip(benchmarks, files, strict=True)
-    ]
-    result = combine(benchmarks, scored)
+
+    # look for all files before the first one is read
+    alone = len(benchmarks) == 1
+    files = [rankings_file(args.rankings, benchmark, alone) for benchmark in benchmarks]
+    scores = []
+    for benchmark, file in zip(benchmarks, files, strict=True):
+        scores.append(score_file(benchmark, file, args.subset_rankings))
+    result = combine_scores(benchmarks, scores)
     print(json.dumps(result) if args.json else table(result))
     return 0
 
@@ -58,75 +58,36 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def rankings_file(path: str, benchmark: Benchmark, alone: bool) -> Path:
-    """The benchmark's rankings file: `path` itself, or the file named after the benchmark in the folder `path`."""
-    folder = Path(path)
-    if not folder.is_dir():
-        if not alone:
-            raise InputError(
-                f"{path} is no folder; without --category the rankings of all categories are a folder"
-            )
-        return folder
-    stem = ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
-    for file in (folder / f"{stem}.json", folder / f"{stem}.json.gz"):
-        if file.is_file():
-            return file
-    raise InputError(f"no rankings in {path}; looked for {stem}.json, {stem}.json.gz")
-
-
-def score(benchmark: Benchmark, file: Path, subset_file: str | None) -> dict:
-    """{"metrics", "protocol"} of one benchmark."""
-    rankings = read_rankings(file, benchmark)
-    subsets = read_rankings(subset_file, benchmark, "recall_subset") if subset_file else None
-    metrics = score_rankings(benchmark, rankings, subsets)
-    return {
-        "metrics": metrics,
-        "protocol": benchmark.protocol | {"short_lists": short_lists(benchmark, rankings)},
-    }
-
-
-def combine(benchmarks: list[Benchmark], results: list[dict]) -> dict:
-    """One result of all categories: metrics by category and their mean; what differs in the protocol by category."""
-    if len(results) == 1:
-        return results[0]
-    names = [benchmark.category for benchmark in benchmarks]
-    metrics = mean_of_categories(
-        {name: result["metrics"] for name, result in zip(names, results, strict=True)}
-    )
-    protocol = {}
-    for key in results[0]["protocol"]:
-        values = [result["protocol"][key] for result in results]
-        protocol[key] = (
-            values[0]
-            if values.count(values[0]) == len(values)
-            else dict(zip(names, values, strict=True))
-        )
-    return {"metrics": metrics, "protocol": protocol | {"category": names}}
-
-
-def table(result: dict) -> str:
-    """Metrics a line, or a row a category; below them the protocol, without which no number means anything."""
+def table(result: Mapping[str, dict]) -> str:
+    """Return metrics, a line each or a row a category, and below them the protocol."""
     rows = result["metrics"]
     lines = []
     for name, value in rows.items():
         if isinstance(value, dict):
-            width = max(map(len, rows))
-            keys = max(map(len, value))
-            cells = [f"{key:{keys}} {number:6.2f}" for key, number in value.items()]
-            separator = f"\n{'':{width}}  " if len(cells) > 4 else "   "
-            lines.append(f"{name:{width}}  {separator.join(cells)}")
+            lines.append(category_row(name, value, max(map(len, rows))))
         else:
             lines.append(f"{name:8} {value:6.2f}")
-    return "\n".join(
-        [*lines, "", *(f"{key}: {show(value)}" for key, value in result["protocol"].items())]
-    )
+    lines.append("")
+    for key, value in result["protocol"].items():
+        lines.append(f"{key}: {show(value)}")
+    return "\n".join(lines)
+
+
+def category_row(name: str, metrics: Mapping[str, float], width: int) -> str:
+    """Return the metrics of one category beside its name, below each other where they are many."""
+    keys = max(map(len, metrics))
+    cells = [f"{key:{keys}} {number:6.2f}" for key, number in metrics.items()]
+    separator = f"\n{'':{width}}  " if len(cells) > ONE_LINE else "   "
+    return f"{name:{width}}  {separator.join(cells)}"
 
 
 def show(value: object) -> str:
-    """A value of the protocol in words."""
+    """Return a value of the protocol as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value)
 
 
 if __name__ == "__main__":

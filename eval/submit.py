@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
-from cir_cot.data.layouts import choose
-from cir_cot.data.scoring import read_rankings
-from cir_cot.data.submission import SPLITS, check_submission, write_submission
+from cir_cot.data.benchmark import choose
+from cir_cot.data.rankings import read_rankings
+from cir_cot.data.submission import SPLITS, write_submission
+from cir_cot.data.submission_check import Problem, check_submission
 from cir_cot.errors import InputError
 from cir_cot.options import (
     add_dataset,
@@ -22,39 +23,29 @@ from cir_cot.options import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the files and the protocol; 1 if what was written is not valid."""
+    """Write the files and print them with the protocol; return 1 if a file is not valid."""
     args = parse_arguments(argv)
-    choose("split", args.split, SPLITS[args.benchmark])
-    if args.benchmark == "circo" and args.subset_rankings:
-        raise InputError("circo has no subsets; --subset-rankings belongs to cirr")
-    if args.benchmark == "cirr" and args.reference == "keep":
-        raise InputError("CIRR's server refuses lists with the reference; leave --reference out")
     options = {"reference": args.reference} if args.reference else {}
     (benchmark,) = load_benchmark(args.benchmark, args.root, args.split, **options)
+
+    # from rankings to files
     rankings = read_rankings(args.rankings, benchmark)
-    subsets = (
-        read_rankings(args.subset_rankings, benchmark, "recall_subset")
-        if args.subset_rankings
-        else None
-    )
+    subsets = None
+    if args.subset_rankings:
+        subsets = read_rankings(args.subset_rankings, benchmark, "recall_subset")
     files = write_submission(args.out, benchmark, rankings, subsets, args.overwrite)
-    problems = [problem for file in files for problem in check_submission(file, args.root)[1]]
+
+    # read them again, as the server would
+    problems: list[Problem] = []
+    for file in files:
+        problems += check_submission(file, args.root).problems
+    names = [str(file) for file in files]
     if args.json:
-        told = {
-            "files": [str(file) for file in files],
-            "protocol": benchmark.protocol,
-            "problems": len(problems),
-        }
-        print(json.dumps(told))
+        report = {"files": names, "protocol": benchmark.protocol, "problems": len(problems)}
+        print(json.dumps(report))
     else:
-        print(
-            "\n".join(
-                [
-                    *map(str, files),
-                    *(f"{key}: {value}" for key, value in benchmark.protocol.items()),
-                ]
-            )
-        )
+        protocol = [f"{key}: {value}" for key, value in benchmark.protocol.items()]
+        print("\n".join([*names, *protocol]))
         print(problems[0].what if problems else "valid")
     return 1 if problems else 0
 
@@ -68,7 +59,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_out(parser, "folder for the submission files")
     add_overwrite(parser)
     add_json(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+
+    # what the servers do not take
+    choose("split", args.split, SPLITS[args.benchmark])
+    if args.benchmark == "circo" and args.subset_rankings:
+        raise InputError("circo has no subsets; --subset-rankings belongs to cirr")
+    if args.benchmark == "cirr" and args.reference == "keep":
+        raise InputError("CIRR's server refuses lists with the reference; leave --reference out")
+    return args
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from cir_cot.data import scenes
+from cir_cot.data import scene_files, scenes
 from cir_cot.heads.base import TrainingRow
 from cir_cot.heads.prompt_pool import PromptPoolRetriever
 from cir_cot.models.backbone import load_backbone
@@ -15,7 +15,7 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 
 @cache
 def scene_rows(count: int = 6) -> tuple[TrainingRow, ...]:
-    records, gallery = scenes.make_split(0, "train", references=3, edits=4)
+    records, gallery = scene_files.make_split(0, "train", references=3, edits=4)
     pictures = {
         image: scenes.render(scene, random.Random(image)) for image, scene in gallery.items()
     }

@@ -1,22 +1,42 @@
-"""TODO."""
+"""Benchmark: the queries, the gallery and the protocol of one measured set; every dataset loads as these."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from cir_cot.errors import InputError, shown
+from cir_cot.errors import InputError, UnavailableError, shown
 from cir_cot.images import ImageStore
 from cir_cot.records import Record
+
+MAX_COCO_DIGITS = 12  # of an image id as COCO's file names have it
+REFERENCE_WORDING = {"keep": "kept", "remove": "removed", None: "not a candidate"}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One set of queries over one gallery, in official order, with its protocol.
+    """Hold one set of queries over one gallery, in official order, with its protocol.
 
-    `candidates`: GeneCIS ranks a few images a query. `outside`: images that a ranking may name though this gallery
-    leaves them out (they are skipped). `weights`: CIRR's graded labels. `aspects`: CIRCO's semantic aspects.
-    `captions`: FashionIQ's two captions. All four are by query id. An empty gallery is an unknown one (CIRCO's
-    annotations alone). `images()` opens the pictures; InputError lists what was looked for.
+    Attributes:
+        name: the dataset, a key of BENCHMARKS.
+        split: its split, by the official name.
+        category: the category (FashionIQ, GeneCIS), or None.
+        records: the queries; a record's id is the query id of rankings files.
+        gallery: ids of the N images that are ranked; empty where the list is not available (CIRCO's
+            annotations alone).
+        ks: the values of k at which recall (CIRCO: mAP) is computed.
+        remove_reference: whether each query's reference image is taken out of its ranking.
+        protocol: what a number must be read with; see `protocol_of`.
+        images: opens the images; InputError lists the folders that were tried.
+        candidates: by query id, the images that this query ranks instead of the gallery (GeneCIS).
+        outside: images that a ranking may contain although this gallery leaves them out; they are
+            skipped.
+        weights: by query id, the graded labels {image id: weight} (CIRR).
+        aspects: by query id, the semantic aspects (CIRCO).
+        captions: by query id, the two captions (FashionIQ).
+
+    Example:
+        >>> (benchmark,) = load_benchmark("cirr", "data/cirr", "val")
+        >>> benchmark.records[0].text, len(benchmark.gallery)
     """
 
     name: str
@@ -36,18 +56,31 @@ class Benchmark:
 
     @cached_property
     def members(self) -> frozenset[str]:
-        """The gallery as a set."""
+        """Return the gallery as a set."""
         return frozenset(self.gallery)
 
     @cached_property
     def nameable(self) -> frozenset[str]:
-        """What a ranking may name: the gallery and the images that are skipped."""
+        """Return the images that a ranking may contain: the gallery and the images that are skipped."""
         return self.members | self.outside
 
 
+def label(benchmark: Benchmark) -> str:
+    """Return the name of a benchmark for messages, e.g. "fashioniq dress val"."""
+    return " ".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
+
+
 def coco_id(image: object, where: str) -> str:
-    """COCO image ids are numbers: 161275, "161275" and "000000161275" are one image -> "161275"."""
-    if isinstance(image, str) and image.isascii() and image.isdigit() and len(image) <= 12:
+    """Return a COCO image id without leading zeros; InputError at `where` for anything else.
+
+    COCO's ids are numbers: 161275, "161275" and "000000161275" all give "161275".
+    """
+    if (
+        isinstance(image, str)
+        and image.isascii()
+        and image.isdigit()
+        and len(image) <= MAX_COCO_DIGITS
+    ):
         return str(int(image))
     if isinstance(image, int) and not isinstance(image, bool) and image >= 0:
         return str(image)
@@ -62,12 +95,50 @@ def protocol_of(
     reference: str | None,
     **options: object,
 ) -> dict:
-    """What a number must be read with: gallery, queries, reference kept or removed, and the benchmark's own options."""
-    kept = {"keep": "kept", "remove": "removed", None: "not a candidate"}[reference]
-    counts = {"gallery_size": len(members) or "unknown", "queries": len(records)}
-    return {"benchmark": name, "split": split, **options, **counts, "reference": kept}
+    """Return the protocol that is printed beside every number of a benchmark.
+
+    Args:
+        name: the dataset.
+        split: its split.
+        records: the queries.
+        members: the gallery, empty where it is unknown.
+        reference: "keep" or "remove" the reference image; None where it is never a candidate.
+        options: the dataset's own options, e.g. `caption_join`.
+    """
+    protocol: dict[str, object] = {"benchmark": name, "split": split, **options}
+    protocol["gallery_size"] = len(members) or "unknown"
+    protocol["queries"] = len(records)
+    protocol["reference"] = REFERENCE_WORDING[reference]
+    return protocol
 
 
-def label(benchmark: Benchmark) -> str:
-    """The benchmark's name in messages, e.g. "fashioniq dress val"."""
-    return " ".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
+def merge_protocols(categories: Sequence[str | None], protocols: Sequence[dict]) -> dict:
+    """Return one protocol for several categories.
+
+    A value that all categories share stays as it is; one that differs becomes {category: value}.
+    """
+    merged: dict[str, object] = {}
+    for key, first in protocols[0].items():
+        values = [protocol[key] for protocol in protocols]
+        same = values.count(first) == len(values)
+        merged[key] = first if same else dict(zip(categories, values, strict=True))
+    merged["category"] = list(categories)
+    return merged
+
+
+# ---- checks of what a loader was asked for
+
+
+def choose(option: str, value: str, allowed: Collection[str]) -> str:
+    """Return `value` if it is one of `allowed`; UnavailableError lists them."""
+    if value not in allowed:
+        raise UnavailableError(f"{option} {value!r} is unknown; choose from {', '.join(allowed)}")
+    return value
+
+
+def refuse_category(name: str, category: str | None) -> None:
+    """Refuse a category for a dataset that has none."""
+    if category is not None:
+        raise UnavailableError(
+            f"{name} has no categories, got {category!r}; leave the category out"
+        )

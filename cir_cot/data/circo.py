@@ -1,4 +1,4 @@
-"""TODO."""
+"""CIRCO (Baldrati et al. 2023): queries with several targets over COCO 2017 unlabeled; image ids are COCO's numbers."""
 
 from functools import partial
 from pathlib import Path
@@ -9,24 +9,25 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 
 from . import layouts
-from .benchmark import Benchmark, coco_id, protocol_of
-from .layouts import (
-    _no_category,
-    _unique_ids,
+from .annotation_files import (
     check_entry,
-    choose,
-    find,
-    open_images,
+    check_unique_ids,
     read_entries,
     read_names,
     strings,
 )
+from .benchmark import Benchmark, choose, coco_id, protocol_of, refuse_category
+from .layouts import find, open_images
 
+# How papers turn a caption into the text of a query. The shared concept is an advantage that must
+# be reported.
 CIRCO_TEXTS = {
     "plain": "{relative_caption}",  # SEARLE, LinCIR, CIReVL
-    "magiclens": "find {shared_concept} but {relative_caption}",  # the shared concept is an advantage to be disclosed
+    "magiclens": "find {shared_concept} but {relative_caption}",
     "megapairs": "Find a picture that also {shared_concept}, but {relative_caption}.",
 }
+KEYS = {"id": int, "reference_img_id": int, "relative_caption": str, "shared_concept": str}
+TARGET_KEYS = {"target_img_id": int, "gt_img_ids": list, "semantic_aspects": list}
 
 
 def circo(
@@ -36,17 +37,28 @@ def circo(
     reference: str = "keep",
     text: str = "plain",
 ) -> list[Benchmark]:
-    """CIRCO over COCO 2017 unlabeled; image ids are COCO's numbers, targets[0] is the one that R@k counts."""
-    _no_category("circo", category)
+    """Load CIRCO; mAP@k counts all targets of a query, R@k the first one alone.
+
+    Args:
+        root: a folder that holds CIRCO in any layout of `layouts.CIRCO_BASES`.
+        split: "val" or "test", which has no published targets.
+        category: must be None.
+        reference: "keep" (official) or "remove" the reference image from the rankings.
+        text: the text of a query, a key of CIRCO_TEXTS.
+    """
+    refuse_category("circo", category)
     choose("split", split, ("val", "test"))
     choose("reference", reference, ("keep", "remove"))
     choose("text", text, CIRCO_TEXTS)
     root = Path(root)
+
+    # the queries, and the gallery where its list is available
     names = [f"{base}/annotations/{split}.json" for base in layouts.CIRCO_BASES]
     path = find(root, names, f"annotations of CIRCO {split}")
     base = path.parent.parent
-    records, aspects = _circo_records(path, split, text)
-    files = _circo_gallery(base)
+    records, aspects = _read_queries(path, split, text)
+    files = _read_gallery(base)
+
     return [
         Benchmark(
             name="circo",
@@ -57,55 +69,60 @@ def circo(
             ks=(5, 10, 25, 50),
             remove_reference=reference == "remove",
             protocol=protocol_of("circo", split, records, list(files), reference, text=text),
-            images=partial(_circo_images, base, files),
+            images=partial(_open_images, base, files),
             aspects=aspects,
         )
     ]
 
 
-def _circo_records(
+def _read_queries(
     path: Path, split: str, style: str
 ) -> tuple[list[Record], dict[str, tuple[str, ...]]]:
-    keys = {"id": int, "reference_img_id": int, "relative_caption": str, "shared_concept": str}
-    keys |= (
-        {}
-        if split == "test"
-        else {"target_img_id": int, "gt_img_ids": list, "semantic_aspects": list}
-    )
-    records, aspects = [], {}
+    """Return the queries and, by query id, their semantic aspects."""
+    labelled = split != "test"
+    keys: dict[str, type] = KEYS | (TARGET_KEYS if labelled else {})
+    records = []
+    aspects = {}
     for index, entry in enumerate(read_entries(path, keys)):
         where = f"{path}: entry {index}"
-        name, text = str(entry["id"]), CIRCO_TEXTS[style].format_map(entry)
-        images = [entry["target_img_id"], *entry["gt_img_ids"]] if "gt_img_ids" in keys else []
+        name = str(entry["id"])
+        start = str(entry["reference_img_id"])
+        text = CIRCO_TEXTS[style].format_map(entry)
+
+        # the target that R@k counts comes first
+        images = [entry["target_img_id"], *entry["gt_img_ids"]] if labelled else []
         targets = tuple(dict.fromkeys(coco_id(image, where) for image in images))
-        records.append(
-            Record(name, str(entry["reference_img_id"]), text, targets, source=f"circo/{split}")
-        )
+        records.append(Record(name, start, text, targets, source=f"circo/{split}"))
         aspects[name] = strings(entry.get("semantic_aspects", []), f"{where}: 'semantic_aspects'")
-    return _unique_ids(records, path), aspects
+    return check_unique_ids(records, path), aspects
 
 
-def _circo_gallery(base: Path) -> dict[str, str]:
-    """{image id: file name} in official order, from COCO's image info or a plain list of ids; {} without either."""
+def _read_gallery(base: Path) -> dict[str, str]:
+    """Return {image id: file name} in official order; {} where neither list of the gallery is there."""
     for name in layouts.CIRCO_INFO:
         if (base / name).exists():
-            info = read_json(base / name)
-            images = info.get("images") if isinstance(info, dict) else None
-            if not isinstance(images, list) or not images:
-                raise InputError(f"{base / name}: an object with a list 'images' is expected")
-            for index, image in enumerate(images):
-                check_entry(image, {"id": int, "file_name": str}, f"{base / name}: image {index}")
-            return {str(image["id"]): image["file_name"] for image in images}
+            return _read_image_info(base / name)
     for name in layouts.CIRCO_IDS:
-        if (base / name).exists():
-            where = str(base / name)
-            return {
-                coco_id(image, where): f"{int(image):012d}.jpg" for image in read_names(base / name)
-            }
+        path = base / name
+        if path.exists():
+            ids = read_names(path)
+            return {coco_id(image, str(path)): f"{int(image):012d}.jpg" for image in ids}
     return {}
 
 
-def _circo_images(base: Path, files: dict[str, str]) -> ImageStore:
+def _read_image_info(path: Path) -> dict[str, str]:
+    """Return {image id: file name} of COCO's image info, in its order."""
+    info = read_json(path)
+    images = info.get("images") if isinstance(info, dict) else None
+    if not isinstance(images, list) or not images:
+        raise InputError(f"{path}: an object with a list 'images' is expected")
+    for index, image in enumerate(images):
+        check_entry(image, {"id": int, "file_name": str}, f"{path}: image {index}")
+    return {str(image["id"]): image["file_name"] for image in images}
+
+
+def _open_images(base: Path, files: dict[str, str]) -> ImageStore:
+    """Return a store of the gallery's images; UnavailableError where its list is not there."""
     if not files:
         find(base, layouts.CIRCO_INFO, "list of CIRCO's gallery")
     return open_images(base, layouts.CIRCO_IMAGES, "CIRCO", files)

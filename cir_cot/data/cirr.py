@@ -1,4 +1,4 @@
-"""TODO."""
+"""CIRR (Liu et al. 2021): queries over NLVR2 images; Rsub@k ranks the query's own set of six similar images."""
 
 from functools import partial
 from pathlib import Path
@@ -9,17 +9,13 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 
 from . import layouts
-from .benchmark import Benchmark, protocol_of
-from .layouts import (
-    _no_category,
-    _unique_ids,
-    around,
-    choose,
-    find,
-    open_images,
-    read_entries,
-    strings,
-)
+from .annotation_files import check_unique_ids, read_entries, strings
+from .benchmark import Benchmark, choose, protocol_of, refuse_category
+from .layouts import around, find, open_images
+
+SPLIT_NAMES = {"dev": "val", "test": "test1"}
+KEYS = {"pairid": int, "reference": str, "caption": str, "img_set": dict}
+TARGET_KEYS = {"target_hard": str, "target_soft": dict}  # not published for test1
 
 
 def cirr(
@@ -29,12 +25,22 @@ def cirr(
     reference: str = "remove",
     labels: str = "hard",
 ) -> list[Benchmark]:
-    """CIRR rc2; ids are pairids, `Record.subset` the image set (with the reference). labels "soft": graded targets."""
-    _no_category("cirr", category)
-    split = choose("split", {"dev": "val", "test": "test1"}.get(split, split), layouts.CIRR_FOLDERS)
+    """Load CIRR rc2; query ids are pair ids, and `Record.subset` is the image set with the reference.
+
+    Args:
+        root: a folder that holds CIRR in any layout of `layouts.CIRR_BASES`.
+        split: "train", "val" or "test1", which has no published targets.
+        category: must be None.
+        reference: "remove" (official) or "keep" the reference image in the rankings.
+        labels: "hard" (official, one target a query) or "soft" (graded targets).
+    """
+    refuse_category("cirr", category)
+    split = choose("split", SPLIT_NAMES.get(split, split), layouts.CIRR_FOLDERS)
     choose("reference", reference, ("keep", "remove"))
     choose("labels", labels, ("hard", "soft"))
     root = Path(root)
+
+    # the captions, in a folder of their own or beside the rest
     names = [
         f"{base}/{at}cap.rc2.{split}.json"
         for base in layouts.CIRR_BASES
@@ -42,16 +48,10 @@ def cirr(
     ]
     path = find(root, names, f"captions of CIRR {split}")
     base = path.parent.parent if path.parent.name == "captions" else path.parent
-    records, weights = _cirr_records(path, split)
-    name = f"split.rc2.{split}.json"
-    split_path = find(
-        base,
-        [f"{at}{name}" for at in ("image_splits/", "images_splits/", "")],
-        f"image split {name}",
-    )
-    files = read_json(split_path)
-    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise InputError(f"{split_path}: an object {{image name: file}} is expected")
+    records, weights = _read_queries(path, split)
+
+    # the gallery is the split's list of images
+    files = _read_gallery(base, split)
     return [
         Benchmark(
             name="cirr",
@@ -62,16 +62,18 @@ def cirr(
             ks=(1, 5, 10, 50),
             remove_reference=reference == "remove",
             protocol=protocol_of("cirr", split, records, list(files), reference, labels=labels),
-            images=partial(_cirr_images, root, base, layouts.CIRR_FOLDERS[split], files),
+            images=partial(_open_images, root, base, layouts.CIRR_FOLDERS[split], files),
             weights=weights if labels == "soft" else None,
         )
     ]
 
 
-def _cirr_records(path: Path, split: str) -> tuple[list[Record], dict[str, dict[str, float]]]:
-    keys = {"pairid": int, "reference": str, "caption": str, "img_set": dict}
-    keys |= {} if split == "test1" else {"target_hard": str, "target_soft": dict}
-    records, weights = [], {}
+def _read_queries(path: Path, split: str) -> tuple[list[Record], dict[str, dict[str, float]]]:
+    """Return the queries and, by query id, the graded labels {image id: weight}."""
+    labelled = split != "test1"
+    keys: dict[str, type] = KEYS | (TARGET_KEYS if labelled else {})
+    records = []
+    weights = {}
     for index, entry in enumerate(read_entries(path, keys)):
         where = f"{path}: entry {index}"
         members = strings(entry["img_set"].get("members"), f"{where}: 'members' of 'img_set'")
@@ -80,20 +82,32 @@ def _cirr_records(path: Path, split: str) -> tuple[list[Record], dict[str, dict[
             raise InputError(
                 f"{where}: 'target_soft' must map images to numbers, got {shown(soft)}"
             )
-        targets = (entry["target_hard"],) if "target_hard" in keys else ()
-        pair, text = str(entry["pairid"]), entry["caption"]
-        records.append(
-            Record(pair, entry["reference"], text, targets, subset=members, source=f"cirr/{split}")
+        targets = (entry["target_hard"],) if labelled else ()
+        pair = str(entry["pairid"])
+        start = entry["reference"]
+        record = Record(
+            pair, start, entry["caption"], targets, subset=members, source=f"cirr/{split}"
         )
+        records.append(record)
         weights[pair] = soft
-    return _unique_ids(records, path), weights
+    return check_unique_ids(records, path), weights
 
 
-def _cirr_images(root: Path, base: Path, folder: str, files: dict[str, str]) -> ImageStore:
-    """The store's root is the split's own folder, so that it may be a link to a copy of NLVR2."""
-    inside = {
-        name: file.removeprefix("./").removeprefix(f"{folder}/") for name, file in files.items()
-    }
-    return open_images(
-        root, around(root, base, [f"{at}/{folder}" for at in layouts.CIRR_IMAGES]), "CIRR", inside
-    )
+def _read_gallery(base: Path, split: str) -> dict[str, str]:
+    """Return {image name: file} of a split, in official order."""
+    name = f"split.rc2.{split}.json"
+    names = [f"{folder}{name}" for folder in ("image_splits/", "images_splits/", "")]
+    path = find(base, names, f"image split {name}")
+    files = read_json(path)
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise InputError(f"{path}: an object {{image name: file}} is expected")
+    return files
+
+
+def _open_images(root: Path, base: Path, folder: str, files: dict[str, str]) -> ImageStore:
+    """Return a store below the split's own folder, which may therefore be a link to a copy of NLVR2."""
+    inside = {}
+    for name, file in files.items():
+        inside[name] = file.removeprefix("./").removeprefix(f"{folder}/")
+    folders = around(root, base, [f"{place}/{folder}" for place in layouts.CIRR_IMAGES])
+    return open_images(root, folders, "CIRR", inside)

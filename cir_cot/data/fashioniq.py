@@ -1,7 +1,8 @@
-"""FashionIQ: at least six protocols share the name, so captions, galleries and the reference's place are options here.
+"""FashionIQ (Wu et al. 2021): at least six protocols share the name, so each of their choices is an option here.
 
-A caption style maps the (first, second) caption to the texts of one or, where each order or caption is a query of its
-own, more queries. Every result carries the names of all three options. Source: the official repositories' code.
+The options are how the two captions of a query are joined, which images are the gallery, and
+whether the reference is one of them. Every result carries the names of all three. Sources: the
+official repositories' code.
 """
 
 import re
@@ -13,48 +14,54 @@ from cir_cot.errors import InputError
 from cir_cot.records import Record
 
 from . import layouts
-from .benchmark import Benchmark, protocol_of
-from .layouts import around, choose, find, open_images, read_entries, read_names, strings
+from .annotation_files import read_entries, read_names, strings
+from .benchmark import Benchmark, choose, protocol_of
+from .layouts import around, find, open_images
 
 FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
 GALLERIES = ("original", "val-union", "all-categories")
-# What papers call "FashionIQ": numbers of different rows do not belong in one table.
+
+# What papers call "FashionIQ". Numbers of different rows do not belong in one table.
+# fmt: off
 FASHIONIQ_PROTOCOLS = {
-    "original": {
-        "gallery": "original",
-        "reference": "keep",
-        "caption_join": "clip4cir",
-    },  # CLIP4Cir, SPRC, CIReVL
-    "rtic": {"gallery": "original", "reference": "remove", "caption_join": "sep"},
-    "covr": {"gallery": "original", "reference": "remove", "caption_join": "covr"},
-    "cosmo": {
-        "gallery": "original",
-        "reference": "remove",
-        "caption_join": "both-orders",
-    },  # and ARTEMIS
-    "val": {"gallery": "val-union", "reference": "remove", "caption_join": "single"},
-    "cosmo-val": {"gallery": "val-union", "reference": "remove", "caption_join": "both-orders"},
-    "composeae": {
-        "gallery": "all-categories",
-        "reference": "keep",
-        "caption_join": "raw",
-    },  # texts: ours
+    "original":  {"gallery": "original",       "reference": "keep",   "caption_join": "clip4cir"},
+    "rtic":      {"gallery": "original",       "reference": "remove", "caption_join": "sep"},
+    "covr":      {"gallery": "original",       "reference": "remove", "caption_join": "covr"},
+    "cosmo":     {"gallery": "original",       "reference": "remove", "caption_join": "both-orders"},
+    "val":       {"gallery": "val-union",      "reference": "remove", "caption_join": "single"},
+    "cosmo-val": {"gallery": "val-union",      "reference": "remove", "caption_join": "both-orders"},
+    "composeae": {"gallery": "all-categories", "reference": "keep",   "caption_join": "raw"},
 }
-STRIPPED = ".?, "
+# fmt: on
+# "original" is that of CLIP4Cir, SPRC and CIReVL; "cosmo" that of ARTEMIS, too; the captions of
+# "composeae" are joined in a form of our own.
+
+STRIPPED = ".?, "  # what CLIP4Cir strips from both ends of a caption
+MAX_COVR_WORDS = 30
+
+
+# ---- from two captions to the text of a query
 
 
 def clip4cir(first: str, second: str) -> str:
-    """CLIP4Cir, SPRC and BLIP4CIR at evaluation. Quirks kept: `capitalize` lower-cases the rest of the first caption,
-    and a blank first caption leaves a leading " and "."""
+    """Join two captions as CLIP4Cir, SPRC and BLIP4CIR do at evaluation.
+
+    Their quirks are kept: `capitalize` converts the rest of the first caption to lower case, and a
+    blank first caption leaves a leading " and ".
+    """
     return f"{first.strip(STRIPPED).capitalize()} and {second.strip(STRIPPED)}"
 
 
 def covr(first: str, second: str) -> str:
-    """CoVR's `pre_caption` of "first and second": lower case, punctuation to spaces, at most 30 words."""
-    text = re.sub(r"([.!\"()*#:;~])", " ", f"{first} and {second}".lower())
-    return " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:30])
+    """Join two captions as CoVR's `pre_caption` does: lower case, punctuation to spaces, at most 30 words."""
+    text = f"{first} and {second}".lower()
+    text = re.sub(r"([.!\"()*#:;~])", " ", text)
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:MAX_COVR_WORDS])
 
 
+# A style maps the (first, second) caption to the texts of one query, or of several where each order
+# or each caption is a query of its own.
 CAPTION_JOINS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
     "clip4cir": lambda first, second: (clip4cir(first, second),),
     "raw": lambda first, second: (f"{first} and {second}",),  # MagicLens
@@ -62,19 +69,17 @@ CAPTION_JOINS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
     "comma": lambda first, second: (f"{first}, and {second}",),  # MegaPairs
     "sep": lambda first, second: (f"{first} [SEP] {second}",),  # RTIC
     "covr": lambda first, second: (covr(first, second),),
-    "both-orders": lambda first, second: (
-        f"{first} and {second}",
-        f"{second} and {first}",
-    ),  # CoSMo, ARTEMIS
+    # CoSMo, ARTEMIS
+    "both-orders": lambda first, second: (f"{first} and {second}", f"{second} and {first}"),
     "single": lambda first, second: tuple(text for text in (first, second) if text.strip()),  # VAL
 }
 SEVERAL_QUERIES = ("both-orders", "single")
 
 
 def training_captions(captions: tuple[str, str]) -> tuple[str, str, str, str]:
-    """CLIP4Cir's four texts of a training query: "c1 and c2", "c2 and c1", c1, c2.
+    """Return CLIP4Cir's four texts of a training query: "c1 and c2", "c2 and c1", c1, c2.
 
-    Where the caption that would stand alone is blank (13 of 36,000), the other one stands in.
+    Where the caption that would stand alone is blank (13 of 36,000), the other one takes its place.
     """
     first, second = captions
     alone = [caption.strip(STRIPPED).capitalize() for caption in captions]
@@ -87,10 +92,18 @@ def training_captions(captions: tuple[str, str]) -> tuple[str, str, str, str]:
 
 
 def training_caption(captions: tuple[str, str], draw: float) -> str:
-    """CLIP4Cir's text of a training query for a random number in [0, 1): each of the four forms a quarter."""
+    """Return one of CLIP4Cir's four texts of a training query, each with probability 1/4.
+
+    Args:
+        captions: the two captions of the query.
+        draw: a random number in [0, 1).
+    """
     if not 0 <= draw < 1:
         raise ValueError(f"draw is a random number in [0, 1), got {draw}")
     return training_captions(captions)[int(draw * 4)]
+
+
+# ---- loading
 
 
 def fashioniq(
@@ -101,23 +114,35 @@ def fashioniq(
     reference: str = "keep",
     caption_join: str = "clip4cir",
 ) -> list[Benchmark]:
-    """FashionIQ, one benchmark a category; ids are indices in the caption file (".0", ".1" added where a caption pair
-    makes several queries)."""
+    """Load FashionIQ, one benchmark a category.
+
+    Query ids are indices in the caption file; where a caption pair makes several queries, ".0" and
+    ".1" are added.
+
+    Args:
+        root: a folder that holds FashionIQ in any layout of `layouts.FASHIONIQ_BASES`.
+        split: "train", "val" or "test", which has no published targets.
+        category: one of FASHIONIQ_CATEGORIES, or None for all three.
+        gallery: "original" (the split's images), "val-union" (only references and targets of its
+            queries, as VAL) or "all-categories".
+        reference: "keep" or "remove" the reference image in the rankings.
+        caption_join: how two captions become a query's text, a key of CAPTION_JOINS.
+    """
     choose("split", split, ("train", "val", "test"))
     choose("gallery", gallery, GALLERIES)
     choose("reference", reference, ("keep", "remove"))
     choose("caption_join", caption_join, CAPTION_JOINS)
-    names = (
-        FASHIONIQ_CATEGORIES
-        if category is None
-        else (choose("category", category, FASHIONIQ_CATEGORIES),)
-    )
-    return [_fashioniq(Path(root), split, name, gallery, reference, caption_join) for name in names]
+    names: tuple[str, ...] = FASHIONIQ_CATEGORIES
+    if category is not None:
+        names = (choose("category", category, FASHIONIQ_CATEGORIES),)
+    return [_load(Path(root), split, name, gallery, reference, caption_join) for name in names]
 
 
-def _fashioniq(
+def _load(
     root: Path, split: str, category: str, gallery: str, reference: str, join: str
 ) -> Benchmark:
+    """Load one category."""
+    # the queries
     files = [
         f"{base}/{folder}/cap.{category}.{split}.json"
         for base in layouts.FASHIONIQ_BASES
@@ -125,22 +150,26 @@ def _fashioniq(
     ]
     path = find(root, files, f"captions of FashionIQ {category} {split}")
     base = path.parent.parent
-    records, captions = _fashioniq_records(path, join, split, f"fashioniq/{category}/{split}")
-    names = {}
-    for name in FASHIONIQ_CATEGORIES if gallery == "all-categories" else (category,):
-        names[name] = read_names(
-            find(base, [f"image_splits/split.{name}.{split}.json"], f"image split of {name}")
-        )
-    listed = list(dict.fromkeys(name for part in names.values() for name in part))
+    records, captions = _read_queries(path, join, split, f"fashioniq/{category}/{split}")
+
+    # the images that are ranked
+    categories = FASHIONIQ_CATEGORIES if gallery == "all-categories" else (category,)
+    listed = _read_gallery(base, categories, split)
     members = listed
     if gallery == "val-union":
-        if not all(record.targets for record in records):
-            raise InputError(
-                f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have"
-            )
-        used = {image for record in records for image in (record.reference, *record.targets)}
-        members = [name for name in listed if name in used]
-    folders = around(root, base, [folder.format(c=category) for folder in layouts.FASHIONIQ_IMAGES])
+        members = _used_images(listed, records, path, split)
+
+    folders = [folder.format(c=category) for folder in layouts.FASHIONIQ_IMAGES]
+    protocol = protocol_of(
+        "fashioniq",
+        split,
+        records,
+        members,
+        reference,
+        category=category,
+        gallery=gallery,
+        caption_join=join,
+    )
     return Benchmark(
         name="fashioniq",
         split=split,
@@ -149,32 +178,55 @@ def _fashioniq(
         gallery=members,
         ks=(10, 50),
         remove_reference=reference == "remove",
-        protocol=protocol_of(
-            "fashioniq",
-            split,
-            records,
-            members,
-            reference,
-            category=category,
-            gallery=gallery,
-            caption_join=join,
-        ),
-        images=partial(open_images, root, folders, f"FashionIQ {category}"),
+        protocol=protocol,
+        images=partial(open_images, root, around(root, base, folders), f"FashionIQ {category}"),
         outside=frozenset(listed).difference(members),
         captions=captions,
     )
 
 
-def _fashioniq_records(path: Path, join: str, split: str, source: str) -> tuple[list[Record], dict]:
-    keys = {"candidate": str, "captions": list} | ({} if split == "test" else {"target": str})
-    records, captions = [], {}
+def _read_queries(
+    path: Path, join: str, split: str, source: str
+) -> tuple[list[Record], dict[str, tuple[str, str]]]:
+    """Return the queries and, by query id, their two captions."""
+    labelled = split != "test"
+    keys: dict[str, type] = {"candidate": str, "captions": list}
+    if labelled:
+        keys["target"] = str
+    records = []
+    captions: dict[str, tuple[str, str]] = {}
     for index, entry in enumerate(read_entries(path, keys)):
         pair = strings(entry["captions"], f"{path}: entry {index}: 'captions'")
         if len(pair) != 2:
             raise InputError(f"{path}: entry {index}: two captions are expected, got {len(pair)}")
-        targets = (entry["target"],) if "target" in keys else ()
-        for number, text in enumerate(CAPTION_JOINS[join](*pair)):
+        first, second = pair
+        targets = (entry["target"],) if labelled else ()
+
+        # one query, or one for each text that the style makes of the captions
+        for number, text in enumerate(CAPTION_JOINS[join](first, second)):
             name = f"{index}.{number}" if join in SEVERAL_QUERIES else str(index)
             records.append(Record(name, entry["candidate"], text, targets, source=source))
-            captions[name] = pair
+            captions[name] = (first, second)
     return records, captions
+
+
+def _read_gallery(base: Path, categories: tuple[str, ...], split: str) -> list[str]:
+    """Return the images of a split over some categories, each once, in official order."""
+    images: dict[str, None] = {}
+    for name in categories:
+        path = find(base, [f"image_splits/split.{name}.{split}.json"], f"image split of {name}")
+        images |= dict.fromkeys(read_names(path))
+    return list(images)
+
+
+def _used_images(listed: list[str], records: list[Record], path: Path, split: str) -> list[str]:
+    """Return the images that are a reference or a target of a query, in official order."""
+    if not all(record.targets for record in records):
+        raise InputError(
+            f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have"
+        )
+    used: set[str] = set()
+    for record in records:
+        used.add(record.reference)
+        used.update(record.targets)
+    return [name for name in listed if name in used]

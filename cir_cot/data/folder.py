@@ -1,4 +1,4 @@
-"""TODO."""
+"""A user's own dataset: `records.<split>.jsonl`, `gallery.<split>.txt` and `images/` in one folder."""
 
 from functools import partial
 from pathlib import Path
@@ -6,21 +6,27 @@ from pathlib import Path
 from cir_cot.errors import InputError
 from cir_cot.records import read_records
 
-from .benchmark import Benchmark, protocol_of
-from .layouts import _no_category, choose, find, open_images, read_names
+from .annotation_files import read_names
+from .benchmark import Benchmark, choose, protocol_of, refuse_category
+from .layouts import find, open_images
 
 
 def folder(
     root: str | Path, split: str, category: str | None = None, reference: str = "remove"
 ) -> list[Benchmark]:
-    """A user's own data: `records.<split>.jsonl`, `gallery.<split>.txt`, `images/`; any of the targets counts."""
-    _no_category("folder", category)
+    """Load a folder dataset; a ranking that finds any of a record's targets counts as right."""
+    refuse_category("folder", category)
     choose("reference", reference, ("keep", "remove"))
     root = Path(root)
+
+    # the queries
     records = read_records(find(root, [f"records.{split}.jsonl"], f"records of split {split!r}"))
     if not records:
         raise InputError(f"{root / f'records.{split}.jsonl'}: no records in it")
+
+    # the images that are ranked
     gallery = read_names(find(root, [f"gallery.{split}.txt"], f"gallery of split {split!r}"))
+
     return [
         Benchmark(
             name="folder",

@@ -1,7 +1,7 @@
-"""GeneCIS: four tasks, each query with its own 10 or 15 candidates, pictures that are boxes of larger ones.
+"""GeneCIS (Vaze et al. 2023): four tasks; each query has 10 or 15 candidates, which may be boxes of larger images.
 
-The official code puts the target at index 0 and sorts stably, so that a model with constant scores gets R@1 = 100 %:
-whoever ranks the candidates must decide ties against the target.
+The official code puts the target at index 0 and sorts stably, so that a model with constant scores
+gets R@1 = 100 %: whoever ranks the candidates must decide ties against the target.
 """
 
 from functools import partial
@@ -12,90 +12,112 @@ from cir_cot.images import Box
 from cir_cot.records import Record
 
 from . import layouts
-from .benchmark import Benchmark, coco_id, protocol_of
-from .layouts import around, check_entry, choose, find, open_images, read_entries
+from .annotation_files import check_entry, read_entries
+from .benchmark import Benchmark, choose, coco_id, protocol_of
+from .layouts import around, find, open_images
 
 GENECIS_CATEGORIES = ("focus_attribute", "change_attribute", "focus_object", "change_object")
+KEYS = {"condition": str, "reference": dict, "target": dict, "gallery": list}
+Images = dict[str, tuple[str, Box | None]]  # {image id: (file, box of it or None)}
 
 
 def genecis(root: str | Path, split: str, category: str | None = None) -> list[Benchmark]:
-    """GeneCIS, one benchmark a task; each query ranks its own candidates. A candidate listed twice counts once, as in
-    the official code, where the target stands first; "val" and "test" name the same files."""
+    """Load GeneCIS, one benchmark a task; each query ranks its own candidates.
+
+    A candidate that is listed twice counts once, as in the official code. The splits "val" and
+    "test" name the same files.
+
+    Args:
+        root: a folder that holds GeneCIS in any layout of `layouts.GENECIS_FILES`.
+        split: "val" or "test".
+        category: the task, one of GENECIS_CATEGORIES; None for all four.
+    """
     choose("split", split, ("val", "test"))
-    names = (
-        GENECIS_CATEGORIES
-        if category is None
-        else (choose("category", category, GENECIS_CATEGORIES),)
+    names: tuple[str, ...] = GENECIS_CATEGORIES
+    if category is not None:
+        names = (choose("category", category, GENECIS_CATEGORIES),)
+    return [_load(Path(root), split, name) for name in names]
+
+
+def _load(root: Path, split: str, category: str) -> Benchmark:
+    """Load one task."""
+    # the queries with their candidates
+    files = [name.format(c=category) for name in layouts.GENECIS_FILES]
+    path = find(root, files, f"task file of GeneCIS {category}")
+    records, candidates, images = _read_queries(path, f"genecis/{category}/{split}")
+
+    # all candidates together, each once; a ranking of one query holds its own only
+    gallery: dict[str, None] = {}
+    for names in candidates.values():
+        gallery |= dict.fromkeys(names)
+    members = list(gallery)
+
+    boxes = {name: box for name, (_, box) in images.items() if box is not None}
+    kind = category.rpartition("_")[2]  # "attribute" or "object"
+    folders = around(root, path.parent, layouts.GENECIS_IMAGES[kind])
+    protocol = protocol_of(
+        "genecis", split, records, members, None, category=category, gallery="per query"
     )
-    return [_genecis(Path(root), split, name) for name in names]
-
-
-def _genecis(root: Path, split: str, category: str) -> Benchmark:
-    path = find(
-        root,
-        [name.format(c=category) for name in layouts.GENECIS_FILES],
-        f"task file of GeneCIS {category}",
-    )
-    records, candidates, files, boxes = [], {}, {}, {}
-
-    def image(entry: object, where: str) -> str:
-        name, file, box = _genecis_image(entry, where)
-        files[name] = file
-        if box:
-            boxes[name] = box
-        return name
-
-    keys = {"condition": str, "reference": dict, "target": dict, "gallery": list}
-    for index, entry in enumerate(read_entries(path, keys)):
-        where, query = f"{path}: entry {index}", str(index)
-        target = image(entry["target"], where)
-        start = image(entry["reference"], where)
-        candidates[query] = list(
-            dict.fromkeys([target, *(image(item, where) for item in entry["gallery"])])
-        )
-        records.append(
-            Record(
-                query, start, entry["condition"], (target,), source=f"genecis/{category}/{split}"
-            )
-        )
-    gallery = list(dict.fromkeys(name for names in candidates.values() for name in names))
-    folders = layouts.GENECIS_IMAGES[category.rpartition("_")[2]]
     return Benchmark(
         name="genecis",
         split=split,
         category=category,
         records=records,
-        gallery=gallery,
+        gallery=members,
         ks=(1, 2, 3),
         remove_reference=False,
-        protocol=protocol_of(
-            "genecis", split, records, gallery, None, category=category, gallery="per query"
-        ),
+        protocol=protocol,
         images=partial(
             open_images,
             root,
-            around(root, path.parent, folders),
+            folders,
             f"GeneCIS {category}",
-            files,
+            {name: file for name, (file, _) in images.items()},
             boxes,
         ),
         candidates=candidates,
     )
 
 
-def _genecis_image(entry: object, where: str) -> tuple[str, str, Box | None]:
-    """(image id, file, box): a whole COCO picture, or one box of a Visual Genome picture; the box is part of the id."""
+def _read_queries(path: Path, source: str) -> tuple[list[Record], dict[str, list[str]], Images]:
+    """Return the queries, their candidates by query id (the target first), and all images."""
+    records = []
+    candidates = {}
+    images: Images = {}
+    for index, entry in enumerate(read_entries(path, KEYS)):
+        where = f"{path}: entry {index}"
+        query = str(index)
+        target = _add_image(images, entry["target"], where)
+        start = _add_image(images, entry["reference"], where)
+        listed = [_add_image(images, item, where) for item in entry["gallery"]]
+        candidates[query] = list(dict.fromkeys([target, *listed]))
+        records.append(Record(query, start, entry["condition"], (target,), source=source))
+    return records, candidates, images
+
+
+def _add_image(images: Images, entry: object, where: str) -> str:
+    """Return the id of an image and add its file and box to `images`.
+
+    An image is a complete COCO picture, or one box of a Visual Genome picture; the box is part of
+    the id.
+    """
     if isinstance(entry, dict) and "val_image_id" in entry:
         name = coco_id(entry["val_image_id"], where)
-        return name, f"{int(name):012d}.jpg", None
-    check_entry(entry, {"image_id": str, "instance_bbox": list}, where)
-    box = entry["instance_bbox"]
-    if (
-        len(box) != 4
-        or not all(isinstance(number, (int, float)) for number in box)
-        or min(box[2:]) <= 0
-    ):
+        images[name] = (f"{int(name):012d}.jpg", None)
+        return name
+    found = check_entry(entry, {"image_id": str, "instance_bbox": list}, where)
+    box = _box_of(found["instance_bbox"], where)
+    name = "_".join([found["image_id"], *map(str, box)])
+    images[name] = (f"{found['image_id']}.jpg", box)
+    return name
+
+
+def _box_of(numbers: list, where: str) -> Box:
+    """Return a box (x, y, width, height in pixels)."""
+    valid = len(numbers) == 4 and all(isinstance(number, (int, float)) for number in numbers)
+    if not valid or min(numbers[2:]) <= 0:
         raise InputError(
-            f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {shown(box)}"
+            f"{where}: 'instance_bbox' must be x, y, width, height in pixels, got {shown(numbers)}"
         )
-    return "_".join([entry["image_id"], *map(str, box)]), f"{entry['image_id']}.jpg", tuple(box)
+    x, y, width, height = numbers
+    return (x, y, width, height)

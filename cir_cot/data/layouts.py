@@ -1,28 +1,34 @@
-"""Where the public datasets lie on people's disks: probing, and strict reading of annotation lists.
+"""Folder layouts of the public datasets, and the functions that find files in them.
 
-Users have the layout of whatever repository they came from; each is tried, and a failure lists what was looked for.
+Users have the layout of whichever repository they downloaded a dataset for. The tables list those
+layouts. They are tried in order, and a failure lists all that was tried.
 """
 
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from cir_cot.errors import InputError, UnavailableError, shown
-from cir_cot.files import first_repeated, read_bytes, read_json
+from cir_cot.errors import UnavailableError
 from cir_cot.images import Box, ImageStore
-from cir_cot.records import Record, check_text
 
+# fmt: off
+# The rows of each table are tried from top to bottom. {c} stands for the category.
+
+# FashionIQ: below --root, the folder of the annotations; in it, captions; near it, images
 FASHIONIQ_BASES = (
     ".",
-    "fashionIQ_dataset",
+    "fashionIQ_dataset",                    # CLIP4Cir, SPRC
     "fashionIQ",
     "fashion-iq",
     "fashion_iq",
     "fashioniq",
-    "FashionIQ",
+    "FashionIQ",                            # SEARLE
     "fiq",
 )
-FASHIONIQ_CAPTIONS = ("captions", "json")
+FASHIONIQ_CAPTIONS = (
+    "captions",                             # the official repository
+    "json",
+)
 FASHIONIQ_IMAGES = (
     "images",
     "img",
@@ -31,6 +37,9 @@ FASHIONIQ_IMAGES = (
     "all_imgs",
     "data/resized_images/{c}",
 )
+
+# CIRR: below --root, the folder of the annotations; near it, the parent of the split's own folder
+# of images
 CIRR_BASES = (
     "cirr",
     ".",
@@ -41,48 +50,84 @@ CIRR_BASES = (
     "annotation/cirr",
     "cirr_dataset",
 )
-CIRR_IMAGES = (".", "img_raw", "images", "CIRR/images", "datasets/CIRR/images")
-CIRR_FOLDERS = {"train": "train", "val": "dev", "test1": "test1"}
-CIRCO_BASES = (".", "CIRCO", "circo")
-CIRCO_IMAGES = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
-CIRCO_INFO = (
+CIRR_IMAGES = (
+    ".",
+    "img_raw",
+    "images",
+    "CIRR/images",
+    "datasets/CIRR/images",
+)
+CIRR_FOLDERS = {                            # split: its folder of images
+    "train": "train",
+    "val":   "dev",
+    "test1": "test1",
+}
+
+# CIRCO: below --root, the folder of the annotations; in it, images and one of two lists of the
+# gallery
+CIRCO_BASES = (
+    ".",
+    "CIRCO",
+    "circo",
+)
+CIRCO_IMAGES = (
+    "COCO2017_unlabeled/unlabeled2017",     # the official repository
+    "unlabeled2017",
+)
+CIRCO_INFO = (                              # COCO's image info: ids and file names
     "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json",
     "annotations/image_info_unlabeled2017.json",
 )
-CIRCO_IDS = ("coco2017_unlabeled_ids.txt", "coco2017_unlabeled_ids.txt.gz")
-SHOES_BASES = (".", "shoes", "Shoes", "shoes_dataset")
-SHOES_IMAGES = ("attributedata", "images", ".")
-GENECIS_FILES = ("genecis/{c}.json", "{c}.json", "genecis/genecis/{c}.json")
+CIRCO_IDS = (                               # a plain list of ids, one a line
+    "coco2017_unlabeled_ids.txt",
+    "coco2017_unlabeled_ids.txt.gz",
+)
+
+# Shoes: below --root, the folder of the annotations; in it, images at any depth
+SHOES_BASES = (
+    ".",
+    "shoes",
+    "Shoes",
+    "shoes_dataset",
+)
+SHOES_IMAGES = (
+    "attributedata",
+    "images",
+    ".",
+)
+
+# GeneCIS: below --root, the task files; near them, images by the kind of task
+GENECIS_FILES = (
+    "genecis/{c}.json",
+    "{c}.json",
+    "genecis/genecis/{c}.json",
+)
 GENECIS_IMAGES = {
-    "attribute": ("VG_100K_all", "genecis/VG_100K_all", "vg/VG_100K_all"),
-    "object": ("val2017", "genecis/val2017", "coco/val2017"),
+    "attribute": ("VG_100K_all", "genecis/VG_100K_all", "vg/VG_100K_all"),  # Visual Genome
+    "object":    ("val2017",     "genecis/val2017",     "coco/val2017"),    # COCO 2017 val
 }
+# fmt: on
 
 
 def find(root: str | Path, names: Sequence[str], what: str) -> Path:
-    """The first of `names` that exists below `root`; InputError lists all that were looked for."""
+    """Return the first of `names` that exists below `root`; UnavailableError lists all that were tried."""
     root = Path(root)
     if not root.is_dir():
         raise UnavailableError(f"{root}: no such folder; --root is the folder of the dataset")
     for name in names:
         if (root / name).exists():
             return root / name
-    raise UnavailableError(
-        f"no {what} in {root}; looked for {', '.join(dict.fromkeys(map(os.path.normpath, names)))}"
-    )
+    tried = dict.fromkeys(map(os.path.normpath, names))
+    raise UnavailableError(f"no {what} in {root}; looked for {', '.join(tried)}")
 
 
 def around(root: Path, base: Path, names: Sequence[str]) -> list[str]:
-    """`names` in the folder of the annotations, `base`, and in those above it up to `root`, as paths from `root`."""
+    """Return `names` in the folder of the annotations, `base`, and in each folder above it up to `root`.
+
+    The result is paths relative to `root`, those in `base` first.
+    """
     places = [place for place in (base, *base.parents) if place.is_relative_to(root)]
     return [str((place / name).relative_to(root)) for place in places for name in names]
-
-
-def choose(option: str, value: object, allowed: Collection[str]) -> str:
-    """`value`, if it is one of `allowed`."""
-    if value not in allowed:
-        raise UnavailableError(f"{option} {value!r} is unknown; choose from {', '.join(allowed)}")
-    return value
 
 
 def open_images(
@@ -92,15 +137,20 @@ def open_images(
     files: Mapping[str, str] | None = None,
     boxes: Mapping[str, Box] | None = None,
 ) -> ImageStore:
-    """The pictures in the first of `folders` that exists below `root`."""
+    """Return a store of the images in the first of `folders` that exists below `root`."""
     return ImageStore(find(root, folders, f"pictures of {what}"), files, boxes)
 
 
 def open_images_by_name(
     root: Path, folders: Sequence[str], what: str, names: Collection[str]
 ) -> ImageStore:
-    """Pictures that lie somewhere below a folder under their own names (Shoes): the folder is walked once."""
-    folder, wanted, files = find(root, folders, f"pictures of {what}"), set(names), {}
+    """Return a store of images that lie at any depth of a folder under their own names (Shoes).
+
+    The folder is walked once; of a name that occurs twice the first file counts.
+    """
+    folder = find(root, folders, f"pictures of {what}")
+    wanted = set(names)
+    files: dict[str, str] = {}
     for path, _, found in os.walk(folder):
         for name in sorted(wanted.intersection(found)):
             files.setdefault(name, os.path.relpath(os.path.join(path, name), folder))
@@ -109,73 +159,3 @@ def open_images_by_name(
             f"no pictures of {what} in {folder}; looked below it for {len(wanted)} names"
         )
     return ImageStore(folder, files)
-
-
-def read_entries(path: Path, keys: Mapping[str, type]) -> list[dict]:
-    """A JSON list of objects, each with `keys` of the given types; the first bad one is named by its index."""
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f"{path}: a list of annotations is expected, got {type(entries).__name__} without entries"
-        )
-    for index, entry in enumerate(entries):
-        check_entry(entry, keys, f"{path}: entry {index}")
-    return entries
-
-
-def check_entry(entry: object, keys: Mapping[str, type], where: str) -> None:
-    """`entry` is an object with `keys` of the given types (a bool is no int)."""
-    if not isinstance(entry, dict):
-        raise InputError(f"{where} is no object but {type(entry).__name__}")
-    for key, kind in keys.items():
-        if key not in entry:
-            raise InputError(f"{where}: key {key!r} is missing")
-        value = entry[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{where}: {key!r} must be {kind.__name__}, got {shown(value)}")
-        if kind is str:
-            check_text(value, f"{where}: {key!r}")
-
-
-def strings(value: object, where: str) -> tuple[str, ...]:
-    """A JSON list of strings as a tuple."""
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{where} must be a list of strings, got {shown(value)}")
-    return tuple(check_text(item, where) for item in value)
-
-
-def read_names(path: Path) -> list[str]:
-    """Image ids of a JSON list or of a text file with one a line; each occurs once."""
-    if ".json" in path.suffixes:
-        names = list(strings(read_json(path), f"{path}: the image ids"))
-    else:
-        try:
-            names = [
-                line.strip()
-                for line in read_bytes(path).decode("utf-8-sig").splitlines()
-                if line.strip()
-            ]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error})") from error
-    if not names:
-        raise InputError(f"{path}: no image ids in it")
-    twice = first_repeated(names)
-    if twice is not None:
-        raise InputError(f"{path}: image {shown(twice)} is listed twice")
-    return names
-
-
-def _unique_ids(records: list[Record], path: Path) -> list[Record]:
-    seen = set()
-    for record in records:
-        if record.id in seen:
-            raise InputError(f"{path}: query id {record.id!r} occurs twice")
-        seen.add(record.id)
-    return records
-
-
-def _no_category(name: str, category: str | None) -> None:
-    if category is not None:
-        raise UnavailableError(
-            f"{name} has no categories, got {category!r}; leave the category out"
-        )

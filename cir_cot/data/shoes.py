@@ -1,4 +1,4 @@
-"""TODO."""
+"""Shoes (Guo et al. 2018): relative captions between pictures of shoes, one target a query."""
 
 from functools import partial
 from pathlib import Path
@@ -6,31 +6,32 @@ from pathlib import Path
 from cir_cot.records import Record
 
 from . import layouts
-from .benchmark import Benchmark, protocol_of
-from .layouts import _no_category, choose, find, read_entries, read_names
+from .annotation_files import read_entries, read_names
+from .benchmark import Benchmark, choose, protocol_of, refuse_category
+from .layouts import find, open_images_by_name
+
+# Papers call the evaluation split by several names.
+SPLIT_NAMES = {"val": "eval", "test": "eval"}
+KEYS = {"ImageName": str, "ReferenceImageName": str, "RelativeCaption": str}
 
 
 def shoes(
     root: str | Path, split: str, category: str | None = None, reference: str = "remove"
 ) -> list[Benchmark]:
-    """Shoes; the gallery is the split's list of names, the queries the triplets with both pictures in it."""
-    _no_category("shoes", category)
-    split = choose("split", {"val": "eval", "test": "eval"}.get(split, split), ("train", "eval"))
+    """Load Shoes: the gallery is the split's list of names, the queries those with both images in it."""
+    refuse_category("shoes", category)
+    split = choose("split", SPLIT_NAMES.get(split, split), ("train", "eval"))
     choose("reference", reference, ("keep", "remove"))
     root = Path(root)
+
+    # the captions of all splits, and the images of this one
     names = [f"{base}/relative_captions_shoes.json" for base in layouts.SHOES_BASES]
     path = find(root, names, "relative captions of Shoes")
     gallery = read_names(
         find(path.parent, [f"{split}_im_names.txt"], f"image names of Shoes {split}")
     )
-    keys = {"ImageName": str, "ReferenceImageName": str, "RelativeCaption": str}
-    listed, records = set(gallery), []
-    for entry in read_entries(path, keys):
-        target, start, text = (entry[key] for key in keys)
-        if target in listed and start in listed:
-            records.append(
-                Record(str(len(records)), start, text, (target,), source=f"shoes/{split}")
-            )
+    records = _read_queries(path, frozenset(gallery), split)
+
     return [
         Benchmark(
             name="shoes",
@@ -42,7 +43,20 @@ def shoes(
             remove_reference=reference == "remove",
             protocol=protocol_of("shoes", split, records, gallery, reference),
             images=partial(
-                layouts.open_images_by_name, path.parent, layouts.SHOES_IMAGES, "Shoes", gallery
+                open_images_by_name, path.parent, layouts.SHOES_IMAGES, "Shoes", gallery
             ),
         )
     ]
+
+
+def _read_queries(path: Path, listed: frozenset[str], split: str) -> list[Record]:
+    """Return the queries whose images are both listed; ids count those queries from 0."""
+    records: list[Record] = []
+    for entry in read_entries(path, KEYS):
+        target = entry["ImageName"]
+        start = entry["ReferenceImageName"]
+        if target in listed and start in listed:
+            query = str(len(records))
+            text = entry["RelativeCaption"]
+            records.append(Record(query, start, text, (target,), source=f"shoes/{split}"))
+    return records

@@ -1,191 +1,164 @@
-"""TODO."""
+"""Make queries from described images: pairs of images whose labels or captions differ a little become an edit.
 
-import csv
-import hashlib
+Either every image has labels (columns of a CSV file), or every image has one caption. The text of a
+query states what differs; every image with exactly the wanted description is a target.
+`triplet_files` reads descriptions and writes a folder dataset.
+"""
+
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from cir_cot.errors import InputError
-from cir_cot.images import EXTENSIONS
 from cir_cot.records import Cot, Record
 
 CAPTION = "caption"  # the column that makes a file one of captions; every other column is a label
-NEAR = 50  # pictures compared with a reference: those that share most with it
-LABELS_CHANGED = 2  # ours: an edit changes one label or two
-WORDS_CHANGED, ALIKE = (
-    3,
-    0.5,
-)  # ours: a caption's edit has at most 3 parts, and half of the words stay
-LEAD = re.compile(
-    r"^(?:(?:and|with|,)\s+)+", re.IGNORECASE
-)  # of what is put behind "with" or "without"
+MAX_COMPARED = 50  # descriptions compared with a reference: those that share most with it
+
+# What still counts as one edit. The numbers are ours.
+MAX_LABELS_CHANGED = 2
+MAX_PARTS_CHANGED = 3  # of a caption: runs of words that are replaced, added or removed
+MIN_ALIKE = 0.5  # SequenceMatcher's ratio of two captions' words
+
+# Conjunctions that would follow "with" or "without".
+LEADING_CONJUNCTION = re.compile(r"^(?:(?:and|with|,)\s+)+", re.IGNORECASE)
+
+Description = Mapping[str, str]  # {column: value} of one image
+Values = tuple[tuple[str, str], ...]  # the same, hashable: equal for images that look the same
 
 
 class Edit(NamedTuple):
-    """What leads from one description to another: the words of a query, and what stays."""
+    """Hold what leads from one description to another: the text of a query, and what stays the same."""
 
     text: str
     kept: str
 
 
-def picture_ids(folder: Path) -> list[str]:
-    """Ids of the pictures below a folder: their paths without the extension."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; put the pictures there, or a link to them")
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
-    if not names:
-        raise InputError(
-            f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read"
-        )
-    for one, other in pairwise(sorted(names)):
-        if one == other:
-            raise InputError(
-                f"{folder}: two pictures have the id {one!r}; give one of them another name"
-            )
-    return names
-
-
-def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """{image id: {column: value}} in the order of the file, blank values left out; InputError names the line."""
-    known, described = set(names), {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no CSV in UTF-8 ({error})") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    if (
-        header[:1] != ["image"]
-        or len(header) < 2
-        or len(set(header)) < len(header)
-        or not all(header)
-    ):
-        raise InputError(
-            f"{path}:1: the header must be 'image' and different names of labels or 'caption', got {header}"
-        )
-    if CAPTION in header and len(header) > 2:
-        raise InputError(
-            f"{path}:1: 'caption' stands alone beside 'image'; leave {header[1:]} or the captions out"
-        )
-    for number, row in enumerate(rows[1:], 2):
-        if not any(row):
-            continue
-        where = f"{path}: row {number}"
-        if len(row) != len(header):
-            raise InputError(f"{where}: {len(row)} values under {len(header)} names")
-        image, *values = (" ".join(value.split()) for value in row)
-        if image not in known:
-            raise InputError(
-                f"{where}: no picture {image!r}; it is the path in images/ without the extension"
-            )
-        if image in described:
-            raise InputError(f"{where}: image {image!r} has a line already")
-        described[image] = {
-            name: value for name, value in zip(header[1:], values, strict=True) if value
-        }
-    return described
-
-
-def split(images: list[str], share: float) -> dict[str, list[str]]:
-    """Divide images into train and val by a digest of their ids: none ever moves, whatever is added to the folder."""
-
-    def held(image: str) -> bool:
-        return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") < share * 2**64
-
-    return {"train": [i for i in images if not held(i)], "val": [i for i in images if held(i)]}
+# ---- queries
 
 
 def triplets(
-    described: Mapping[str, dict[str, str]],
+    described: Mapping[str, Description],
     edits: int,
     draw: random.Random,
     chains: bool,
     source: str,
 ) -> Iterator[Record]:
-    """Yield records: each picture with up to `edits` edits that lead to other pictures.
+    """Yield queries: each image with up to `edits` edits that lead to other images.
 
-    Every picture with exactly the wanted labels (or caption) is a target.
+    Args:
+        described: {image id: description}.
+        edits: queries on each image, at most.
+        draw: chooses among the possible edits.
+        chains: whether to write chains, in the wording of the descriptions.
+        source: of the records.
     """
-    groups: dict[tuple, list[str]] = {}
-    for image, values in described.items():
-        groups.setdefault(tuple(values.items()), []).append(image)
-    where: dict[str, list[tuple]] = {}
-    for group in groups:
-        for feature in features(dict(group)):
-            where.setdefault(feature, []).append(group)
-    for image, values in described.items():
-        shared = Counter(group for feature in features(values) for group in where[feature])
-        near = [group for group, _ in shared.most_common(NEAR) if group != tuple(values.items())]
-        found = [(edit, group) for group in near if (edit := edit_between(values, dict(group)))]
-        for number, (edit, group) in enumerate(draw.sample(found, min(edits, len(found)))):
-            cot = chain(values, dict(group), edit) if chains else None
-            yield Record(
-                f"{image}-{number}", image, edit.text, tuple(groups[group]), cot, source=source
-            )
+    # images with equal descriptions are targets of the same queries
+    groups: dict[Values, list[str]] = {}
+    for image, description in described.items():
+        groups.setdefault(tuple(description.items()), []).append(image)
+
+    # an inverted index, so that only descriptions that share something are compared
+    index: dict[str, list[Values]] = {}
+    for values in groups:
+        for feature in features(dict(values)):
+            index.setdefault(feature, []).append(values)
+
+    for image, description in described.items():
+        found = _edits_of(description, index)
+        for number, (edit, values) in enumerate(draw.sample(found, min(edits, len(found)))):
+            cot = chain(description, dict(values), edit) if chains else None
+            targets = tuple(groups[values])
+            yield Record(f"{image}-{number}", image, edit.text, targets, cot, source=source)
 
 
-def features(values: Mapping[str, str]) -> list[str]:
-    """What two pictures can share, each once: labels with their values, or a caption's words."""
-    if CAPTION in values:
-        return list(dict.fromkeys(values[CAPTION].lower().split()))
-    return [f"{name} {value}" for name, value in values.items()]
+def _edits_of(
+    description: Description, index: Mapping[str, Sequence[Values]]
+) -> list[tuple[Edit, Values]]:
+    """Return the edits that lead from a description to those that share most with it, best first."""
+    shared: Counter[Values] = Counter()
+    for feature in features(description):
+        shared.update(index[feature])
+    found = []
+    own = tuple(description.items())
+    for values, _ in shared.most_common(MAX_COMPARED):
+        edit = None if values == own else edit_between(description, dict(values))
+        if edit is not None:
+            found.append((edit, values))
+    return found
 
 
-def edit_between(old: Mapping[str, str], new: Mapping[str, str]) -> Edit | None:
-    """The edit that leads from one description to the other; None where they differ too much or in what is known."""
+def features(description: Description) -> list[str]:
+    """Return what two images can share, each once: labels with their values, or a caption's words."""
+    if CAPTION in description:
+        return list(dict.fromkeys(description[CAPTION].lower().split()))
+    return [f"{name} {value}" for name, value in description.items()]
+
+
+def edit_between(old: Description, new: Description) -> Edit | None:
+    """Return the edit that leads from one description to another.
+
+    None where too much differs, or where one has labels that the other lacks.
+    """
     if old.keys() != new.keys():
         return None
     if CAPTION in old:
         return edit_of_captions(old[CAPTION], new[CAPTION])
     changed = [name for name in old if old[name] != new[name]]
-    if not 1 <= len(changed) <= LABELS_CHANGED:
+    if not 1 <= len(changed) <= MAX_LABELS_CHANGED:
         return None
     text = " and ".join(f"{name} {new[name]} instead of {old[name]}" for name in changed)
-    return Edit(text, ", ".join(f"{name} {old[name]}" for name in old if name not in changed))
+    kept = ", ".join(f"{name} {old[name]}" for name in old if name not in changed)
+    return Edit(text, kept)
 
 
 def edit_of_captions(old: str, new: str) -> Edit | None:
-    """The edit between two captions, by the words that differ."""
-    before, after = (text.lower().rstrip(".").split() for text in (old, new))
+    """Return the edit between two captions by the words that differ, or None where too much differs.
+
+    Example:
+        >>> edit_of_captions("a red shirt with buttons", "a blue shirt with buttons").text
+        'blue instead of red'
+    """
+    before = old.lower().rstrip(".").split()
+    after = new.lower().rstrip(".").split()
     matcher = SequenceMatcher(None, before, after, autojunk=False)
-    parts, kept = [], []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        gone, come = (LEAD.sub("", " ".join(words)) for words in (before[a:b], after[c:d]))
+    parts = []
+    kept = []
+    for kind, start, end, new_start, new_end in matcher.get_opcodes():
+        words = " ".join(before[start:end])
+        removed = LEADING_CONJUNCTION.sub("", words)
+        added = LEADING_CONJUNCTION.sub("", " ".join(after[new_start:new_end]))
         if kind == "equal":
-            kept.append(" ".join(before[a:b]))
+            kept.append(words)
+        elif kind == "replace":
+            parts.append(f"{added} instead of {removed}")
+        elif kind == "insert":
+            parts.append(f"with {added}")
         else:
-            forms = {
-                "replace": f"{come} instead of {gone}",
-                "insert": f"with {come}",
-                "delete": f"without {gone}",
-            }
-            parts.append(forms[kind])
-    if not 1 <= len(parts) <= WORDS_CHANGED or matcher.ratio() < ALIKE:
+            parts.append(f"without {removed}")
+    if not 1 <= len(parts) <= MAX_PARTS_CHANGED or matcher.ratio() < MIN_ALIKE:
         return None
     return Edit(", ".join(parts), ", ".join(kept))
 
 
-def chain(old: Mapping[str, str], new: Mapping[str, str], edit: Edit) -> Cot:
-    """A chain in the words of the descriptions: true as far as they are, and as plain."""
+# ---- chains
+
+
+def chain(old: Description, new: Description, edit: Edit) -> Cot:
+    """Return a chain in the wording of the descriptions: as correct as they are, and as plain."""
     reasoning = (
-        f"These stay as they are in the reference picture: {edit.kept or 'none'}. The modification asks for this: "
-        f"{edit.text}."
+        f"These stay as they are in the reference picture: {edit.kept or 'none'}. "
+        f"The modification asks for this: {edit.text}."
     )
     return Cot(describe(old), reasoning, describe(new))
 
 
-def describe(values: Mapping[str, str]) -> str:
-    """A description as a sentence."""
-    words = (
-        values[CAPTION]
-        if CAPTION in values
-        else ", ".join(f"{name} {value}" for name, value in values.items())
-    )
-    return words.rstrip(".") + "."
+def describe(description: Description) -> str:
+    """Return a description as a sentence."""
+    if CAPTION in description:
+        text = description[CAPTION]
+    else:
+        text = ", ".join(f"{name} {value}" for name, value in description.items())
+    return text.rstrip(".") + "."

@@ -1,7 +1,8 @@
 """Write folders of results so that a measurement replaces files of earlier measurements and nobody else's.
 
-`cir_cot.ownership` keeps the list of the files. Two things are added here: what an earlier measurement left is removed
-before a new one writes, and folders of earlier versions, which have no list, are recognised by the form of their files.
+`cir_cot.ownership` keeps the list of the files. Two things are added here: what an earlier
+measurement left is removed before a new one writes, and folders of earlier versions, which have no
+list, are recognised by the form of their files.
 """
 
 import gzip

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cir_cot.data import load_benchmark
-from cir_cot.data.scenes import write_scenes
+from cir_cot.data.scene_files import write_scenes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tirg.py"
 spec = importlib.util.spec_from_file_location("tirg", SCRIPT)

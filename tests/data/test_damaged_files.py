@@ -10,8 +10,10 @@ import pytest
 
 from cir_cot import cli
 from cir_cot.data import load_benchmark
-from cir_cot.data.layouts import read_names
-from cir_cot.data.scoring import read_rankings, score_rankings
+from cir_cot.data.annotation_files import read_names
+from cir_cot.data.rankings import read_rankings
+from cir_cot.data.scoring import score_rankings
+from cir_cot.data.submission_check import check_submission as check_file
 from cir_cot.errors import InputError
 from cir_cot.scripts.data_gen import check
 from cir_cot.scripts.eval import check_submission, score, submit
@@ -285,7 +287,7 @@ def test_an_image_ranked_twice_among_many_is_found(large, many):
 
 def test_an_image_submitted_twice_among_many_is_found(large, many):
     (large / "twice.json").write_text(json.dumps({"0": [*many, many[-1]]}))
-    _, problems = check_submission.check_submission(large / "twice.json", large)
+    problems = check_file(large / "twice.json", large).problems
     assert [problem.name for problem in problems] == ["wrong_count", "duplicate_image"]
     assert f"'{MANY - 1}' occurs twice" in problems[1].what
 

@@ -20,13 +20,8 @@ from cir_cot.data.fashioniq import (
     covr,
     training_caption,
 )
-from cir_cot.data.scoring import (
-    mean_of_categories,
-    ranked_lists,
-    read_rankings,
-    score_rankings,
-    short_lists,
-)
+from cir_cot.data.rankings import ranked_lists, read_rankings, short_lists
+from cir_cot.data.scoring import mean_of_categories, score_rankings
 from cir_cot.errors import InputError
 from cir_cot.records import Record, write_records
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cir_cot import cli
-from cir_cot.data import scenes
+from cir_cot.data import scene_files, scenes
 from cir_cot.errors import InputError
 from cir_cot.records import read_records
 from cir_cot.scripts.data_gen.scenes import main as write_scenes_command
@@ -17,7 +17,10 @@ from cir_cot.scripts.data_gen.scenes import main as write_scenes_command
 
 @pytest.fixture(scope="module")
 def splits():
-    return {split: scenes.make_split(7, split, references=60, edits=10) for split in scenes.SPLITS}
+    return {
+        split: scene_files.make_split(7, split, references=60, edits=10)
+        for split in scene_files.SPLITS
+    }
 
 
 def combinations(gallery):
@@ -25,7 +28,7 @@ def combinations(gallery):
 
 
 def test_no_test_scene_is_ever_a_training_scene(splits):
-    train = set(scenes.make_split(123, "train", references=80, edits=10)[1].values()) | set(
+    train = set(scene_files.make_split(123, "train", references=80, edits=10)[1].values()) | set(
         splits["train"][1].values()
     )
     for split in ("iid", "novel"):
@@ -35,7 +38,7 @@ def test_no_test_scene_is_ever_a_training_scene(splits):
 
 
 def test_novel_swaps_the_colours_of_rectangles_and_triangles(splits):
-    train, iid, novel = (combinations(splits[split][1]) for split in scenes.SPLITS)
+    train, iid, novel = (combinations(splits[split][1]) for split in scene_files.SPLITS)
     for shape in ("rectangle", "triangle"):
         seen = {colour for colour, kind in train if kind == shape}
         new = {colour for colour, kind in novel if kind == shape}
@@ -163,11 +166,13 @@ def test_large_things_are_drawn_larger_than_small_ones():
 
 
 def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
-    sizes = scenes.write_scenes(tmp_path / "a", seed=3, references=4, edits=5)
-    scenes.write_scenes(tmp_path / "b", seed=3, references=4, edits=5)
-    fewer = scenes.write_scenes(tmp_path / "d", seed=3, references=4, edits=5, test_references=2)
+    sizes = scene_files.write_scenes(tmp_path / "a", seed=3, references=4, edits=5)
+    scene_files.write_scenes(tmp_path / "b", seed=3, references=4, edits=5)
+    fewer = scene_files.write_scenes(
+        tmp_path / "d", seed=3, references=4, edits=5, test_references=2
+    )
     assert fewer == {"train": 24, "iid": 12, "novel": 12}
-    scenes.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
+    scene_files.write_scenes(tmp_path / "c", seed=4, references=4, edits=5)
     files = sorted(
         path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()
     )
@@ -180,7 +185,7 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
         tmp_path / "c/records.iid.jsonl"
     ).read_bytes()
     gallery = (tmp_path / "a/gallery.iid.txt").read_text().split()
-    assert sizes == {split: 24 for split in scenes.SPLITS}
+    assert sizes == {split: 24 for split in scene_files.SPLITS}
     assert len(gallery) == 24
     pictures = [path.read_bytes() for path in (tmp_path / "a/images").iterdir()]
     assert len(pictures) == len(set(pictures)) == 72
@@ -193,7 +198,7 @@ def test_same_seed_same_bytes_and_the_folder_reads_back(tmp_path):
 @pytest.mark.parametrize("bad", [{"references": 0}, {"edits": 41}, {"size": 85}, {"size": 12}])
 def test_unusable_sizes_are_refused_before_anything_is_written(tmp_path, bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values())))):
-        scenes.write_scenes(tmp_path / "x", seed=0, **bad)
+        scene_files.write_scenes(tmp_path / "x", seed=0, **bad)
     assert not (tmp_path / "x").exists()
 
 
@@ -204,11 +209,11 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=f"{name}: not written by this command, or edited since"):
-        scenes.write_scenes(tmp_path, seed=1, references=2, edits=2)
+        scene_files.write_scenes(tmp_path, seed=1, references=2, edits=2)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name).name]
     assert (tmp_path / name).read_text() == "mine"
-    scenes.write_scenes(tmp_path, seed=1, references=2, edits=2, overwrite=True)
-    scenes.write_scenes(tmp_path, seed=2, references=2, edits=2)
+    scene_files.write_scenes(tmp_path, seed=1, references=2, edits=2, overwrite=True)
+    scene_files.write_scenes(tmp_path, seed=2, references=2, edits=2)
 
 
 @pytest.mark.parametrize("size", [100, 4000])
@@ -244,7 +249,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     with pytest.raises(
         InputError, match=r"file.x: Not a directory; make room or give another folder"
     ):
-        scenes.write_scenes(tmp_path / "file" / "x", seed=1, references=2, edits=2)
+        scene_files.write_scenes(tmp_path / "file" / "x", seed=1, references=2, edits=2)
 
 
 def test_a_page_of_somebody_else_is_not_replaced(tmp_path):

@@ -5,14 +5,8 @@ import json
 import pytest
 
 from cir_cot.data.benchmark import Benchmark, coco_id
-from cir_cot.data.scoring import (
-    check_images,
-    mean_of_categories,
-    ranked_lists,
-    read_rankings,
-    score_rankings,
-    short_lists,
-)
+from cir_cot.data.rankings import check_images, ranked_lists, read_rankings, short_lists
+from cir_cot.data.scoring import mean_of_categories, score_rankings
 from cir_cot.errors import InputError
 from cir_cot.records import Record
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cir_cot import cli
-from cir_cot.data import submission
+from cir_cot.data import load_benchmark, submission_check
 from cir_cot.errors import InputError
 from cir_cot.scripts.eval import check_submission, submit
 
@@ -254,7 +254,7 @@ def test_a_cirr_file_without_its_header_is_no_circo_file(cirr, capsys):
 
 
 def test_a_file_that_the_server_refuses_for_its_size(cirr, capsys):
-    file = write(cirr / "big.json", json.dumps(RECALL | LISTS) + " " * submission.MAX_BYTES)
+    file = write(cirr / "big.json", json.dumps(RECALL | LISTS) + " " * submission_check.MAX_BYTES)
     code, (report,) = checked(capsys, cirr, file)
     assert (code, [row["problem"] for row in report["problems"]]) == (1, ["too_big"])
 
@@ -303,9 +303,9 @@ def test_a_file_of_a_val_split_with_more_queries_than_test_is_told_too(circo, ca
 
 def test_a_file_of_exactly_the_servers_limit_is_valid(cirr, capsys, monkeypatch):
     file = write(cirr / "exact.json", json.dumps(RECALL | LISTS))
-    monkeypatch.setattr(submission, "MAX_BYTES", file.stat().st_size)
+    monkeypatch.setattr(submission_check, "MAX_BYTES", file.stat().st_size)
     assert checked(capsys, cirr, file)[0] == 0
-    monkeypatch.setattr(submission, "MAX_BYTES", file.stat().st_size - 1)
+    monkeypatch.setattr(submission_check, "MAX_BYTES", file.stat().st_size - 1)
     assert checked(capsys, cirr, file)[0] == 1
 
 
@@ -315,7 +315,7 @@ def test_one_bad_file_of_two_is_a_failure(circo, capsys):
 
 
 def test_what_was_written_but_is_not_valid_is_a_failure(cirr, capsys, monkeypatch):
-    monkeypatch.setattr(submission, "MAX_BYTES", 100)
+    monkeypatch.setattr(submission_check, "MAX_BYTES", 100)
     code, facts, _ = submitted(capsys, cirr, "cirr", "test1", full())
     assert (code, facts["problems"]) == (1, 2)
 
@@ -385,7 +385,7 @@ def test_the_official_examples_of_circo_pass(shared_data, capsys):
 def test_a_cirr_submission_of_full_size_is_valid(shared_data, tmp_path, capsys):
     """All 4,148 queries over the 2,315 pictures of test1: as large as the official example, below the 5 MB allowed."""
     root = shared_data / "cirr"
-    (benchmark,) = submission.load_benchmark("cirr", root, "test1")
+    (benchmark,) = load_benchmark("cirr", root, "test1")
     rankings = {
         record.id: [*record.subset, *benchmark.gallery[:60]] for record in benchmark.records
     }
@@ -405,4 +405,4 @@ def test_a_cirr_submission_of_full_size_is_valid(shared_data, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["problems"] == 0
     recall = (tmp_path / "cirr.test1.recall.json").read_text()
     assert len(json.loads(recall)) == 4150
-    assert 3_900_000 < len(recall) < submission.MAX_BYTES
+    assert 3_900_000 < len(recall) < submission_check.MAX_BYTES

@@ -14,8 +14,8 @@ from PIL import Image
 
 from cir_cot import cli
 from cir_cot.chains.filters import FILTERS
+from cir_cot.data.triplet_files import split as split_images
 from cir_cot.data.triplets import edit_of_captions
-from cir_cot.data.triplets import split as split_images
 from cir_cot.errors import InputError
 from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.records import read_records

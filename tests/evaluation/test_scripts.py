@@ -11,7 +11,7 @@ from toy_retriever import Constant, Toy, query, write_folder, write_json
 
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
-from cir_cot.data.scenes import write_scenes
+from cir_cot.data.scene_files import write_scenes
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.records import read_records

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cir_cot.cli import UNUSABLE, run
 from cir_cot.data import load_benchmark
-from cir_cot.data.scenes import write_scenes
+from cir_cot.data.scene_files import write_scenes
 from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report

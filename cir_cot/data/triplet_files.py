@@ -1,0 +1,174 @@
+"""Write a folder dataset of triplets (picture, edit, pictures) from a folder of pictures and a CSV file about them."""
+
+import csv
+import hashlib
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from cir_cot.errors import InputError
+from cir_cot.files import write_text_atomic
+from cir_cot.images import EXTENSIONS
+from cir_cot.ownership import writing
+from cir_cot.records import Record, write_records
+
+from .triplets import CAPTION, triplets
+
+
+class Written(NamedTuple):
+    """Count what `write_triplets` wrote."""
+
+    queries: dict[str, int]  # by split, only those that have queries
+    pictures: dict[str, int]  # the same splits
+    unused: int  # pictures without a row in the CSV file
+
+
+def write_triplets(
+    root: Path,
+    labels: Path,
+    val: float,
+    edits: int,
+    seed: int,
+    chains: bool,
+    overwrite: bool = False,
+) -> Written:
+    """Write records and galleries of train and val beside the pictures.
+
+    Args:
+        root: a folder with `images/` in it.
+        labels: CSV; see `read_descriptions`.
+        val: share of the pictures in val, from 0 to below 1.
+        edits: queries on each picture, at most.
+        seed: chooses among the possible edits.
+        chains: whether to write chains, too.
+        overwrite: replace files that this function did not write, too.
+    """
+    names = picture_ids(root / "images")
+    described = read_descriptions(labels, names)
+    splits = split(list(described), val)
+
+    # all queries, before anything is written
+    queries: dict[str, list[Record]] = {}
+    for name, images in splits.items():
+        some = {image: described[image] for image in images}
+        source = f"{root.name}/{name}"
+        records = list(triplets(some, edits, random.Random(seed), chains, source))
+        if images and not records:
+            cure = "" if name == "train" else ", or --val 0"
+            raise InputError(
+                f"{labels}: no two of the {len(images)} pictures of {name} are alike enough for an edit; give "
+                f"more pictures, or labels that several pictures share{cure}"
+            )
+        if records:
+            queries[name] = records
+
+    files = []
+    for name in queries:
+        files += [f"records.{name}.jsonl", f"gallery.{name}.txt"]
+    with writing(root, "triplets", files, overwrite):
+        for name, records in queries.items():
+            gallery = "".join(f"{image}\n" for image in splits[name])
+            write_records(root / f"records.{name}.jsonl", records)
+            write_text_atomic(root / f"gallery.{name}.txt", gallery)
+    return Written(
+        queries={name: len(records) for name, records in queries.items()},
+        pictures={name: len(splits[name]) for name in queries},
+        unused=len(names) - len(described),
+    )
+
+
+# ---- reading
+
+
+def picture_ids(folder: Path) -> list[str]:
+    """Return the ids of all images below a folder: their paths without the extension."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; put the pictures there, or a link to them")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    if not names:
+        raise InputError(
+            f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read"
+        )
+    for one, other in pairwise(sorted(names)):
+        if one == other:
+            raise InputError(
+                f"{folder}: two pictures have the id {one!r}; give one of them another name"
+            )
+    return names
+
+
+def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return {image id: {column: value}} of a CSV file, in its order; blank values are left out.
+
+    Args:
+        path: CSV with the header `image` and names of labels, or `image` and `caption`.
+        names: ids of the images that exist.
+
+    Raises:
+        InputError: names the row of an image that does not exist or has a row already, or of a
+            wrong length.
+    """
+    known = set(names)
+    rows = _read_csv(path)
+    header = [name.strip() for name in rows[0]] if rows else []
+    _check_header(path, header)
+    described: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if not any(row):
+            continue
+        where = f"{path}: row {number}"
+        if len(row) != len(header):
+            raise InputError(f"{where}: {len(row)} values under {len(header)} names")
+
+        # white space within a value counts as one space
+        image, *values = [" ".join(value.split()) for value in row]
+        if image not in known:
+            raise InputError(
+                f"{where}: no picture {image!r}; it is the path in images/ without the extension"
+            )
+        if image in described:
+            raise InputError(f"{where}: image {image!r} has a line already")
+        columns = zip(header[1:], values, strict=True)
+        described[image] = {name: value for name, value in columns if value}
+    return described
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    """Return the rows of a CSV file in UTF-8."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.reader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no CSV in UTF-8 ({error})") from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Refuse a header other than `image` and distinct labels, or `image` and `caption`."""
+    distinct = len(set(header)) == len(header) and all(header)
+    if header[:1] != ["image"] or len(header) < 2 or not distinct:
+        raise InputError(
+            f"{path}:1: the header must be 'image' and different names of labels or 'caption', got {header}"
+        )
+    if CAPTION in header and len(header) > 2:
+        raise InputError(
+            f"{path}:1: 'caption' stands alone beside 'image'; leave {header[1:]} or the captions out"
+        )
+
+
+def split(images: Sequence[str], share: float) -> dict[str, list[str]]:
+    """Divide images into "train" and "val" by a hash of their ids.
+
+    An image never changes its split, whatever is added to the folder.
+
+    Args:
+        images: image ids.
+        share: of val, from 0 to below 1.
+    """
+    splits: dict[str, list[str]] = {"train": [], "val": []}
+    for image in images:
+        number = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")  # 64 bits
+        splits["val" if number < share * 2**64 else "train"].append(image)
+    return splits
