@@ -16,7 +16,8 @@ from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer
 from cir_cot.profiling.counters import write_ratios
 from cir_cot.profiling.synthetic import SyntheticPairs
 from cir_cot.prompts import RET
-from cir_cot.training.gradcache import PartCollator, cut, part_size
+from cir_cot.training.chunks import split_into_chunks
+from cir_cot.training.loading import LazyCollator, rows_per_part
 
 
 def batch_bytes(batch: dict) -> int:
@@ -41,8 +42,8 @@ def main(argv: Sequence[str]) -> None:
     collator = ChainCollator(ChatEncoder(processor, tokenizer.convert_tokens_to_ids(RET)))
     items = [(index, 0) for index in range(args.pairs)]
     whole = batch_bytes(collator([rows[item] for item in items]))
-    parts = PartCollator(rows, collator, part_size(args.chunk_tokens))(items)["parts"]
-    chunks = [chunk for part in parts for chunk in cut(part, args.chunk_tokens)]
+    parts = LazyCollator(rows, collator, rows_per_part(args.chunk_tokens))(items)["parts"]
+    chunks = [chunk for part in parts for chunk in split_into_chunks(part, args.chunk_tokens)]
     assert sum(len(chunk) for chunk in chunks) == args.pairs
     most = max(batch_bytes(chunk.batch) for chunk in chunks)
     ours, peer = {"bytes": most, "chunks": len(chunks)}, {"bytes": whole}

@@ -1623,7 +1623,7 @@ MUTANTS = [
     ),
     # ---- cir_cot/training/gradcache.py
     (
-        "cir_cot/training/gradcache.py",
+        "cir_cot/training/loading.py",
         "max(8, budget // ROW_TOKENS)",
         "max(1, budget // ROW_TOKENS)",
         [
@@ -1634,7 +1634,7 @@ MUTANTS = [
         "parts of a single row",
     ),
     (
-        "cir_cot/training/gradcache.py",
+        "cir_cot/training/chunks.py",
         "len(together) * width <= budget",
         "len(together) * width < budget",
         [
@@ -1645,9 +1645,9 @@ MUTANTS = [
         "a chunk that fits exactly is cut",
     ),
     (
-        "cir_cot/training/gradcache.py",
-        "(query[row] + target[row], -row), reverse=True\n    )",
-        "(query[row] + target[row], -row))",
+        "cir_cot/training/chunks.py",
+        "(-query[row] - target[row], row)",
+        "(query[row] + target[row], row)",
         [
             "tests/training/test_gradcache.py::test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled",
             "tests/training/test_gradcache.py::test_a_part_has_at_least_eight_rows",
@@ -1656,7 +1656,7 @@ MUTANTS = [
         "short rows first: chunks are padded",
     ),
     (
-        "cir_cot/training/gradcache.py",
+        "cir_cot/training/chunks.py",
         "* (count - len(chunks))",
         "* (count - len(chunks) + 1)",
         [
@@ -1667,9 +1667,9 @@ MUTANTS = [
         "a chunk too many",
     ),
     (
-        "cir_cot/training/gradcache.py",
-        "replace(chunks[-1], weighs=False)",
-        "replace(chunks[-1], weighs=True)",
+        "cir_cot/training/chunks.py",
+        "replace(chunks[-1], counted=False)",
+        "replace(chunks[-1], counted=True)",
         [
             "tests/training/test_gradcache.py::test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled",
             "tests/training/test_gradcache.py::test_a_part_has_at_least_eight_rows",
@@ -1678,9 +1678,9 @@ MUTANTS = [
         "filled-in chunks weigh",
     ),
     (
-        "cir_cot/training/gradcache.py",
-        'chosen["labels"][:, _needed(batch["query"]["attention_mask"][rows])]',
-        'chosen["labels"]',
+        "cir_cot/training/chunks.py",
+        '        chosen["labels"] = chosen["labels"][:, columns]\n',
+        "        pass\n",
         [
             "tests/training/test_gradcache.py::test_a_selected_row_is_the_row_collated_alone",
             "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step",
@@ -1688,7 +1688,7 @@ MUTANTS = [
         "labels keep the padding",
     ),
     (
-        "cir_cot/training/gradcache.py",
+        "cir_cot/training/chunks.py",
         "int(used[-1]) + 1)",
         "int(used[-1]))",
         ["tests/training/test_gradcache.py::test_a_selected_row_is_the_row_collated_alone"],
@@ -1696,7 +1696,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/gradcache.py",
-        "            set_random_state(state, device)\n",
+        "            set_random_state(cache.states[number], device)\n",
         "            pass\n",
         ["tests/training/test_gradcache.py::test_both_passes_draw_the_same_dropout"],
         "both passes draw their own dropout",
@@ -1712,8 +1712,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/gradcache.py",
-        ".grad if last else 0.0)",
-        ".grad if True else 0.0)",
+        "(cast(Tensor, mine.grad) if last else 0.0)",
+        "(cast(Tensor, mine.grad) if True else 0.0)",
         [
             "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"
         ],
@@ -1721,15 +1721,15 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/gradcache.py",
-        "if drift > 0.5:",
-        "if drift > 50:",
+        "MAX_CHANGE = 0.5\n",
+        "MAX_CHANGE = 50\n",
         ["tests/training/test_gradcache.py::test_a_head_that_is_not_repeatable_is_reported"],
         "a head that is not repeatable is trained",
     ),
     (
         "cir_cot/training/gradcache.py",
-        "        start += count\n",
-        "        start += len(chunk)\n",
+        "        stop = self.start + count\n",
+        "        stop = self.start + len(chunk)\n",
         [
             "tests/training/test_gradcache.py::test_loss_and_every_gradient_are_those_of_the_plain_step"
         ],
@@ -1738,8 +1738,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/gradcache.py",
-        "                if mine.grad is not None:",
-        "                if mine.grad is not None and count:",
+        "            if mine.grad is not None:",
+        "            if mine.grad is not None and count:",
         [
             "tests/training/test_gradcache.py::test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero"
         ],
@@ -2804,8 +2804,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/step_metrics.py",
-        "self.sums, self.since = {}, now",
-        "self.since = now",
+        "        self.reset()\n        return means",
+        "        return means",
         ["tests/training/test_step_metrics.py"],
         "means run on over the whole training",
     ),
@@ -4914,8 +4914,8 @@ MUTANTS = [
     # ---- cir_cot/training/trainer.py
     (
         "cir_cot/training/trainer.py",
-        '            publish(run, f"{PREFIX}-{self.state.global_step}", facts)\n            rotate(run, limit, self.state.global_step)\n',
-        '            rotate(run, limit, self.state.global_step)\n            publish(run, f"{PREFIX}-{self.state.global_step}", facts)\n',
+        "            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n            rotate(run, limit, self.state.global_step)\n",
+        "            rotate(run, limit, self.state.global_step)\n            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n",
         ["tests/training/test_trainer.py::test_old_checkpoints_are_deleted_only_beyond_the_limit"],
         "rotation comes before publishing",
     ),

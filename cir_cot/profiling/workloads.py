@@ -20,7 +20,7 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.heads.decoding import DecodingState
 from cir_cot.retriever import inference
 from cir_cot.training.arguments import CirArguments
-from cir_cot.training.gradcache import row_tokens
+from cir_cot.training.chunks import row_tokens
 from cir_cot.training.step_metrics import supervised_tokens
 from cir_cot.training.trainer import CirTrainer
 
@@ -88,7 +88,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     tokens, supervised = (
-        trainer.meter.sums[name][0].item() / steps for name in ("tokens", "supervised_tokens")
+        trainer.step_metrics.sums[name][0].item() / steps
+        for name in ("tokens", "supervised_tokens")
     )
     sample = head.encoder().target(asked(SyntheticPairs(len(PHOTOGRAPHS), PHOTOGRAPHS))[0])
     patches = 2 * rows * patches_of(sample) / len(PHOTOGRAPHS)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 
@@ -175,7 +175,7 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
     The command line overrides the file. InputError names an unknown key, a wrong type or a value
     that the dataclass refuses and, where there is one, the known key that an unknown one resembles.
     """
-    parser = _Parser([cls], allow_abbrev=False, description=cls.__doc__)
+    parser = _Parser(cast(Any, cls), allow_abbrev=False, description=cls.__doc__)
     parser.add_argument(
         "--config", metavar="FILE", help="A YAML file of these arguments; others override it."
     )

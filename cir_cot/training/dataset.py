@@ -166,17 +166,3 @@ class Pictures(dict[str, ImageStore]):
     def fingerprint(self, image: str) -> str:
         """Return the digest of a picture's content."""
         return self[image].fingerprint(image)
-
-
-def worker_error(error: InputError) -> InputError:
-    """Return an InputError of a loading worker with the message that it was raised with.
-
-    torch cannot send an exception object from a DataLoader worker to the training process. It
-    raises another one of the same class there, whose message is "Caught InputError in DataLoader
-    worker process 0." and the worker's complete traceback (torch._utils.ExceptionWrapper). The last
-    line of that traceback is the only place that holds the original message.
-    """
-    text = str(error).rstrip()
-    if not text.startswith("Caught InputError in DataLoader worker"):
-        return error
-    return InputError(text.rpartition("InputError: ")[2])

@@ -14,8 +14,8 @@ from cir_cot.devices import free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
 
 from .arguments import CirArguments
+from .chunks import SIDES, row_tokens, select
 from .dataset import TrainingDataset
-from .gradcache import SIDES, row_tokens, select
 
 SAMPLE = 64  # rows: quantiles of token counts within a few per cent, in seconds
 MEASURED = 2  # rows of the measured pass

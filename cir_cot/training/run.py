@@ -81,6 +81,7 @@ def announce_estimate(trainer: CirTrainer, announce: Callable[[str], object]) ->
                 "training starts"
             )
         return
+    assert isinstance(head, QwenHead), "recipes on CLIP announce no estimate"
     images = head.backbone.processor.image_processor
     state = random_state(args.device)
     facts = estimate_run(

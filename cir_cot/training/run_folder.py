@@ -1,7 +1,8 @@
-"""The folder of a training run: one run at a time writes it, and no run replaces what another one left there.
+"""Guard the folder of a training run: one writer at a time, and no run replaces another's work.
 
-A run may go on from its own checkpoints (`--resume_from_checkpoint`); anything else that would replace a trained
-retriever, checkpoints of another run, or a file that no run wrote, needs `--overwrite`.
+A run may continue from its own checkpoints (`--resume_from_checkpoint`). Anything else that would
+replace a trained retriever, checkpoints of another run, or a file that no run wrote, needs
+`--overwrite`.
 """
 
 import dataclasses
@@ -23,23 +24,29 @@ from .arguments import LAST, CirArguments, DataArguments
 from .checkpoints import COMPLETE, checkpoints, discard, latest_checkpoint
 
 RUN_FILE = "run.json"
-SAVED = (COMPLETE, SETTINGS_FILE, "trainer_state.json")  # any of them tells a checkpoint of ours
-# What a finished run leaves in its folder beside shards of large models: none is replaced where no run wrote it.
+SAVED = (COMPLETE, SETTINGS_FILE, "trainer_state.json")  # any of them marks a checkpoint of ours
+# What a finished run leaves in its folder beside shards of large models. None of these files is
+# replaced in a folder that no run wrote.
 WRITTEN = ("README.md", HEAD_FILE, "config.json", "generation_config.json", "model.safetensors",
            "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
            "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json",
            "tokenizer_config.json", "metrics.json", "estimate.json")  # fmt: skip
-# Arguments of ours that leave the weights as they are, and transformers' arguments that decide them.
+# Our arguments that do not change the trained weights, and transformers' arguments that do.
 HARMLESS = {"root", "chains", "features", "vision_cache", "chunk_tokens", "recompute", "overwrite"}
 DECISIVE = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
             "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "bf16", "fp16"}  # fmt: skip
+# Arguments that decide the order of rows.
+ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps",
+         "group_by", "group_size", "train_sampling_strategy")  # fmt: skip
 
 
 def identity(args: CirArguments, records: Sequence[Record]) -> dict:
-    """Return what makes two runs the same one: the arguments that decide the weights, and a digest of the rows."""
+    """Return what two runs share if they are the same: decisive arguments, and a digest of rows."""
+    # Our own arguments decide unless listed otherwise, transformers' only if listed.
     general = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = {field.name for field in dataclasses.fields(args)} - general - HARMLESS
     values = args.to_dict()  # enumerations as text
+    # The rows, with their chains.
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record_to_dict(record), sort_keys=True).encode())
@@ -47,32 +54,54 @@ def identity(args: CirArguments, records: Sequence[Record]) -> dict:
     return json.loads(json.dumps(chosen, default=str)) | {"data": digest.hexdigest()}
 
 
+def resume_facts(args: CirArguments, rows: int, features: dict[str, str] | None) -> dict:
+    """Return what decides which rows come when, and which features of pictures they have.
+
+    Args:
+        rows: rows of the dataset.
+        features: identity of the vision cache, None without one.
+    """
+    facts = {name: getattr(args, name) for name in ORDER}
+    facts["processes"] = args.world_size
+    facts["rows"] = rows
+    if features is not None:
+        facts["vision_cache"] = features
+    return facts
+
+
 def check_run_folder(args: DataArguments) -> None:
-    """Refuse to train where another run's work would be replaced; asked before anything is loaded."""
-    folder = Path(args.output_dir)
+    """Raise InputError where training would replace another run's work; call it before loading."""
+    folder = args.folder
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --output_dir names a folder")
+    assert args.model is not None, "DataArguments refuses an absent model"
     if Path(args.model).exists() and Path(args.model).resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{args.model}: lies in the output_dir {folder}, which is rewritten while it trains; give "
-                         "another --output_dir")  # fmt: skip
+        raise InputError(
+            f"{args.model}: lies in the output_dir {folder}, which training rewrites; "
+            "give another --output_dir"
+        )
     if args.overwrite or (args.resume_from_checkpoint == LAST and latest_checkpoint(folder)):
         return  # the trainer refuses a checkpoint of another run
     ours = _own_checkpoints(folder)
     if found := _occupied(folder, bool(ours) and args.resume_from_checkpoint is None):
-        raise InputError(f"{folder}: holds {found}; give another --output_dir, or --overwrite to replace it"
-                         + (f", or --resume_from_checkpoint {LAST} to go on" if ours else ""))  # fmt: skip
+        resume = f", or --resume_from_checkpoint {LAST} to continue" if ours else ""
+        raise InputError(
+            f"{folder}: holds {found}; give another --output_dir, or --overwrite to replace it"
+            f"{resume}"
+        )
 
 
 @contextmanager
 def run_folder(args: DataArguments) -> Iterator[None]:
-    """Hold the lock of `args.output_dir` while a recipe writes it; InputError while another run does.
+    """Lock `args.output_dir` while a recipe writes it; InputError while another run does.
 
-    Of several processes the first one does this for all. With `overwrite` the checkpoints of another run go first.
+    Of several processes the first one does this for all. With `overwrite`, checkpoints of an
+    earlier run are deleted first.
     """
     if not args.should_save:
         yield
         return
-    folder = Path(args.output_dir)
+    folder = args.folder
     with locked(folder):
         check_run_folder(args)  # another run may have ended since
         if args.overwrite and args.resume_from_checkpoint is None:
@@ -81,7 +110,7 @@ def run_folder(args: DataArguments) -> Iterator[None]:
 
 
 def _own_checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints that training wrote; one that somebody else named so is not among them."""
+    """Return the checkpoint folders that training wrote, not one that a user only named so."""
     return [
         path
         for path in checkpoints(folder).values()
@@ -96,5 +125,5 @@ def _occupied(folder: Path, by_checkpoints: bool) -> str:
     if by_checkpoints:
         return "checkpoints of an earlier run"
     if (folder / RUN_FILE).exists():
-        return ""  # of a run that ended before it had anything
+        return ""  # of a run that ended before it had trained anything
     return next((name for name in WRITTEN if (folder / name).exists()), "")

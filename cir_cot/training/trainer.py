@@ -1,45 +1,45 @@
-"""One Trainer for every head: InfoNCE over the targets of all processes, plus the head's own weighted losses.
+"""One Trainer for every head: InfoNCE over the targets of all processes, plus the head's own losses.
 
-A head's `aux` are means over rows or tokens; losses that need all rows of a batch, such as a router's balance, it
-computes in `batch_losses` from the `rows` (B, ...) that its forward pass returns, gathered from all processes.
+A head's `aux` are means over rows or tokens. Losses that need all rows of a batch, such as a
+router's balance, it computes in `batch_losses` from the `rows` (B, ...) that its forward pass
+returns, gathered from all processes.
 
 What is guaranteed, and how:
 
-1. W processes compute the loss and the gradients of one process that holds all rows, whatever the number of rows on
-   each: DDP averages gradients over the processes, so every part of a process's loss is scaled such that this average
-   is the whole. With R rows and T supervised tokens in an optimizer step, a micro-batch of b rows and t tokens weighs
-   its contrastive and auxiliary means with W * b / R and its language-model mean with W * t / T. Summed over ranks and
-   gradient accumulation (divided by W in DDP) these are means over all R rows and all T tokens.
-2. Negatives are gathered, with gradients, on *every* micro-batch. Columns that show a query's own target image once
-   more, whoever holds them, are masked by image id.
-3. A resumed run equals the uninterrupted one. The order of rows and every choice about a row come from (seed, epoch);
-   transformers saves the optimizer, the schedule and the random state. A crash while saving loses that save alone
-   (`cir_cot.training.checkpoints`); a run that would order its rows differently is refused.
-4. With `chunk_tokens`, a batch beyond that many tokens goes through in chunks (`cir_cot.training.gradcache`): same
-   loss, same gradients, memory of one chunk. A batch that fits is one plain step.
+1. W processes compute the loss and the gradients of one process that holds all rows, whatever the
+   number of rows on each (`cir_cot.training.step_losses`).
+2. Negatives are gathered, with gradients, on *every* micro-batch. Columns that show a query's own
+   target image once more, on any process, are masked by image id.
+3. A resumed run equals the uninterrupted one. The order of rows and every random choice about a row
+   come from (seed, epoch); transformers saves the optimizer, the schedule and the random state. A
+   crash while saving loses that save alone (`cir_cot.training.checkpoints`). A run that would order
+   its rows differently is refused.
+4. With `chunk_tokens`, a batch of more tokens is processed in chunks
+   (`cir_cot.training.gradcache`): same loss, same gradients, memory of one chunk. A batch that fits
+   is one plain step.
 
-transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss comes normalised over the
-whole step, by `_get_num_items_in_batch`, which counts rows beside tokens.
+transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss is already
+normalised over the complete step, by `_get_num_items_in_batch`, which counts rows beside tokens.
 """
 
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cir_cot import compat  # noqa: F401  # isort: skip
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from cir_cot.errors import InputError
-from cir_cot.heads.base import HeadOutput
-from cir_cot.losses import batch_statistics, gather_counts, gather_with_grad, info_nce
-from cir_cot.models.backbone import Backbone
+from cir_cot.heads.base import Head, HeadOutput
+from cir_cot.losses import gather_counts
 
 from .arguments import LAST, CirArguments
 from .checkpoints import (
@@ -48,309 +48,253 @@ from .checkpoints import (
     SAVING,
     check_resumable,
     check_same_run,
+    commit_checkpoint,
+    gathered_weights,
     latest_checkpoint,
-    publish,
     rotate,
-    whole,
 )
-from .gradcache import Chunk, Items, PartCollator, cached_step, cut, part_size, parts_of, stretch
-from .run_folder import identity
-from .sampler import RowSampler, ShardedBatches
-from .step_metrics import Meter, supervised_tokens
-from .vision_cache import VisionCache, tower_identity
-
-ORDER = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
-ORDER += ("group_by", "group_size", "train_sampling_strategy")
+from .chunks import (
+    Batch,
+    Chunk,
+    collated_parts,
+    pad_chunk_count,
+    split_into_chunks,
+)
+from .dataset import TrainingDataset
+from .gradcache import ChunkedLoss, cached_step
+from .loading import train_loader, worker_error
+from .run_folder import identity, resume_facts
+from .step_losses import StepLosses, StepTotals
+from .step_metrics import StepMetrics, supervised_tokens
+from .vision_cache import vision_cache
 
 
 class CirTrainer(Trainer):
-    """Trains a head (see architecture: its training contract) on a dataset with `records`, indexed by (index, draw).
+    """Train a head on a dataset with `records`, indexed by (index, draw).
 
-    The head saves and loads its own weights: `save(folder)`, `load_weights(folder)`.
+    Example:
+        trainer = CirTrainer(head, CirArguments(output_dir="runs/first"), dataset)
+        trainer.train()
+        trainer.save_model()
     """
 
     args: CirArguments
+    model: Head
+    train_dataset: TrainingDataset
 
-    def __init__(self, model: nn.Module, args: CirArguments, train_dataset, **options):
+    def __init__(
+        self, model: Head, args: CirArguments, train_dataset: TrainingDataset, **options: Any
+    ):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=cast(Dataset, train_dataset),
             data_collator=model.collator(),
             **options,
         )
         self.model_accepts_loss_kwargs = True
-        self.meter = Meter(args.device)
-        self.vision = self._vision_cache()
-
-    def _vision_cache(self) -> VisionCache | None:
-        """Features of the frozen vision tower: on the disk if asked for, else shared by the passes of a step."""
-        args = self.args
-        backbone = next(
-            (child for child in self.model.children() if isinstance(child, Backbone)), None
-        )
-        if backbone is None:
-            if args.vision_cache:
-                raise InputError(
-                    "vision_cache: this retriever has no Qwen-VL vision tower; leave vision_cache out"
-                )
-            return None
-        tower, records = backbone.plain.model.visual, self.train_dataset.records
-        if args.vision_cache:
-            pictures = {
-                image for record in records for image in (record.reference, *record.targets[:1])
-            }
-            precision = f"{tower.dtype}, {self.accelerator.mixed_precision}"
-            cache = VisionCache(tower, args.vision_cache, len(pictures), str(args.process_index))
-            return cache.open(tower_identity(tower, backbone.processor.image_processor, precision))
-        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
-        # Where parameters are sharded every process must run the tower at the same moments.
-        return (
-            VisionCache(tower)
-            if frozen and args.chunk_tokens and not args.shards_parameters
-            else None
-        )
+        self.step_metrics = StepMetrics(args.device)
+        processes = self.accelerator.num_processes
+        self.step_losses = StepLosses(model, args, self.step_metrics, processes)
+        precision = str(self.accelerator.mixed_precision)
+        self.vision = vision_cache(model, args, train_dataset.records, precision)
+        self.identity: dict = {}
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process; already sharded, so accelerate only forwards the epoch to the sampler."""
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        group_size = args.group_size or self._train_batch_size * args.world_size
-        alike = self._train_batch_size * args.world_size if args.groups_by_length else 0
-        sampler = RowSampler(self.train_dataset.records, seed, args.group_by, group_size, alike)
-        dataset, collate = self.train_dataset, self.data_collator
-        if args.chunk_tokens:
-            dataset, collate = (
-                Items(dataset),
-                PartCollator(dataset, collate, part_size(args.chunk_tokens)),
-            )
-        loader = DataLoader(
-            dataset,
-            batch_sampler=ShardedBatches(
-                sampler, self._train_batch_size, args.process_index, args.world_size
-            ),
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
+        """Return the batches of this process."""
+        return train_loader(
+            self.train_dataset, self.data_collator, self.args, self._train_batch_size
         )
-        return prepare_data_loader(loader, num_processes=1, process_index=0)
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict], device: torch.device
-    ) -> tuple[int, int]:
-        """Rows and supervised tokens of an optimizer step, over its micro-batches and all processes."""
-        rows = sum(len(part["ids"]) for batch in batch_samples for part in parts_of(batch))
-        tokens = sum(supervised_tokens(batch) for batch in batch_samples)
-        rows, tokens = self.accelerator.reduce(
-            torch.tensor([rows, tokens], device=device), "sum"
-        ).tolist()
-        self.meter.add("supervised_tokens", tokens, 1)
-        return rows, tokens
+    # One step.
 
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: tuple[int, int] | None = None
+    def _get_num_items_in_batch(  # type: ignore[override]  # transformers only passes it on
+        self, batch_samples: list[Batch], device: torch.device
+    ) -> StepTotals:
+        """Count the rows and supervised tokens of an optimizer step over all processes."""
+        rows = 0
+        tokens = 0
+        for batch in batch_samples:
+            rows += sum(len(part["ids"]) for part in collated_parts(batch))
+            tokens += supervised_tokens(batch)
+        counts = self.accelerator.reduce(torch.tensor([rows, tokens], device=device), "sum")
+        totals = StepTotals(*counts.tolist())
+        self.step_metrics.add("supervised_tokens", totals.tokens, 1)
+        return totals
+
+    def training_step(  # type: ignore[override]  # see _get_num_items_in_batch
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: StepTotals
     ) -> Tensor:
-        """Loss of this micro-batch, its gradients accumulated: plain when every process's rows fit one chunk."""
+        """Return the loss of a micro-batch and accumulate its gradients.
+
+        The step is plain when the rows of every process fit into one chunk.
+        """
+        plain_step: Any = super().training_step
         with nullcontext() if self.vision is None else self.vision.attached():
             if not self.args.chunk_tokens:
-                return super().training_step(model, inputs, num_items_in_batch)
-            chunks = [
-                chunk for part in parts_of(inputs) for chunk in cut(part, self.args.chunk_tokens)
-            ]
+                return plain_step(model, inputs, num_items_in_batch)
+            chunks: list[Chunk] = []
+            for part in collated_parts(inputs):
+                chunks += split_into_chunks(part, self.args.chunk_tokens)
+            # Every process runs as many chunks as the one that has most.
             count = max(gather_counts(len(chunks), self.args.device))
             if count == 1:
-                return super().training_step(model, chunks[0].batch, num_items_in_batch)
-            return self._cached_step(model, stretch(chunks, count), num_items_in_batch)
+                return plain_step(model, chunks[0].batch, num_items_in_batch)
+            return self._cached_step(model, pad_chunk_count(chunks, count), num_items_in_batch)
 
-    def _cached_step(
-        self, model: nn.Module, chunks: list[Chunk], totals: tuple[int, int]
-    ) -> Tensor:
-        """The loss of all chunks, gradients accumulated in two passes, or in one without a contrastive loss."""
+    def _cached_step(self, model: Any, chunks: list[Chunk], totals: StepTotals) -> Tensor:
+        """Return the loss of all chunks and accumulate its gradients, by gradient caching.
+
+        `model` is the head or its wrapper of DDP, DeepSpeed or FSDP.
+        """
         model.train()
+        # Gradients are exchanged once, with the last chunk. ZeRO can postpone its exchange for one
+        # complete optimizer step, DDP for as long as asked. FSDP would keep unsharded gradients in
+        # the meantime, so it exchanges with every chunk, which gives the same sums.
         kind = self.accelerator.distributed_type
-        # ZeRO can put off its exchange for one whole optimizer step, DDP for as long as asked; FSDP would keep whole
-        # gradients in the meantime. Exchanging them with every chunk is right, too.
         coalesce = kind == DistributedType.DEEPSPEED and self.args.gradient_accumulation_steps == 1
-        with model.coalesce_grad_reduction() if coalesce else nullcontext():
-            loss = cached_step(
-                chunks,
-                encode=partial(self._encode, model),
-                contrast=partial(self._share, totals=totals)
-                if self.args.contrastive_weight
-                else None,
-                add=partial(self._add, totals=totals),
-                backward=partial(self._backward, model, coalesce),
-                no_sync=partial(self.accelerator.no_sync, model)
-                if kind != DistributedType.FSDP
-                else nullcontext,
-                device=self.args.device,
-            )
+        no_sync: Any = partial(self.accelerator.no_sync, model)
+        if kind == DistributedType.FSDP:
+            no_sync = nullcontext
+        all_rows = partial(self.step_losses.batch_losses, totals=totals)
+        loss = ChunkedLoss(
+            forward=partial(self._forward_head, model),
+            row_losses=partial(self.step_losses.row_losses, totals=totals),
+            batch_losses=all_rows if self.args.contrastive_weight else None,
+        )
+        backward = partial(self._backward, model, coalesce)
+        exchange: AbstractContextManager = nullcontext()
+        if coalesce:
+            exchange = model.coalesce_grad_reduction()
+        with exchange:
+            value = cached_step(chunks, loss, backward, no_sync, self.args.device)
         if coalesce:
             model.set_gradient_accumulation_boundary(is_boundary=True)
             model.step()
-        return loss
+        return value
 
-    def _encode(self, model: nn.Module, chunk: Chunk, again: bool) -> HeadOutput:
-        """The head's outputs for a chunk; the first pass leaves out the chain's loss."""
+    def _forward_head(self, model: nn.Module, chunk: Chunk, final: bool) -> HeadOutput:
+        """Run the head on a chunk; only the final pass computes the loss of the chain."""
         inputs = self._prepare_inputs(chunk.batch)
         return model(
             query=inputs["query"],
             target=inputs["target"] if self.args.contrastive_weight else None,
-            labels=inputs.get("labels") if again and self.args.lm_weight else None,
+            labels=inputs.get("labels") if final and self.args.lm_weight else None,
         )
 
-    def _backward(self, model: nn.Module, coalesce: bool, loss: Tensor, last: bool) -> None:
-        """Backward pass of one chunk; only the last ends the micro-batch."""
+    def _backward(self, model: Any, coalesce: bool, loss: Tensor, last: bool) -> None:
+        """Run the backward pass of one chunk; only the last one ends the micro-batch."""
         if coalesce:
-            return model.backward(loss, scale_wrt_gas=False)
+            model.backward(loss, scale_wrt_gas=False)
+            return
         state = self.accelerator.gradient_state
-        ends = state.sync_gradients
-        state._set_sync_gradients(ends and last)
+        ends_step = state.sync_gradients
+        state._set_sync_gradients(ends_step and last)
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.accelerator.backward(loss, **{"scale_wrt_gas": False} if deepspeed else {})
-        return state._set_sync_gradients(ends)
+        state._set_sync_gradients(ends_step)
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]  # see _get_num_items_in_batch
         self,
         model: nn.Module,
-        inputs: dict,
+        inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: tuple[int, int] | None = None,
+        num_items_in_batch: StepTotals | None = None,
     ) -> Tensor | tuple[Tensor, HeadOutput]:
-        """This process's share of the step's loss -> scalar; see the module's docstring for its scale."""
-        if num_items_in_batch is None:
-            num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
+        """Return this process's share of the step's loss, a scalar."""
+        totals = num_items_in_batch
+        if totals is None:
+            totals = self._get_num_items_in_batch([inputs], self.args.device)
         chunk = Chunk(inputs)
-        outputs = self._encode(model, chunk, True)
-        loss = self._add(outputs, chunk, num_items_in_batch)
+        outputs = self._forward_head(model, chunk, True)
+        loss = torch.as_tensor(self.step_losses.row_losses(outputs, chunk, totals))
         if self.args.contrastive_weight:
-            loss = loss + self._share(
-                outputs, inputs["ids"].to(self.args.device), num_items_in_batch
-            )
+            ids = inputs["ids"].to(self.args.device)
+            loss = loss + self.step_losses.batch_losses(outputs, ids, totals)
         return (loss, outputs) if return_outputs else loss
 
-    def _add(self, outputs: HeadOutput, chunk: Chunk, totals: tuple[int, int]) -> Tensor | float:
-        """A chunk's share of the auxiliary losses: means over tokens (`lm`) or rows of the step -> scalar."""
-        batch, world = chunk.batch, self.accelerator.num_processes
-        rows, tokens = len(chunk), supervised_tokens(batch)
-        if outputs.rows and not self.args.contrastive_weight:
-            raise ValueError(
-                "the head has losses of the whole batch: they need a contrastive_weight above 0"
-            )
-        loss = 0.0
-        for name, value in outputs.aux.items():
-            count, total = (tokens, totals[1]) if name == "lm" else (rows, totals[0])
-            count = count if chunk.weighs else 0
-            loss = loss + self._weight(name) * value * (world * count / max(total, 1))
-            self.meter.add(f"{name}_loss", value, count)
-        if chunk.weighs:
-            for name, value in outputs.stats.items():
-                self.meter.add(name, value, rows)
-            self.meter.count(
-                batch["query"], batch["target"] if self.args.contrastive_weight else None
-            )
-        return loss
-
-    def _weight(self, name: str) -> float:
-        weights = self.args.aux_weights()
-        if name not in weights:
-            raise ValueError(
-                f"the head returns a loss {name!r}, which {type(self.args).__name__}.aux_weights lacks"
-            )
-        return weights[name]
-
-    def _share(self, outputs: HeadOutput, ids: Tensor, totals: tuple[int, int]) -> Tensor:
-        """This process's share of the losses that need all rows of this micro-batch: InfoNCE and the head's -> scalar.
-
-        The head's come out alike on every process, which counts its own rows' share of them.
-        """
-        counts = gather_counts(len(ids), ids.device)
-        contrastive = self._contrastive(outputs, ids, counts)
-        self.meter.add("contrastive_loss", contrastive, len(ids))
-        self.meter.add("temperature", outputs.temperature, len(ids))
-        loss = self.args.contrastive_weight * contrastive
-        if outputs.rows:
-            rows = {name: gather_with_grad(value, counts) for name, value in outputs.rows.items()}
-            for name, value in self.accelerator.unwrap_model(self.model).batch_losses(rows).items():
-                self.meter.add(f"{name}_loss", value, len(ids))
-                loss = loss + self._weight(name) * value
-        return loss * (self.accelerator.num_processes * len(ids) / totals[0])
-
-    def _contrastive(self, outputs: HeadOutput, ids: Tensor, counts: list[int]) -> Tensor:
-        """InfoNCE of this process's queries against every process's targets of this micro-batch -> scalar."""
-        target = gather_with_grad(outputs.target, counts)  # (N, D)
-        all_ids = gather_with_grad(ids, counts)  # (N,)
-        positives = sum(counts[: self.args.process_index]) + torch.arange(
-            len(ids), device=ids.device
-        )
-        for name, value in batch_statistics(outputs.query, target, positives, ids, all_ids).items():
-            self.meter.add(name, value, len(ids))
-        return info_nce(outputs.query, target, positives, outputs.temperature, ids, all_ids)
+    # The run.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was measured since the last log: parts of the loss, the batch's separation, speed, memory."""
+        """Log, with each loss, how the batch separates, speed and memory since the last log."""
         if "loss" in logs:
-            logs |= self.meter.drain(self.accelerator)
+            logs |= self.step_metrics.reduce_and_reset(self.accelerator)
         super().log(logs, start_time)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options):
-        """Train, from a complete checkpoint, or from "last" (True), the newest complete one of this run if any."""
+    def train(  # type: ignore[override]  # the other options of transformers go through `options`
+        self, resume_from_checkpoint: str | bool | None = None, **options: Any
+    ) -> TrainOutput:
+        """Train; resume from a checkpoint folder, or from "last" (True), the newest complete one.
+
+        Raises:
+            InputError: the checkpoint is damaged or of another run, or a row cannot be loaded.
+        """
         self.identity = identity(self.args, self.train_dataset.records)
-        if resume_from_checkpoint in (LAST, True):
-            resume_from_checkpoint = latest_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint:
-                check_same_run(Path(resume_from_checkpoint), self.identity)
-        if resume_from_checkpoint:
-            check_resumable(Path(resume_from_checkpoint), self._order())
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        if checkpoint:
+            check_resumable(Path(checkpoint), self._resume_facts())
             if self.is_fsdp_enabled:
-                self.model.load_weights(resume_from_checkpoint)
+                self.model.load_weights(checkpoint)
         if self.args.should_save:
-            shutil.rmtree(
-                Path(self.args.output_dir) / SAVING, ignore_errors=True
-            )  # of a run that died while saving
-        self.meter = Meter(self.args.device)
+            # Left by a run that ended while it saved.
+            shutil.rmtree(self.args.folder / SAVING, ignore_errors=True)
+        self.step_metrics.reset()
         try:
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
-        except InputError as error:  # one of a loading worker comes with the worker's whole traceback in its message
-            raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
-        if self.args.vision_cache:
-            self.vision.flush()
+            result = super().train(resume_from_checkpoint=checkpoint, **options)
+        except InputError as error:
+            raise worker_error(error) from error
+        self._flush_features()
         return result
+
+    def _find_checkpoint(self, resume_from: str | bool | None) -> str | None:
+        """Return the checkpoint to resume from; that of "last" must be of this same run."""
+        if resume_from not in (LAST, True):
+            return cast(str | None, resume_from or None)
+        checkpoint = latest_checkpoint(self.args.folder)
+        if checkpoint:
+            check_same_run(Path(checkpoint), self.identity)
+        return checkpoint
+
+    def _flush_features(self) -> None:
+        """Write the features of the vision tower that `vision_cache` has not written yet."""
+        if self.args.vision_cache:
+            assert self.vision is not None, "vision_cache() gives one or refuses"
+            self.vision.flush()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         head = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
-            with whole(head, state_dict if self.args.shards_parameters else None):
+            with gathered_weights(head, state_dict if self.args.shards_parameters else None):
                 head.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if not self.is_fsdp_enabled:  # there `train` has loaded them, before they are shared out
+        if not self.is_fsdp_enabled:  # with FSDP `train` loads the weights before they are sharded
             self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 
-    def _get_output_dir(self, trial) -> str:
-        return str(Path(self.args.output_dir) / SAVING)  # where _save_checkpoint writes
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.args.folder / SAVING)  # where _save_checkpoint writes
 
-    def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """Save a checkpoint aside, give it its name once it is on the disk, and only then delete older ones."""
-        run, limit = Path(self.args.output_dir), self.args.save_total_limit
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint aside, commit it once it is on the disk, and delete older ones last."""
+        run = self.args.folder
+        # transformers must not delete any: `rotate` does that.
+        limit = self.args.save_total_limit
         self.args.save_total_limit = None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
-        if self.args.vision_cache:
-            self.vision.flush()
+        self._flush_features()
+        # The first process commits when all have written their part.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            facts = None if self.args.save_only_model else self._order() | {RUN: self.identity}
-            publish(run, f"{PREFIX}-{self.state.global_step}", facts)
+            facts = self._resume_facts() | {RUN: self.identity}
+            name = f"{PREFIX}-{self.state.global_step}"
+            commit_checkpoint(run, name, None if self.args.save_only_model else facts)
             rotate(run, limit, self.state.global_step)
         self.accelerator.wait_for_everyone()
 
-    def _order(self) -> dict:
-        """All that decides which rows come when, and which features they have."""
-        named = {name: getattr(self.args, name) for name in ORDER}
-        named |= {"processes": self.args.world_size, "rows": len(self.train_dataset)}
-        return named | ({"vision_cache": self.vision.identity} if self.args.vision_cache else {})
+    def _resume_facts(self) -> dict:
+        """Return what complete.json keeps: what decides the order of rows and their features."""
+        features = self.vision.identity if self.args.vision_cache and self.vision else None
+        return resume_facts(self.args, len(self.train_dataset), features)

@@ -23,7 +23,11 @@ from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cir_cot.errors import InputError
+from cir_cot.models.backbone import Backbone
+from cir_cot.records import Record
 
+from .arguments import CirArguments
+from .dataset import used
 from .feature_folder import FeatureFolder
 
 SHARD = 2**28  # bytes of features held in memory before they are written, 256 MiB
@@ -218,3 +222,35 @@ def _lanes(count: int, device: str) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         lanes.append(torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator))
     return torch.stack(lanes).to(device)
+
+
+def vision_cache(
+    head: nn.Module, args: CirArguments, records: Sequence[Record], precision: str
+) -> VisionCache | None:
+    """Return the cache for a training run: on the disk if asked for, else shared within a step.
+
+    Args:
+        precision: mixed precision of the run; features of another one are not the same.
+
+    Raises:
+        InputError: `args.vision_cache` with a head that has no Qwen-VL vision tower.
+    """
+    backbone = next((child for child in head.children() if isinstance(child, Backbone)), None)
+    if backbone is None:
+        if args.vision_cache:
+            raise InputError(
+                "vision_cache: this retriever has no Qwen-VL vision tower; leave vision_cache out"
+            )
+        return None
+    tower = backbone.plain.model.visual
+    if args.vision_cache:
+        limit = len(set(used(records)))
+        features = VisionCache(tower, args.vision_cache, limit, str(args.process_index))
+        processor = backbone.processor.image_processor
+        return features.open(tower_identity(tower, processor, f"{tower.dtype}, {precision}"))
+    # The two passes of gradient caching share features. Where parameters are sharded, every process
+    # must run the tower at the same moments, so there is no cache.
+    frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+    if frozen and args.chunk_tokens and not args.shards_parameters:
+        return VisionCache(tower)
+    return None

@@ -23,8 +23,8 @@ from cir_cot.training.checkpoints import (  # fmt: skip
     check_resumable,
     check_same_run,
     checkpoints,
+    commit_checkpoint,
     latest_checkpoint,
-    publish,
     rotate,
 )
 
@@ -165,7 +165,7 @@ def saved(run: Path, name: str, content: str) -> None:
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     saved(tmp_path, "checkpoint-3", "new")
     assert latest_checkpoint(tmp_path) is None
-    publish(tmp_path, "checkpoint-3", {"rows": 4})
+    commit_checkpoint(tmp_path, "checkpoint-3", {"rows": 4})
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     assert json.loads((tmp_path / "checkpoint-3" / COMPLETE).read_text()) == {
         "rows": 4,
@@ -177,7 +177,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
 def test_the_same_step_saved_again_replaces_the_old_one(tmp_path):
     for content in ("old", "new"):
         saved(tmp_path, "checkpoint-3", content)
-        publish(tmp_path, "checkpoint-3", {})
+        commit_checkpoint(tmp_path, "checkpoint-3", {})
     assert (tmp_path / "checkpoint-3" / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
@@ -185,7 +185,7 @@ def test_the_same_step_saved_again_replaces_the_old_one(tmp_path):
 def test_the_newest_complete_one_by_number(tmp_path, caplog):
     for step in (9, 10, 11):
         saved(tmp_path, f"checkpoint-{step}", "")
-        publish(tmp_path, f"checkpoint-{step}", {})
+        commit_checkpoint(tmp_path, f"checkpoint-{step}", {})
     (tmp_path / "checkpoint-11" / COMPLETE).unlink()
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-11 is not complete" in caplog.text
@@ -193,9 +193,9 @@ def test_the_newest_complete_one_by_number(tmp_path, caplog):
 
 def test_what_a_run_is_not_resumed_from(tmp_path):
     saved(tmp_path, "checkpoint-1", "")
-    publish(tmp_path, "checkpoint-1", {"seed": 1})
+    commit_checkpoint(tmp_path, "checkpoint-1", {"seed": 1})
     check_resumable(tmp_path / "checkpoint-1", {"seed": 1})
-    with pytest.raises(InputError, match="was made with seed 1, this run has 2"):
+    with pytest.raises(InputError, match="used seed=1, this run uses seed=2"):
         check_resumable(tmp_path / "checkpoint-1", {"seed": 2})
     with pytest.raises(InputError, match="no complete checkpoint"):
         check_resumable(tmp_path / "checkpoint-2", {})
@@ -208,7 +208,7 @@ def steps(run: Path) -> list[int]:
 def published(run: Path, *numbers: int) -> None:
     for step in numbers:
         saved(run, f"checkpoint-{step}", "weights")
-        publish(run, f"checkpoint-{step}", {"rows": 4})
+        commit_checkpoint(run, f"checkpoint-{step}", {"rows": 4})
 
 
 def test_a_clock_set_back_does_not_delete_the_newest_save(tmp_path):
@@ -291,7 +291,7 @@ def test_a_damaged_marker_is_one_line_by_name_and_passed_over_by_last(tmp_path, 
 
 def test_last_continues_the_same_run_only(tmp_path):
     saved(tmp_path, "checkpoint-8", "")
-    publish(tmp_path, "checkpoint-8", {"run": {"learning_rate": 1e-4, "data": "abc"}})
+    commit_checkpoint(tmp_path, "checkpoint-8", {"run": {"learning_rate": 1e-4, "data": "abc"}})
     check_same_run(tmp_path / "checkpoint-8", {"learning_rate": 1e-4, "data": "abc"})
     with pytest.raises(InputError, match=r"of a run with learning_rate 0\.0001, this one has 0\.1"):
         check_same_run(tmp_path / "checkpoint-8", {"learning_rate": 0.1, "data": "abc"})
@@ -308,7 +308,7 @@ def test_a_checkpoint_written_before_runs_had_an_identity_is_still_continued(tmp
 def test_a_checkpoint_reaches_the_disk_before_its_marker_and_the_marker_before_its_name(tmp_path):
     saved(tmp_path, "checkpoint-3", "new")
     with recorded_os(tmp_path) as events:
-        publish(tmp_path, "checkpoint-3", {})
+        commit_checkpoint(tmp_path, "checkpoint-3", {})
     named = [event.replace(f"{SAVING}/", "") for event in events]
     order = [
         "fsync checkpoint-3/weights", "fsync checkpoint-3/complete.json", "rename checkpoint-3/complete.json",

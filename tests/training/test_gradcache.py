@@ -10,17 +10,17 @@ from tiny_training import awake_head as head
 from torch import nn
 
 from cir_cot.heads.base import HeadOutput
-from cir_cot.training.gradcache import (
+from cir_cot.training.chunks import (
     Chunk,
-    PartCollator,
-    cached_step,
-    cut,
-    part_size,
-    parts_of,
+    collated_parts,
+    pad_chunk_count,
     row_tokens,
     select,
-    stretch,
+    split_into_chunks,
 )
+from cir_cot.training.gradcache import ChunkedLoss, cached_step
+from cir_cot.training.loading import LazyCollator, rows_per_part
+from cir_cot.training.step_losses import StepTotals
 from cir_cot.training.step_metrics import supervised_tokens
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # row 2 has no chain; 18 and 19 have the targets of 0 and 1
@@ -71,7 +71,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_step(plain, tmp_path, to
 
 def test_the_chunks_of_that_test_are_as_many_as_it_says(tmp_path):
     batch = batch_of(tiny_training.trainer(tmp_path, head()))
-    assert {tokens: len(cut(batch, tokens)) for tokens in CHUNKS} == CHUNKS
+    assert {tokens: len(split_into_chunks(batch, tokens)) for tokens in CHUNKS} == CHUNKS
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_a_head_that_is_not_repeatable_is_reported(tmp_path):
     side = {"features": torch.randn(4, 2)}
     batch = {"query": side, "target": side, "ids": torch.arange(4)}
     with pytest.raises(RuntimeError, match="other embeddings"):
-        run.training_step(run.model, batch, (4, 0))
+        run.training_step(run.model, batch, StepTotals(4, 0))
 
 
 def test_rows_of_features_without_tokens_are_cut_by_rows():
     side = {"features": torch.randn(5, 2)}
     batch = {"query": side, "target": side, "ids": torch.arange(5)}
     assert row_tokens(side) == [1] * 5
-    assert [len(chunk) for chunk in cut(batch, 4)] == [2, 2, 1]
+    assert [len(chunk) for chunk in split_into_chunks(batch, 4)] == [2, 2, 1]
 
 
 def test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled():
@@ -179,12 +179,15 @@ def test_long_rows_share_chunks_and_one_that_fits_exactly_is_filled():
         return {"attention_mask": torch.tensor([[1] * n + [0] * (5 - n) for n in lengths])}
 
     batch = {"query": side(5, 1, 5, 1), "target": side(1, 1, 1, 1), "ids": torch.arange(4)}
-    assert [chunk.rows.tolist() for chunk in cut(batch, 12)] == [[0, 2], [1, 3]]  # 2 * (5 + 1) = 12
-    assert [chunk.rows.tolist() for chunk in cut(batch, 11)] == [[0], [2], [1, 3]]
+    assert [chunk.rows.tolist() for chunk in split_into_chunks(batch, 12)] == [
+        [0, 2],
+        [1, 3],
+    ]  # 2 * (5 + 1) = 12
+    assert [chunk.rows.tolist() for chunk in split_into_chunks(batch, 11)] == [[0], [2], [1, 3]]
 
 
 def test_a_part_has_at_least_eight_rows():
-    assert [part_size(budget) for budget in (1, 8 * 128, 9 * 128)] == [8, 8, 9]
+    assert [rows_per_part(budget) for budget in (1, 8 * 128, 9 * 128)] == [8, 8, 9]
 
 
 def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):
@@ -192,7 +195,7 @@ def test_a_frozen_tower_reads_each_picture_once_a_step(tmp_path):
     batch, seen = batch_of(run), []
     tower = run.model.backbone.plain.model.visual
     tower.patch_embed.register_forward_hook(lambda _, inputs, out: seen.append(len(out)))
-    run.training_step(run.model, batch, (8, 100))
+    run.training_step(run.model, batch, StepTotals(8, 100))
     pictures = {
         (query.reference, target) for query in run.train_dataset.records for target in query.targets
     }
@@ -208,7 +211,7 @@ def test_chunks_hold_every_row_once_and_no_needless_padding(tmp_path):
     run = tiny_training.trainer(tmp_path, head())
     batch = batch_of(run)
     for budget in CHUNKS:
-        chunks = cut(batch, budget)
+        chunks = split_into_chunks(batch, budget)
         assert sorted(id for chunk in chunks for id in chunk.batch["ids"].tolist()) == sorted(
             batch["ids"].tolist()
         )
@@ -237,10 +240,10 @@ def test_a_selected_row_is_the_row_collated_alone(tmp_path):
 def test_stretched_chunks_weigh_the_same_rows(tmp_path):
     batch = batch_of(tiny_training.trainer(tmp_path, head()))
     for count in (3, 8, 11):
-        chunks = stretch(cut(batch, 600), count)
+        chunks = pad_chunk_count(split_into_chunks(batch, 600), count)
         assert len(chunks) == count
-        assert sum(len(chunk) for chunk in chunks if chunk.weighs) == 8
-    assert [chunk.weighs for chunk in chunks] == [True] * 8 + [False] * 3
+        assert sum(len(chunk) for chunk in chunks if chunk.counted) == 8
+    assert [chunk.counted for chunk in chunks] == [True] * 8 + [False] * 3
 
 
 def test_pictures_are_loaded_a_part_at_a_time():
@@ -256,9 +259,9 @@ def test_pictures_are_loaded_a_part_at_a_time():
         assert len(loaded) == sum(map(len, parts))  # nothing was loaded ahead
         return {"ids": torch.tensor(rows)}
 
-    batch = PartCollator(Rows(), collate, 3)(range(8))
+    batch = LazyCollator(Rows(), collate, 3)(range(8))
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    assert [len(part["ids"]) for part in parts_of(batch)] == [3, 3, 2]
+    assert [len(part["ids"]) for part in collated_parts(batch)] == [3, 3, 2]
 
 
 def test_a_whole_training_in_chunks_is_the_plain_one(tmp_path):
@@ -322,8 +325,8 @@ def routed_step(folder, chunk_tokens: int, **options) -> tuple[float, dict[str, 
     torch.manual_seed(0)
     run = tiny_training.trainer(folder, Routed(), chunk_tokens=chunk_tokens, **options)
     sides = {side: {"features": torch.randn(7, 3)} for side in ("query", "target")}
-    loss = run.training_step(run.model, sides | {"ids": torch.arange(7)}, (7, 0)).item()
-    return loss, gradients(run) | {"logged": run.meter.sums["lm_loss"]}
+    loss = run.training_step(run.model, sides | {"ids": torch.arange(7)}, StepTotals(7, 0)).item()
+    return loss, gradients(run) | {"logged": run.step_metrics.sums["lm_loss"]}
 
 
 def test_a_loss_that_needs_all_rows_is_that_of_the_plain_step(tmp_path):
@@ -342,9 +345,9 @@ def test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero():
     """Where weights are shared out, a process that skipped a layer would leave the others waiting."""
     layer = torch.nn.Linear(3, 2)
     batch = {"ids": torch.arange(4), "rows": torch.randn(4, 3)}
-    chunks, seen = [Chunk(batch), Chunk(batch, weighs=False)], []
+    chunks, seen = [Chunk(batch), Chunk(batch, counted=False)], []
 
-    def encode(chunk: Chunk, again: bool) -> HeadOutput:
+    def forward(chunk: Chunk, final: bool) -> HeadOutput:
         vectors = layer(chunk.part["rows"])
         return HeadOutput(vectors, vectors, 0.1, aux={}, rows={}, stats={})
 
@@ -355,9 +358,11 @@ def test_a_chunk_without_weight_gives_every_parameter_a_gradient_of_zero():
 
     cached_step(
         chunks,
-        encode=encode,
-        contrast=lambda out, ids: (out.query * out.target).sum(),
-        add=lambda out, chunk: 0.0,
+        ChunkedLoss(
+            forward=forward,
+            row_losses=lambda out, chunk: 0.0,
+            batch_losses=lambda out, ids: (out.query * out.target).sum(),
+        ),
         backward=backward,
         no_sync=nullcontext,
         device=torch.device("cpu"),

@@ -55,7 +55,7 @@ def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path):
     fill(tmp_path, "run.json", f"checkpoint-8/{COMPLETE}")
     with pytest.raises(
         InputError,
-        match="checkpoints of an earlier run; .* or --resume_from_checkpoint last to go on",
+        match="checkpoints of an earlier run; .* or --resume_from_checkpoint last to continue",
     ):
         start(tmp_path)
     start(tmp_path, resume_from_checkpoint="last")

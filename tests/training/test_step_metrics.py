@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cir_cot.training.step_metrics import Meter, supervised_tokens
+from cir_cot.training.step_metrics import StepMetrics, supervised_tokens
 
 
 class Alone:
@@ -18,21 +18,21 @@ class Alone:
 
 
 def test_means_weigh_what_they_are_means_of_and_start_anew_after_each_log():
-    meter = Meter(torch.device("cpu"))
-    meter.add("loss", torch.tensor(2.0, requires_grad=True), 1)
-    meter.add("loss", 5.0, 3)
-    meter.add("none", 7.0, 0)
+    metrics = StepMetrics(torch.device("cpu"))
+    metrics.add("loss", torch.tensor(2.0, requires_grad=True), 1)
+    metrics.add("loss", 5.0, 3)
+    metrics.add("none", 7.0, 0)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    meter.count({"attention_mask": mask}, None, {"features": torch.zeros(4, 2)})
-    found = meter.drain(Alone())
+    metrics.count_tokens({"attention_mask": mask}, None, {"features": torch.zeros(4, 2)})
+    found = metrics.reduce_and_reset(Alone())
     assert found["loss"] == pytest.approx((2 + 3 * 5) / 4)
     assert "none" not in found
     assert "tokens" not in found
     assert found["peak_memory_mb"] > 50
-    meter.add("loss", 1.0, 2)
-    meter.since = 0.0  # so long ago that the rate of these tokens is nearly none
-    meter.count({"attention_mask": mask})
-    again = meter.drain(Alone())
+    metrics.add("loss", 1.0, 2)
+    metrics.since = 0.0  # so long ago that the rate of these tokens is nearly none
+    metrics.count_tokens({"attention_mask": mask})
+    again = metrics.reduce_and_reset(Alone())
     assert again["loss"] == pytest.approx(1)
     assert 0 < again["tokens_per_second"] < found["tokens_per_second"]
 
