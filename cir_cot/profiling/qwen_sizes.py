@@ -1,8 +1,10 @@
-"""The published configurations of Qwen2.5-VL-3B and -7B, and a tokenizer with as many entries as theirs.
+"""Hold the published configurations of Qwen2.5-VL-3B and -7B, and build models and a tokenizer of these sizes.
 
-The numbers are those of the config.json files on the hub, in their own flat form: models of the real size can be built
-where no checkpoint is at hand, to count their parameters or to measure speed with random weights.
+The numbers are those of the config.json files on the hub, in their own flat form. Models of the real size can thus be
+built without a checkpoint, with random weights, to count parameters or to measure speed.
 """
+
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-VISION = {
+VISION: dict[str, Any] = {
     "depth": 32,
     "hidden_act": "silu",
     "hidden_size": 1280,
@@ -25,7 +27,7 @@ VISION = {
     "tokens_per_second": 2,
     "temporal_patch_size": 2,
 }
-COMMON = {
+COMMON: dict[str, Any] = {
     "attention_dropout": 0.0,
     "bos_token_id": 151643,
     "eos_token_id": 151645,
@@ -45,7 +47,7 @@ COMMON = {
     "use_sliding_window": False,
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "3B": {
         "hidden_size": 2048,
         "intermediate_size": 11008,
@@ -71,8 +73,9 @@ ENTRIES = 151_665  # of the tokenizer: 151,643 words and bytes, 22 added tokens
 
 
 def published_config(size: str, layers: int | None = None) -> transformers.Qwen2_5_VLConfig:
-    """Configuration of Qwen2.5-VL of `size` (3B, 7B), with fewer layers in both towers if asked."""
-    text, vision = dict(SIZES[size]), VISION | {"out_hidden_size": SIZES[size]["hidden_size"]}
+    """Return the configuration of Qwen2.5-VL of `size` (3B, 7B), optionally with fewer layers in both towers."""
+    text = dict(SIZES[size])
+    vision = VISION | {"out_hidden_size": text["hidden_size"]}
     if layers is not None:
         text |= {"num_hidden_layers": layers, "max_window_layers": layers}
         vision |= {"depth": layers, "fullatt_block_indexes": [layers - 1]}
@@ -86,15 +89,22 @@ def published_model(
     dtype: torch.dtype,
     layers: int | None = None,
 ) -> transformers.PreTrainedModel:
-    """A model of `published_config` with random weights made on the device, for a tokenizer with Qwen's special tokens.
+    """Build a model of `published_config` with random weights, directly on a device.
 
-    The tokenizer may be smaller than Qwen's: the matrices keep all their rows.
+    Args:
+        size: 3B or 7B.
+        tokenizer: Has Qwen's special tokens. It may be smaller than Qwen's: the matrices keep all their rows.
+        device: Where the weights are drawn.
+        dtype: Type of the weights.
+        layers: Fewer layers in both towers.
     """
+    # Point the special tokens at the ids of this tokenizer.
     config = published_config(size, layers)
     tokens = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     tokens |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     for name, token in tokens.items():
         setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    # Draw the weights in their final type: float32 ones of 7B would need twice the memory.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -105,7 +115,7 @@ def published_model(
 
 
 def published_entries(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids; its words are numbers."""
+    """Build a tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids; its words are numbers."""
     words = {f"w{number}": number for number in range(ENTRIES - 22)}
     split = Tokenizer(models.WordLevel(words, "w0"))  # any other word counts as this one
     split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

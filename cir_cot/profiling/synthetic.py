@@ -1,4 +1,7 @@
-"""Rows for measurements: noise pictures and chains of a given length; nothing can be learned from them."""
+"""Generate synthetic rows for measurements: noise pictures, and chains of a given length.
+
+Nothing can be learned from them.
+"""
 
 from collections.abc import Sequence
 
@@ -22,7 +25,7 @@ WORDS = (
     "sleeves",
     "stripes",
 )
-# Width and height of photographs as benchmarks hold them: upright ones of garments, wide ones from the web.
+# Width and height of typical photographs in benchmarks: upright ones of garments, wide ones from the web.
 PHOTOGRAPHS = (
     (192, 256),
     (206, 305),
@@ -36,40 +39,44 @@ PHOTOGRAPHS = (
 
 
 class SyntheticPairs:
-    """`count` rows, a different picture on every side of every one; `words` in a chain.
+    """Generate `count` rows with different pictures, in place of a CirDataset.
 
-    Pictures are of `pixels` x `pixels`, or of a list's sizes (width, height) in turn. Every third chain is half as
-    long, so that rows differ. Stands in for a CirDataset.
+    Args:
+        count: Number of rows.
+        pixels: Side of every picture, or sizes (width, height) that rows take in turns.
+        words: Words of a chain; every third chain has half as many, so that rows differ in length.
+
+    Example:
+        rows = SyntheticPairs(8, PHOTOGRAPHS)
+        rows[0, 0].reference.size  # (192, 256)
     """
 
     def __init__(self, count: int, pixels: int | Sequence[tuple[int, int]], words: int = 60):
-        self.sizes, self.words = (
-            [(pixels, pixels)] if isinstance(pixels, int) else list(pixels),
-            words,
-        )
+        self.sizes = [(pixels, pixels)] if isinstance(pixels, int) else list(pixels)
+        self.words = words
         self.records = [self._record(index) for index in range(count)]
 
     def _record(self, index: int) -> Record:
-        chosen = np.random.default_rng(index).choice(
-            WORDS, self.words if index % 3 else self.words // 2
-        )
+        """Return the record of a row; its text is the first words of its chain."""
+        length = self.words if index % 3 else self.words // 2
+        chosen = np.random.default_rng(index).choice(WORDS, length)
         third = len(chosen) // 3
-        parts = (" ".join(chosen[at : at + third]) for at in (0, third, 2 * third))
-        return Record(str(index), f"r{index}", " ".join(chosen[:6]), (f"t{index}",), Cot(*parts))
+        sections = (" ".join(chosen[at : at + third]) for at in (0, third, 2 * third))
+        return Record(str(index), f"r{index}", " ".join(chosen[:6]), (f"t{index}",), Cot(*sections))
 
     def corpus(self) -> list[str]:
-        """What the rows say, for a tokenizer to learn."""
+        """Return the text of the rows, for a tokenizer to learn."""
         return [" ".join(WORDS)]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: tuple[int, int]) -> TrainingRow:
+        """Return row `index`, with `draw` as its random number."""
         index, draw = item
         width, height = self.sizes[index % len(self.sizes)]
         noise = np.random.default_rng(index).integers(
             256, size=(2, height, width, 3), dtype=np.uint8
         )
-        return TrainingRow(
-            self.records[index], *(Image.fromarray(picture) for picture in noise), draw=draw
-        )
+        reference, target = map(Image.fromarray, noise)
+        return TrainingRow(self.records[index], reference, target, draw=draw)
