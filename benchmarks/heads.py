@@ -27,8 +27,7 @@ from cir_cot.devices import device_name
 from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.readings import record_encoder
-from cir_cot.evaluation.report import text_table
-from cir_cot.evaluation.tables import Table
+from cir_cot.evaluation.tables import Table, text_table
 from cir_cot.files import write_json, write_text_atomic
 from cir_cot.heads import load_retriever
 from cir_cot.heads.moe import MoeCombiner, count_parameters, hidden_for

@@ -13,8 +13,7 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
 from cir_cot.evaluation.encode import encode_gallery, load_batches
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
-from cir_cot.evaluation.report import text_table
-from cir_cot.evaluation.tables import Table
+from cir_cot.evaluation.tables import Table, text_table
 from cir_cot.files import write_text_atomic
 from cir_cot.options import (
     add_batch_size,

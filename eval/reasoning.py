@@ -15,15 +15,15 @@ from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import modification_texts, record_encoder, with_chains
-from cir_cot.evaluation.report import text_table, write_report
-from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.results import Result, result_files, results_json, save_results
 from cir_cot.evaluation.results_folder import (
     REPORT,
     RESULTS,
     check_results_folder,
     writing_results,
 )
-from cir_cot.evaluation.tables import Table, flat, summary_table
+from cir_cot.evaluation.tables import Table, flat, summary_table, text_table
 from cir_cot.files import write_text_atomic
 from cir_cot.options import (
     add_annotated_chains,
@@ -135,7 +135,7 @@ def content_of(studies: Sequence[tuple]) -> dict:
     """The content of results.json: by reading metrics, by_source and protocol, and what is measured of the chains."""
     content = {"metrics": {}, "chains": {}, "faithfulness": {}, "by_source": {}, "protocol": {}}
     for reading, results in by_reading(studies).items():
-        for key, value in summary(results).items():
+        for key, value in results_json(results).items():
             content[key][reading] = value
     for results, donors in studies:
         full = results["full"]

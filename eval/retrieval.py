@@ -11,10 +11,10 @@ from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import READINGS, record_encoder, with_chains
-from cir_cot.evaluation.report import text_table, write_report
-from cir_cot.evaluation.results import Result, result_files, save_results, summary
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.results import Result, result_files, results_json, save_results
 from cir_cot.evaluation.results_folder import REPORT, check_results_folder
-from cir_cot.evaluation.tables import summary_table
+from cir_cot.evaluation.tables import summary_table, text_table
 from cir_cot.options import (
     add_annotated_chains,
     add_batch_size,
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
             write_report(args.out, results, seed=args.seed, overwrite=args.overwrite)
     print(text_table(summary_table(results)), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps(summary(results), ensure_ascii=False))
+        print(json.dumps(results_json(results), ensure_ascii=False))
     return 0
 
 

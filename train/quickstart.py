@@ -24,9 +24,9 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_quality import chain_metrics
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import evaluate
-from cir_cot.evaluation.report import text_table, write_report
+from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import Result, save_results
-from cir_cot.evaluation.tables import Table, summary_table
+from cir_cot.evaluation.tables import Table, summary_table, text_table
 from cir_cot.files import write_json
 from cir_cot.heads import load_retriever
 from cir_cot.options import (

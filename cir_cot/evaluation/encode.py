@@ -81,7 +81,7 @@ def encode_queries(
 def load_batches(
     names: Sequence[str], images: ImageStore, size: int
 ) -> Iterator[list[Image.Image]]:
-    """Yield the pictures of `names` in batches; threads decode the next batch while the caller uses this one.
+    """Yield the pictures of `names` in batches; threads decode the next batch meanwhile.
 
     A name that occurs more than once in a batch is decoded once.
     """
@@ -101,7 +101,7 @@ def load_batches(
 
 
 def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
-    """Return the embeddings (N, D) of `names` unchanged; InputError names the first that is not finite."""
+    """Return the embeddings (N, D) of `names`; InputError names the first that is not finite."""
     if embeddings.shape[0] != len(names):
         raise ValueError(
             f"{len(names)} inputs gave {embeddings.shape[0]} embeddings; a retriever gives one for each"

@@ -1,11 +1,14 @@
-"""What a retriever is worth on a benchmark: encode, rank exactly, score by the benchmark's own protocol.
+"""Evaluate a retriever on a benchmark: encode, rank exactly, and score by the benchmark's own protocol.
 
-1. The gallery is encoded once, each picture decoded once; its embeddings can be handed to the next reading.
-2. Queries are encoded by one *reading*: the retriever's own, a baseline (`image_only`, `text_only`), or what only a
-   chain head can do (`full`, `fast`, `oracle`).
-3. Ranking is exact, over the whole gallery, and ties are pessimistic: among equal scores the right answers
-   come last, so a model that scores everything alike is credited with nothing.
-4. Numbers come from `score_rankings` alone, the code behind `cir-cot score`: a saved rankings file gives them again.
+1. The gallery is encoded once and each picture is decoded once. Its embeddings can be reused for
+   the next reading.
+2. Queries are encoded by one *reading*: the retriever's own, a baseline (`image_only`,
+   `text_only`), or one that needs a head that writes chains (`full`, `short`, `adaptive`, `fast`,
+   `oracle`).
+3. Ranking is exact, over the complete gallery, and ties are decided against the model: among equal
+   scores the right images come last, so a model that gives every image the same score earns nothing.
+4. All numbers come from `score_rankings`, the code behind `cir-cot score`: a saved rankings file
+   scores the same.
 """
 
 import random
@@ -43,17 +46,34 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
 ) -> Result:
-    """Encode, rank and score one benchmark -> Result.
+    """Encode, rank and score one benchmark.
 
-    `reading` names how queries are read (see READINGS; None: the retriever's own way); `encode` replaces it by a
-    function of (records, reference pictures) -> QueryOutput, and `reading` is then only its label. `gallery` takes
-    embeddings (N, D) of `benchmark.gallery` from `encode_gallery`. `limit` asks a seeded sample of the queries of the
-    whole gallery. Raises InputError for a reading the retriever lacks, an unreadable picture, or embeddings that are
-    not finite.
+    Example:
+        >>> (benchmark,) = load_benchmark("circo", "data/circo", "val")
+        >>> evaluate(load_retriever("runs/model"), benchmark, benchmark.images()).metrics["mAP@10"]
+
+    Args:
+        retriever: Encodes queries and gallery images.
+        benchmark: Queries, gallery and protocol.
+        images: Pictures of the benchmark, `benchmark.images()`.
+        encode: Function of (records, reference pictures) that encodes the queries in place of a
+            reading; `reading` is then a label only.
+        reading: One of `readings.READINGS`; None is the retriever's own.
+        gallery: (N, D) embeddings of `benchmark.gallery` by `encode_gallery`, to reuse them.
+        model: Name of the checkpoint, for the protocol.
+        limit: Evaluate a sample of this many queries, drawn with `seed`; the gallery stays complete.
+        batch_size: Pictures in one forward pass.
+        seed: Seed of the sample.
+        progress: Show progress bars.
+
+    Raises:
+        InputError: The retriever lacks the reading, a picture cannot be read, or an embedding is
+            not finite.
     """
     if encode is None:
         encode = record_encoder(retriever, reading)
         reading = reading or (retriever.reading if isinstance(retriever, ChainReader) else None)
+    # Encode the gallery, then the queries; only the queries are timed.
     if gallery is None:
         gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
     asked = sample_queries(benchmark, limit, seed)
@@ -61,38 +81,45 @@ def evaluate(
     with inference(retriever):
         output = encode_queries(asked.records, images, encode, batch_size, progress)
     speed = len(asked.records) / (time.perf_counter() - started)
+    # Rank, and score where the answers are published.
     rankings, scores, subsets = rank(asked, output.embeddings, gallery)
-    labelled = all(
-        record.targets for record in asked.records
-    )  # the test splits of CIRR and CIRCO are not
+    labelled = all(record.targets for record in asked.records)  # not in CIRR's and CIRCO's test
+    metrics = score_rankings(asked, rankings, subsets) if labelled else {}
+    by_source = score_by_source(asked, rankings, subsets) if labelled else {}
+    # Record what the numbers depend on.
+    protocol = run_protocol(benchmark, asked)
+    protocol |= {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
+    protocol["queries_per_second"] = round(speed, 2)
     ids = [record.id for record in asked.records]
-    settings = {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
     return Result(
         benchmark=asked,
         images=images,
-        metrics=score_rankings(asked, rankings, subsets) if labelled else {},
-        by_source=score_by_source(asked, rankings, subsets) if labelled else {},
-        protocol=run_protocol(benchmark, asked)
-        | settings
-        | {"queries_per_second": round(speed, 2)},
+        metrics=metrics,
+        by_source=by_source,
+        protocol=protocol,
         rankings=rankings,
         scores=scores,
         explanations=dict(zip(ids, output.explanations, strict=True)),
         flags=dict(zip(ids, output.flags, strict=True)),
         subset_rankings=subsets,
-        choices=dict(zip(ids, output.routing, strict=True)) if output.routing else {},
+        routing=dict(zip(ids, output.routing, strict=True)) if output.routing else {},
     )
 
 
 def run_protocol(benchmark: Benchmark, asked: Benchmark) -> dict:
-    """Describe what is measured and by which code; `asked` holds the queries of `benchmark` that are asked."""
-    count, total = len(asked.records), len(benchmark.records)
+    """Describe what is measured and by which code.
+
+    Args:
+        benchmark: The benchmark.
+        asked: The same benchmark with the queries that are evaluated, all or a sample.
+    """
+    count = len(asked.records)
+    total = len(benchmark.records)
+    sample = f"{count} of {total} queries drawn by the seed, the whole gallery"
     return {
         **benchmark.protocol,
         "queries": count,
-        "sample": None
-        if count == total
-        else f"{count} of {total} queries drawn by the seed, the whole gallery",
+        "sample": None if count == total else sample,
         "ties": "pessimistic",
         "prompts": PROMPTS_VERSION,
         "git": git_state(),
@@ -101,7 +128,7 @@ def run_protocol(benchmark: Benchmark, asked: Benchmark) -> dict:
 
 
 def sample_queries(benchmark: Benchmark, limit: int | None, seed: int) -> Benchmark:
-    """Keep a seeded sample of `limit` queries in their official order, and the whole gallery."""
+    """Keep a random sample of `limit` queries in official order, and the complete gallery."""
     if limit is None or limit >= len(benchmark.records):
         return benchmark
     if limit < 1:
@@ -113,34 +140,34 @@ def sample_queries(benchmark: Benchmark, limit: int | None, seed: int) -> Benchm
 def score_by_source(
     benchmark: Benchmark, rankings: dict, subset_rankings: dict | None
 ) -> dict[str, dict]:
-    """Metrics of the queries of each `Record.source` (one source per edit type), when there is more than one."""
+    """Score the queries of each `Record.source` (on scenes: each type of edit); {} for one source."""
     groups: dict[str, list[Record]] = {}
     for record in benchmark.records:
         groups.setdefault(record.source, []).append(record)
-    table = {}
-    for source, records in sorted(groups.items()) if len(groups) > 1 else ():
+    if len(groups) == 1:
+        return {}
+    metrics = {}
+    for source, records in sorted(groups.items()):
         ids = [record.id for record in records]
+        lists = {name: rankings[name] for name in ids}
         subsets = None if subset_rankings is None else {name: subset_rankings[name] for name in ids}
-        part = replace(benchmark, records=records)
-        table[source] = {
-            "queries": len(ids),
-            **score_rankings(part, {name: rankings[name] for name in ids}, subsets),
-        }
-    return table
-
-
-# ---- encoding
+        scored = score_rankings(replace(benchmark, records=records), lists, subsets)
+        metrics[source] = {"queries": len(ids), **scored}
+    return metrics
 
 
 def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
-    """Refuse a benchmark of which pictures are missing, before anything is encoded; InputError counts them."""
+    """Refuse a benchmark whose pictures are not all there, before anything is encoded.
+
+    Raises:
+        InputError: The gallery is unknown, or pictures are missing; the message counts them.
+    """
     if not benchmark.gallery:
         raise InputError(
             f"{label(benchmark)}: no list of gallery images; retrieval needs one to rank them all"
         )
-    needed = dict.fromkeys(
-        [*benchmark.gallery, *(record.reference for record in benchmark.records)]
-    )
+    references = [record.reference for record in benchmark.records]
+    needed = dict.fromkeys([*benchmark.gallery, *references])
     missing = [name for name in needed if name not in images]
     if missing:
         raise InputError(

@@ -1,7 +1,8 @@
 """Rank a complete gallery exactly, with ties decided against the model.
 
-Among equal scores the right images come last, so a model that gives every image the same score earns nothing. The
-official code of several benchmarks would give that model 100 %, because its targets come first in the gallery.
+Among equal scores the right images come last, so a model that gives every image the same score
+earns nothing. The official code of several benchmarks would give that model 100 %, because its
+targets come first in the gallery.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def rank(
 ) -> tuple[Rankings, Scores, Rankings | None]:
     """Rank the gallery for each query of the benchmark.
 
-    The reference is left out where the protocol removes it; a GeneCIS query ranks its own candidates only.
+    The reference is left out where the protocol removes it; a GeneCIS query ranks its candidates.
 
     Args:
         benchmark: Its records are the queries, in the order of `queries`.
@@ -34,7 +35,7 @@ def rank(
         top: Length of a ranking.
 
     Returns:
-        Rankings, their scores, and the rankings of each record's subset (CIRR), None where no record has one.
+        Rankings, their scores, and rankings of each record's subset (CIRR; None without subsets).
     """
     column = {name: index for index, name in enumerate(benchmark.gallery)}
     rankings: Rankings = {}
@@ -62,7 +63,7 @@ def rank(
 
 
 def _allowed_columns(benchmark: Benchmark, record: Record, column: dict[str, int]) -> np.ndarray:
-    """Return the columns that a query may rank: its own candidates (GeneCIS), or the complete gallery."""
+    """Return the columns that a query may rank: its candidates (GeneCIS), or the gallery."""
     if benchmark.candidates is None:
         return np.arange(len(column))
     return np.array([column[name] for name in benchmark.candidates[record.id]])
@@ -74,10 +75,11 @@ def _columns_of(names: Sequence[str], column: dict[str, int]) -> np.ndarray:
 
 
 def dot_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Return scores (Q, N) float32 of queries (Q, D) against a gallery (N, D), summed in float64 and rounded once.
+    """Return scores (Q, N) float32 of queries (Q, D) and gallery (N, D), summed in float64.
 
-    Equal images then score equally in any column. A float32 product does not guarantee that: its last columns go
-    through another kernel and differ in the last bit, so an image's position in the gallery would decide ties.
+    Equal images then score equally in any column. A float32 product does not guarantee that: its
+    last columns go through another kernel and differ in the last bit, so an image's position in
+    the gallery would decide ties.
     """
     exact = queries.astype(np.float64)
     blocks = []
@@ -88,7 +90,10 @@ def dot_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 def relevant_images(benchmark: Benchmark, record: Record) -> list[str]:
-    """List the images that count as right, the most relevant first: CIRR's graded labels, or the targets in order."""
+    """List the right images, the most relevant first.
+
+    These are the images with a graded label above 0 (CIRR), or the targets in their order.
+    """
     weights = (benchmark.weights or {}).get(record.id, {})
     labelled = [name for name in weights if weights[name] > 0]
     graded = sorted(labelled, key=lambda name: -weights[name])
@@ -100,7 +105,8 @@ def top_columns(
 ) -> np.ndarray:
     """Return the columns with the `top` highest scores, best first.
 
-    Among equal scores the targets come last, and the first target (the only one that some metrics count) last of all.
+    Among equal scores the targets come last, and the first target (the only one that some metrics
+    count) last of all.
 
     Args:
         scores: (N,) scores of all columns.

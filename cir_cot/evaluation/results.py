@@ -1,4 +1,4 @@
-"""The files of a measurement: results.json, rankings, chains; and the content of results.json."""
+"""Write the files of a measurement (results.json, rankings, chains) and compose results.json."""
 
 import gzip
 import json
@@ -16,18 +16,29 @@ from .results_folder import RESULTS, writing_results
 
 
 def set_name(benchmark: Benchmark) -> str:
-    """Name a measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
+    """Name a measured set, e.g. "fashioniq.dress.val"; the files of several categories begin with it."""
     return ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
 
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers, and all that is needed to check them: protocol, rankings with scores, chains. Keys are query ids.
+    """Metrics of one measured set, with everything that is needed to check them. Keys are query ids.
 
-    `choices` are those of QueryOutput, empty for a head that routes nothing.
+    Attributes:
+        benchmark: Its records are the queries that were evaluated.
+        images: The benchmark's pictures, for a report.
+        metrics: Metrics in percent; {} where no answers are published.
+        by_source: Metrics by source of the records; {} where all share one.
+        protocol: What the metrics depend on.
+        rankings: Image ids, best first.
+        scores: Score of each ranked image.
+        explanations: Chain that the model wrote, "" without one.
+        flags: What is wrong with the chain, "" for nothing.
+        subset_rankings: Rankings of each query's image set (CIRR).
+        routing: Share of each expert or prompt; {} for a head that does not route.
     """
 
-    benchmark: Benchmark  # its records are the queries that were asked
+    benchmark: Benchmark
     images: ImageStore
     metrics: dict
     by_source: dict[str, dict]
@@ -37,35 +48,36 @@ class Result:
     explanations: dict[str, str]
     flags: dict[str, str]
     subset_rankings: dict[str, list[str]] | None = None
-    choices: dict[str, dict[str, float]] = field(default_factory=dict)
+    routing: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Name the measured set, e.g. "fashioniq.dress.val"; rankings of several categories are filed under it."""
+        """Name of the measured set, e.g. "fashioniq.dress.val"."""
         return set_name(self.benchmark)
 
 
 def result_files(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
-    """Return the names of all files that `save_results` may write for one reading of these, results.json first."""
+    """Return the names of all files that `save_results` may write, results.json first."""
     if len(benchmarks) == 1:
         return (RESULTS, "rankings.json.gz", "subset_rankings.json.gz", "chains.jsonl")
-    stems = [set_name(benchmark) for benchmark in benchmarks]
-    return (
-        RESULTS,
-        *(
-            f"{stem}.{end}"
-            for stem in stems
-            for end in ("json.gz", "subset.json.gz", "chains.jsonl")
-        ),
-    )
+    names = [RESULTS]
+    for benchmark in benchmarks:
+        stem = set_name(benchmark)
+        names += [f"{stem}.json.gz", f"{stem}.subset.json.gz", f"{stem}.chains.jsonl"]
+    return tuple(names)
 
 
 def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool = False) -> None:
-    """Write results.json, rankings and chains of one reading: one result, or one for each category of a benchmark.
+    """Write results.json, rankings and chains of one reading.
 
-    Files are those of `cir-cot score`: rankings.json.gz (and subset_rankings.json.gz), or, of several categories,
-    `<benchmark>.<category>.<split>.json.gz`. What an earlier run left of them goes; results.json comes last, so where
-    it is, they are complete. Files of anybody else are replaced with `overwrite` only: see `results_folder`.
+    `cir-cot score` reads the rankings: rankings.json.gz (and subset_rankings.json.gz), or, for
+    several categories, `<benchmark>.<category>.<split>.json.gz`. Files of an earlier measurement
+    are removed first, and results.json is written last: where it exists, the others are complete.
+
+    Args:
+        results: One result, or one for each category of a benchmark.
+        folder: Folder to write, created if needed.
+        overwrite: Also replace files that no measurement wrote; see `results_folder`.
     """
     folder = Path(folder)
     names = result_files([result.benchmark for result in results])
@@ -79,9 +91,8 @@ def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool 
     with written(folder), writing_results(folder, written_names, names, overwrite):
         for result, names_of_one in zip(results, files, strict=True):
             _save_rows(result, folder, names_of_one)
-        write_text_atomic(
-            folder / RESULTS, json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n"
-        )
+        content = json.dumps(results_json(results), indent=1, ensure_ascii=False)
+        write_text_atomic(folder / RESULTS, content + "\n")
 
 
 def _row_files(result: Result, stem: str) -> dict[str, str]:
@@ -107,32 +118,32 @@ def _save_rows(result: Result, folder: Path, files: dict[str, str]) -> None:
         write_text_atomic(folder / files["chains"], "".join(lines))
 
 
-def summary(results: Sequence[Result]) -> dict:
-    """The content of results.json: metrics, by_source and protocol.
+def results_json(results: Sequence[Result]) -> dict:
+    """Return the content of results.json: metrics, by_source and protocol.
 
-    Of several categories: metrics by category and their mean, and in the protocol, as `cir-cot score` has it, what
-    differs between them by category.
+    For several categories: metrics by category with their mean; a value of the protocol that
+    differs between categories is given by category, as `cir-cot score` does.
     """
     if len(results) == 1:
         (only,) = results
         return {"metrics": only.metrics, "by_source": only.by_source, "protocol": only.protocol}
-    names, protocol = [result.benchmark.category for result in results], {}
+    # Merge the protocols.
+    names = [result.benchmark.category or result.name for result in results]
+    protocol: dict = {}
     for key in results[0].protocol:
         values = [result.protocol[key] for result in results]
-        protocol[key] = (
-            values[0]
-            if values.count(values[0]) == len(values)
-            else dict(zip(names, values, strict=True))
-        )
+        same = values.count(values[0]) == len(values)
+        protocol[key] = values[0] if same else dict(zip(names, values, strict=True))
+    # Merge the metrics.
+    metrics = {name: result.metrics for name, result in zip(names, results, strict=True)}
+    by_source = {name: result.by_source for name, result in zip(names, results, strict=True)}
     return {
-        "metrics": mean_of_categories(
-            {result.benchmark.category: result.metrics for result in results}
-        ),
-        "by_source": {result.benchmark.category: result.by_source for result in results},
+        "metrics": mean_of_categories(metrics),
+        "by_source": by_source,
         "protocol": protocol | {"category": names},
     }
 
 
 def write_gzip(path: Path, content: dict) -> None:
-    """Write JSON, compressed, the same bytes for the same content."""
+    """Write compressed JSON; the same content gives the same bytes."""
     write_bytes_atomic(path, gzip.compress(json.dumps(content).encode(), mtime=0))

@@ -1,4 +1,4 @@
-"""The tables of a report: the summary, by source, and which parts of a routing head the queries went through."""
+"""Build the tables of a report: summary, metrics by source, load of experts or prompts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,13 @@ from cir_cot.records import Record
 
 from .results import Result
 
+# Keys of a benchmark's protocol that the summary shows in a set's name or in a column.
+IN_THE_TABLE = ("benchmark", "split", "category", "gallery_size", "queries")
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report: a title, the names of the columns, rows of cells, and a line of explanation."""
+    """A table of the report: title, column names, rows of cells, and a note below the title."""
 
     title: str
     header: Sequence[str]
@@ -26,13 +29,13 @@ def heading(result: Result) -> str:
 
 
 def label(result: Result) -> str:
-    """Name the reading of a result, e.g. "image only"; the oracle is called what it is."""
+    """Name the reading of a result, e.g. "image only"; the oracle is marked as an upper bound."""
     reading = (result.protocol["reading"] or "own").replace("_", " ")
     return "oracle (upper bound)" if reading == "oracle" else reading
 
 
 def leading(results: Sequence[Result]) -> list[Result]:
-    """The first result of each measured set: the one whose queries are shown."""
+    """Return the first result of each measured set: the one whose queries are shown."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.name, result)
@@ -40,100 +43,124 @@ def leading(results: Sequence[Result]) -> list[Result]:
 
 
 def flat(metrics: dict) -> dict[str, float]:
-    """The plain numbers among the metrics; nested ones (by aspect) are left to results.json."""
+    """Return the metrics that are numbers; nested ones (by aspect) are in results.json only."""
     return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def summary_table(results: Sequence[Result]) -> Table:
-    """One row a result, then the mean over the categories of a benchmark; one column a metric, in percent."""
-    rows, groups = [], {}
+    """Return a row for each result and each mean over categories, a column for each metric."""
+    rows: list[tuple[list, dict[str, float]]] = []
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    # A row for each result, grouped by benchmark and reading.
     for result in results:
-        sizes = [len(result.benchmark.records), len(result.benchmark.gallery)]
+        benchmark = result.benchmark
+        sizes = [len(benchmark.records), len(benchmark.gallery)]
         rows.append(([heading(result), *sizes], flat(result.metrics)))
-        group = f"{result.benchmark.name}.{result.benchmark.split} · {label(result)}, mean of categories"
+        group = f"{benchmark.name}.{benchmark.split} · {label(result)}, mean of categories"
         groups.setdefault(group, {})[result.name] = flat(result.metrics)
+    # A row for the mean of each group.
     for group, metrics in groups.items():
         if len(metrics) > 1:
             rows.append(([group, "", ""], mean_of_categories(metrics)["average"]))
-    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-    cells = [[*first, *(metrics.get(name, "") for name in names)] for first, metrics in rows]
+    # A column for each metric that any row has.
+    names: dict[str, None] = {}
+    for _, values in rows:
+        names |= dict.fromkeys(values)
+    cells = [[*first, *(values.get(name, "") for name in names)] for first, values in rows]
+    header = ["set · reading", "queries", "gallery", *names]
+    return Table("Summary", header, cells, _protocols_note(results))
+
+
+def _protocols_note(results: Sequence[Result]) -> str:
+    """Write the protocol of each measured set, sets of the same protocol together."""
     sets: dict[str, list[str]] = {}
     for result in leading(results):
-        sets.setdefault(protocol_words(result), []).append(result.name)
-    note = " ".join(
-        ["In percent.", *(f"{', '.join(names)}: {words}." for words, names in sets.items())]
+        sets.setdefault(protocol_text(result), []).append(result.name)
+    return " ".join(
+        ["In percent.", *(f"{', '.join(names)}: {text}." for text, names in sets.items())]
     )
-    return Table("Summary", ["set · reading", "queries", "gallery", *names], cells, note)
 
 
-def protocol_words(result: Result) -> str:
-    """Say under which protocol a set was measured: no number means anything without."""
-    told = (
-        "benchmark",
-        "split",
-        "category",
-        "gallery_size",
-        "queries",
-    )  # in the name and the columns
-    facts = {key: value for key, value in result.benchmark.protocol.items() if key not in told}
-    facts |= {"asked": result.protocol["sample"]} if result.protocol["sample"] else {}
-    words = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items()]
-    return ", ".join([*words, "ties against the model"])
+def protocol_text(result: Result) -> str:
+    """Describe the protocol of a measured set; a metric means nothing without it."""
+    protocol = result.benchmark.protocol
+    values = {key: value for key, value in protocol.items() if key not in IN_THE_TABLE}
+    if result.protocol["sample"]:
+        values["asked"] = result.protocol["sample"]
+    parts = [f"{key.replace('_', ' ')} {value}" for key, value in values.items()]
+    return ", ".join([*parts, "ties against the model"])
 
 
 def source_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """A table for each measured set with several sources: the first metric by source, one column a reading."""
+    """Yield the first metric by source, for each measured set with several sources."""
     for first in leading(results):
-        same = [result for result in results if result.name == first.name]
-        if first.by_source:
-            metric = next(iter(flat(first.metrics)))
-            rows = [
-                [source, numbers["queries"], *(result.by_source[source][metric] for result in same)]
-                for source, numbers in first.by_source.items()
-            ]
-            yield Table(
-                f"{metric} by source, {first.name}", ["source", "queries", *map(label, same)], rows
-            )
-
-
-def choice_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """A table for each measured set of a head that chooses among parts: the load of each part, in all and by source."""
-    for result in leading(results):
-        if not result.choices:
+        if not first.by_source:
             continue
+        readings = [result for result in results if result.name == first.name]
+        metric = next(iter(flat(first.metrics)))
+        rows = []
+        for source, metrics in first.by_source.items():
+            values = [result.by_source[source][metric] for result in readings]
+            rows.append([source, metrics["queries"], *values])
+        header = ["source", "queries", *map(label, readings)]
+        yield Table(f"{metric} by source, {first.name}", header, rows)
+
+
+def routing_tables(results: Sequence[Result]) -> Iterator[Table]:
+    """Yield the load of each expert or prompt, in all and by source, for heads that route."""
+    for result in leading(results):
+        if not result.routing:
+            continue
+        # Group the queries: all, then by source where there are several.
         groups: dict[str, list[Record]] = {"all": list(result.benchmark.records)}
-        for record in result.benchmark.records if result.by_source else ():
-            groups.setdefault(record.source, []).append(record)
-        names = list(next(iter(result.choices.values())))
+        if result.by_source:
+            for record in result.benchmark.records:
+                groups.setdefault(record.source, []).append(record)
+        # Write a row for each part, with a column for each group.
+        names = list(next(iter(result.routing.values())))
         loads = [load(result, records, names) for records in groups.values()]
-        rows = [
-            [name, bar(column[0]), *column] for name, *column in zip(names, *loads, strict=True)
-        ]
+        rows: list[list] = []
+        for name, *column in zip(names, *loads, strict=True):
+            rows.append([name, bar(column[0]), *column])
         rows.append(["entropy", "", *map(evenness, loads)])
         note = "In percent of the choices; each column of loads sums to 100. Entropy: that of even loads is 100."
         yield Table(f"Load by source, {result.name}", ["part", "", *groups], rows, note)
 
 
 def load(result: Result, records: Sequence[Record], names: Sequence[str]) -> list[float]:
-    """Mean share of each named part over the records, in percent."""
-    return [100 * sum(result.choices[r.id][name] for r in records) / len(records) for name in names]
+    """Return the mean share of each named part over the records, in percent."""
+    shares = [result.routing[record.id] for record in records]
+    return [100 * sum(share[name] for share in shares) / len(records) for name in names]
 
 
 def evenness(loads: Sequence[float]) -> float:
-    """Entropy of loads in percent of what it is when all are even; of a single part, 100."""
+    """Return the entropy of loads in percent of the entropy of even loads; 100 for a single part."""
+    if len(loads) == 1:
+        return 100.0
     shares = [value / sum(loads) for value in loads if value]
-    return (
-        100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads))
-        if len(loads) > 1
-        else 100.0
-    )
+    return 100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads))
 
 
 def bar(percent: float) -> str:
-    """Draw a percentage as a bar of letters, one for each begun two percent: a histogram inside a table."""
+    """Draw a percentage as a bar of block characters, one for each started 2 %."""
     return "\N{FULL BLOCK}" * -int(-percent // 2)
 
 
 def cell(value: object) -> str:
-    """A table's cell as text: numbers of metrics with two decimals."""
+    """Format a cell: floats with two decimals."""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def text_table(table: Table) -> str:
+    """Align a table for a terminal: the first column to the left, the others to the right, the note below."""
+    rows = [[str(name) for name in table.header]]
+    for row in table.rows:
+        rows.append([cell(value) for value in row])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [value.rjust(width) for value, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    if table.note:
+        lines.append(table.note)
+    return "\n".join(lines)

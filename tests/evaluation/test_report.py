@@ -11,16 +11,9 @@ from toy_retriever import Plain, Toy, query, write_folder
 from cir_cot import webpage
 from cir_cot.data import load_benchmark
 from cir_cot.evaluation.evaluate import evaluate
-from cir_cot.evaluation.report import (
-    drawn_words,
-    markdown,
-    place,
-    plain,
-    sample,
-    text_table,
-    write_report,
-)
-from cir_cot.evaluation.tables import Table, summary_table
+from cir_cot.evaluation.report import markdown, plain, write_report
+from cir_cot.evaluation.samples import drawn_text, place, sample
+from cir_cot.evaluation.tables import Table, summary_table, text_table
 from cir_cot.retriever import QueryOutput
 
 SHADES = list(range(0, 256, 8))
@@ -138,7 +131,7 @@ def test_failures_and_successes_are_drawn_by_the_seed(benchmark):
     assert drawn == [record.id for record in sample(result, 4, seed=0)]
     assert drawn != [record.id for record in sample(result, 4, seed=1)]
     assert len(sample(result, 50, seed=0)) == 12
-    assert drawn_words(result, []) == "Drawn by the seed: 0 of 6 missed, 0 of 6 found first."
+    assert drawn_text(result, []) == "Drawn by the seed: 0 of 6 missed, 0 of 6 found first."
 
 
 def test_chains_are_compared_with_the_annotation(benchmark, tmp_path):

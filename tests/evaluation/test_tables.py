@@ -9,7 +9,7 @@ from toy_retriever import Plain, query, write_folder
 from cir_cot.data import load_benchmark
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
-from cir_cot.evaluation.tables import bar, choice_tables, evenness, label, leading
+from cir_cot.evaluation.tables import bar, evenness, label, leading, routing_tables
 from cir_cot.retriever import QueryOutput, concatenate_outputs
 
 SHADES = list(range(0, 256, 8))
@@ -41,7 +41,7 @@ def result(tmp_path):
 
 
 def test_loads_are_mean_shares_in_all_and_by_source(result):
-    (table,) = choice_tables([result])
+    (table,) = routing_tables([result])
     assert table.header == ["part", "", "all", "toy/up", "toy/down"]
     *parts, entropy = table.rows
     assert [row[0] for row in parts] == ["a", "b", "c", "d|"]
@@ -83,8 +83,8 @@ def test_a_head_that_chooses_nothing_has_no_such_table(tmp_path):
     rows = [query(i, SHADES[i], 8, SHADES[i + 1]) for i in range(4)]
     (benchmark,) = load_benchmark("folder", write_folder(tmp_path / "data", rows, SHADES), "val")
     plain = evaluate(Plain(), benchmark, benchmark.images())
-    assert plain.choices == {}
-    assert list(choice_tables([plain])) == []
+    assert plain.routing == {}
+    assert list(routing_tables([plain])) == []
 
 
 def test_a_bar_has_a_letter_for_each_begun_two_percent():

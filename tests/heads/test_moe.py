@@ -431,8 +431,8 @@ def test_a_run_leaves_a_retriever_its_loads_and_a_report(tiny, data, tmp_path):
     assert retriever.settings()["combiner"] == "improved"
     (benchmark,) = load_benchmark("folder", data, "train")
     result = evaluate(retriever, benchmark, benchmark.images())
-    assert set(result.choices) == {record.id for record in benchmark.records}
-    assert all(sum(shares.values()) == pytest.approx(1) for shares in result.choices.values())
+    assert set(result.routing) == {record.id for record in benchmark.records}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in result.routing.values())
 
 
 def test_weights_of_the_routers_losses_follow_the_combiner():
