@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cir_cot.chains.annotate import annotate, annotate_row
+from cir_cot.chains.annotate import annotate_row, annotate_tasks
 from cir_cot.chains.job import Job, Task, content_key
 from cir_cot.chains.openai_teacher import OpenAITeacher
 from cir_cot.chains.teacher import Plan
@@ -229,7 +229,7 @@ async def run_ours(
     job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int
 ) -> None:
     """The job as it is."""
-    await annotate(job, tasks, teacher, Plan(), concurrency, lambda: None)
+    await annotate_tasks(job, tasks, teacher, Plan(), concurrency, lambda: None)
 
 
 async def run_static(

@@ -1,38 +1,170 @@
-"""The loop of an annotation job: rows in, chains or quarantined rows out, so many at a time; and what it will take.
+"""Annotate queries with chains of thought: run the rows of a job concurrently, over one process or several.
 
-A worker takes the next row the moment its last one is done: a slow answer holds up one worker and never a batch.
+A worker takes the next row as soon as its last one is done: a slow answer delays one worker, never a batch.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 from cir_cot.errors import InputError
-from cir_cot.models.resizing import TOKEN
+from cir_cot.images import ImageStore
+from cir_cot.prompts import PROMPTS_VERSION
+from cir_cot.records import Record
 
-from .budget import Budget, BudgetSpent
-from .job import Job, Task
-from .teacher import (
-    Picture,
-    Plan,
-    Teacher,
-    Unanswered,
-    estimate,
-    joint_turns,
-    prepare,
-    stage_turns,
-    write_chain,
-)
+from .budget import BudgetSpent
+from .conversation import write_chain
+from .job import Job, Task, make_tasks, remaining_tasks
+from .ranks import Ranks
+from .teacher import Picture, Plan, Teacher, Unanswered, encode_jpeg
 
 SYNC = 1.0  # seconds between two groups of rows that are forced to the disk
-SAMPLE = 16  # rows an estimate looks at
-LETTERS = {
-    "caption": 300,
-    "reasoning": 600,
-    "conclusion": 200,
-}  # of each part, as an estimate has it
+
+# Opened around the loop with the job; its value is called about once a second.
+Watch = Callable[[Job], AbstractContextManager[Callable[[], None]]]
 
 
-async def annotate(
+def quietly(job: Job) -> AbstractContextManager[Callable[[], None]]:
+    """Show no progress."""
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How an annotation job ended.
+
+    Attributes:
+        counts: of the job over all its runs, as in its summary file.
+        stopped: why it ended early, "" if it did not.
+    """
+
+    counts: dict
+    stopped: str
+
+
+def annotate(
+    records: Sequence[Record],
+    images: ImageStore,
+    teacher: Teacher,
+    out: str | Path,
+    plan: Plan | None = None,
+    settings: Mapping | None = None,
+    concurrency: int = 16,
+) -> JobResult:
+    """Have a teacher write the chains of some queries into a JSONL file.
+
+    A second call with the same arguments goes on where the first one stopped, and asks nothing again. In a
+    notebook, whose event loop already runs, use `await asyncio.to_thread(annotate, ...)`.
+
+    Args:
+        records: the queries; with `plan.see_target` or a verifier each needs a target.
+        images: the store of their pictures.
+        teacher: who writes; it is closed at the end.
+        out: the file of chains; quarantine and summary are written beside it.
+        plan: what is asked; the default is three calls a row and two repairs.
+        settings: JSON values that name the job beside teacher and plan, such as the dataset.
+        concurrency: how many rows are asked for at a time.
+
+    Returns:
+        The job's counts, and why it stopped early if it did.
+
+    Example:
+        teacher = OpenAITeacher("Qwen/Qwen2.5-VL-7B-Instruct", ["http://localhost:8000/v1"])
+        (benchmark,) = load_benchmark("cirr", "data/cirr_dataset", "train")
+        result = annotate(benchmark.records[:8], benchmark.images(), teacher, "chains.jsonl")
+    """
+    plan = plan or Plan()
+    verifier = plan.verifier.model if plan.verifier else None
+    facts = {"temperature": teacher.temperature} | dict(settings or {})
+    facts |= job_settings(teacher.model, plan, verifier)
+    if plan.see_target or plan.verifier:
+        check_targets(records)
+    tasks = make_tasks([(record, images) for record in records], facts)
+    job = Job(Path(out), facts, teacher.budget)
+    stopped = run_job(job, Path(out), tasks, lambda: (teacher, plan), concurrency)
+    return JobResult(job.summary(), stopped)
+
+
+def job_settings(model: str, plan: Plan, verifier: str | None) -> dict:
+    """Return what teacher and plan contribute to each row's key; `verifier` is the scoring model's name."""
+    return {
+        "model": model,
+        "stages": plan.stages,
+        "see_target": plan.see_target,
+        "repairs": plan.repairs,
+        "max_pixels": plan.max_pixels,
+        "verifier": verifier,
+        "prompts": PROMPTS_VERSION,
+    }
+
+
+def check_targets(records: Iterable[Record], place: str = "records") -> None:
+    """Raise InputError for the first record that has no target to show."""
+    for record in records:
+        if not record.targets:
+            raise InputError(
+                f"{place}: query {record.id!r} has no target to show; annotate it without the target "
+                "and without a verifier"
+            )
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    tasks: Sequence[Task],
+    open_teacher: Callable[[], tuple[Teacher, Plan]],
+    concurrency: int,
+    ranks: Ranks | None = None,
+    watch: Watch = quietly,
+) -> str:
+    """Annotate the remaining tasks of a job; several processes share them, and the first merges their files.
+
+    Args:
+        job: this process's job, which is closed at the end.
+        out: the job's output, the same for all processes.
+        tasks: all tasks of the job.
+        open_teacher: opens the teacher once there is something to ask.
+        concurrency: rows at a time in each process.
+        ranks: the processes; None for a single one.
+        watch: shows the progress.
+
+    Returns:
+        Why this process stopped early; "" if it did not.
+    """
+    ranks = ranks or Ranks()
+    try:
+        # Everybody waits until the first process has merged what an earlier run left.
+        if ranks.rank == 0:
+            job.merge_ranks()
+        ranks.wait()
+        share = remaining_tasks(out, tasks)[ranks.rank :: ranks.count]
+        job.count(share if ranks.rank else tasks)
+        ranks.wait()  # nobody writes before all have read
+
+        # Opening a teacher may load a model: only if there is something to ask.
+        stopped = ""
+        if share:
+            teacher, plan = open_teacher()
+            with watch(job) as tell:
+                work = annotate_tasks(job, share, teacher, plan, concurrency, tell)
+                stopped = asyncio.run(work)
+
+        # The first process merges the files once all have written theirs.
+        if ranks.rank:
+            job.close()
+        ranks.wait()
+        if ranks.count > 1 and ranks.rank == 0:
+            job.merge_ranks()
+            job.count(tasks)
+    finally:
+        job.close()
+        ranks.close()
+    return stopped
+
+
+async def annotate_tasks(
     job: Job,
     tasks: Sequence[Task],
     teacher: Teacher,
@@ -40,51 +172,77 @@ async def annotate(
     concurrency: int,
     tell: Callable[[], None],
 ) -> str:
-    """Annotate the tasks, `concurrency` at a time -> why it stopped before the end, "" if it did not.
+    """Annotate tasks, `concurrency` at a time; teacher and verifier are closed at the end.
 
-    `tell` is called about once a second. Teacher and verifier are closed at the end.
+    Args:
+        job: where chains and failed rows are written.
+        tasks: the rows.
+        teacher: who writes.
+        plan: what is asked.
+        concurrency: rows at a time.
+        tell: called about once a second.
+
+    Returns:
+        Why it stopped early; "" if it did not.
     """
-    rows, stop = iter(tasks), []
-
-    async def work() -> None:
-        for task in rows:
-            try:
-                await annotate_row(job, task, teacher, plan)
-            except BudgetSpent:
-                stop[:] = ["the budget is spent"]
-            if stop:
-                return
-
-    async def keep() -> None:
-        while True:
-            await asyncio.sleep(SYNC)
-            await asyncio.to_thread(job.sync)
-            tell()
-
+    rows = iter(tasks)
+    spent = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(keep())
-            await asyncio.gather(
-                *(group.create_task(work()) for _ in range(min(concurrency, len(tasks))))
-            )
+            keeper = group.create_task(sync_regularly(job, tell))
+            count = min(concurrency, len(tasks))
+            workers = [
+                group.create_task(annotate_rows(job, rows, teacher, plan, spent))
+                for _ in range(count)
+            ]
+            await asyncio.gather(*workers)
             keeper.cancel()
     except BaseExceptionGroup as errors:
+        # The first error is the cause: the others are workers that it cancelled.
         raise errors.exceptions[0] from errors
     finally:
-        for one in {id(one): one for one in (teacher, plan.verifier) if one}.values():
-            await one.close()
-    return "".join(stop)
+        await teacher.close()
+        if plan.verifier and plan.verifier is not teacher:
+            await plan.verifier.close()
+    return "the budget is spent" if spent.is_set() else ""
+
+
+async def annotate_rows(
+    job: Job, rows: Iterator[Task], teacher: Teacher, plan: Plan, spent: asyncio.Event
+) -> None:
+    """Annotate the next row until none is left, or until `spent` says that the budget is used up."""
+    for task in rows:
+        try:
+            await annotate_row(job, task, teacher, plan)
+        except BudgetSpent:
+            spent.set()
+        if spent.is_set():
+            return
+
+
+async def sync_regularly(job: Job, tell: Callable[[], None]) -> None:
+    """Force finished rows to the disk and report progress, until cancelled."""
+    while True:
+        await asyncio.sleep(SYNC)
+        await asyncio.to_thread(job.sync)
+        tell()
 
 
 async def annotate_row(job: Job, task: Task, teacher: Teacher, plan: Plan) -> None:
     """Write one row's chain to the journal, or why there is none to the quarantine."""
     record = task.record
-    shown = [record.reference, *(record.targets[:1] if plan.see_target or plan.verifier else ())]
+
+    # The target is loaded only where somebody may see it.
+    names = [record.reference]
+    if plan.see_target or plan.verifier:
+        names += record.targets[:1]
     try:
-        pictures = [await asyncio.to_thread(load, task, image, plan.max_pixels) for image in shown]
+        pictures = [await asyncio.to_thread(load, task, name, plan.max_pixels) for name in names]
     except InputError as error:
         job.quarantine(task.name, f"picture: {error}", 0, "")
         return
+
+    # A row without a chain is an outcome: the job goes on.
     try:
         chained, repaired = await write_chain(teacher, record, plan, *pictures)
     except Unanswered as error:
@@ -94,47 +252,5 @@ async def annotate_row(job: Job, task: Task, teacher: Teacher, plan: Plan) -> No
 
 
 def load(task: Task, image: str, max_pixels: int) -> Picture:
-    """Load a picture as it is sent."""
-    return prepare(task.images.load(image), max_pixels)
-
-
-def forecast(tasks: Sequence[Task], plan: Plan, prices: Sequence[float] | None) -> dict:
-    """What the tasks will take, repairs aside, without asking anybody: calls, tokens, cost, bytes of pictures.
-
-    Extrapolated from a sample of rows and an assumed length of answers.
-    """
-    sample = tasks[:: max(1, len(tasks) // SAMPLE)][:SAMPLE]
-    stages = list(LETTERS)
-    prompt = size = 0
-    for task in sample:
-        picture, text = load(task, task.record.reference, plan.max_pixels), task.record.text
-        seen = picture if plan.see_target else None  # about the same size
-        if plan.stages == "joint":
-            asked = [joint_turns(text, picture, seen)]
-        else:
-            said = [
-                {part: "x" * LETTERS[part] for part in stages[:count]}
-                for count in range(len(stages))
-            ]
-            asked = [stage_turns(text, parts, picture, seen) for parts in said]
-        prompt += sum(estimate(turns) for turns in asked) + (
-            2 * picture.pixels // TOKEN**2 if plan.verifier else 0
-        )
-        size += sum(
-            len(part.url)
-            for turns in asked
-            for _, parts in turns
-            for part in parts
-            if part is picture
-        )
-    calls = (1 if plan.stages == "joint" else len(stages)) + (plan.verifier is not None)
-    share = len(tasks) / max(1, len(sample))
-    tokens = int(prompt * share), len(tasks) * sum(LETTERS.values()) // 4
-    facts = {
-        "rows": len(tasks),
-        "calls": calls * len(tasks),
-        "prompt_tokens": tokens[0],
-        "completion_tokens": tokens[1],
-    }
-    cost = {"cost": round(Budget(prices=prices).cost(*tokens), 2)} if prices else {}
-    return facts | {"picture_bytes": int(size * share)} | cost
+    """Load one of the row's pictures in the form in which it is sent."""
+    return encode_jpeg(task.images.load(image), max_pixels)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Check a dataset and its chains: schema, pictures, effective gallery, leaks from train, and the filters of chains."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +15,10 @@ from cir_cot.records import Record, attach_chains
 
 from .filters import FILTERS, duplicates
 
-EXAMPLES = 5  # of each problem; the count is always of all
-FEW = 0.001  # ours: official FashionIQ shares 3 of its 6,016 val pairs with train, which no user can cure
-# Worth knowing, and official data has all of it; every other finding is an error.
+EXAMPLES = 5  # examples of each finding; the count is of all cases
+# Ours: the official FashionIQ shares 3 of its 6,016 val pairs with train, which no user can cure.
+FEW = 0.001
+# Findings that official data has, too; every other finding is an error.
 WARNINGS = (
     "blank_caption",
     "reference_is_target",
@@ -25,37 +26,52 @@ WARNINGS = (
     "duplicate_image",
     "image_in_train",
     "few_queries_in_train",
-    "chain_duplicate",  # official data asks a few queries twice: the same answer is no fault of the chain
+    "chain_duplicate",  # official data asks a few queries twice: an equal chain is no fault
 )
+
+Finding = tuple[str, list[str]]  # (name of the check, its cases)
 
 
 def check(
     name: str, root: str, split: str, chains: Sequence[str] | None = None
 ) -> tuple[dict, list[Record], dict[str, ImageStore]]:
-    """The report, the records with their chains, and the store of each picture that they name.
+    """Check one split of a benchmark.
 
-    The report: {"errors", "warnings": [{"check", "count", "examples"}], "filters": the same by filter, those without a
-    finding included, "notes", "parts": counts of each category}.
+    Args:
+        name: the benchmark, a key of BENCHMARKS.
+        root: its folder.
+        split: the split to check.
+        chains: JSONL files of chains; without one the records' own chains are checked.
+
+    Returns:
+        The report, the records with their chains, and the store of each picture that they name. The report is
+        {"errors", "warnings": [{"check", "count", "examples"}], "filters": the same by filter, including those
+        without a finding, "notes": what was not checked, "parts": the counts of each category}.
+
+    Example:
+        report, records, stores = check("cirr", "data/cirr_dataset", "val")
     """
     for path in chains or ():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file of chains")
-    found: list[tuple[str, list[str]]] = []
+    found: list[Finding] = []
     notes: list[str] = []
     parts: dict[str, dict] = {}
     stores: dict[str, ImageStore] = {}
+
+    # A dataset that cannot be read is one finding.
     try:
         benchmarks = load_benchmark(name, root, split)
     except UnavailableError:
         raise
     except InputError as error:
         return summary(name, split, [("schema", [str(error)])], notes, parts), [], {}
+
+    # Queries of each category, and pictures where they are at hand.
     for benchmark in benchmarks:
         found += check_queries(benchmark)
-        parts[label(benchmark)] = counts = {
-            "queries": len(benchmark.records),
-            "gallery": len(benchmark.gallery),
-        }
+        counts = {"queries": len(benchmark.records), "gallery": len(benchmark.gallery)}
+        parts[label(benchmark)] = counts
         try:
             store = benchmark.images()
         except UnavailableError as error:
@@ -63,39 +79,53 @@ def check(
             continue
         found += check_images(benchmark, store, counts)
         stores |= dict.fromkeys(named(benchmark.records), store)
+
+    # The split against train, then its chains.
     found += check_leaks(name, root, benchmarks, notes)
     records, of_chains = check_chains(benchmarks, chains or (), parts)
     return summary(name, split, found + of_chains, notes, parts), records, stores
 
 
-def summary(
-    name: str, split: str, found: Iterable[tuple[str, list[str]]], notes: list[str], parts: dict
-) -> dict:
-    """The report; among errors and warnings a check without findings is left out, among the filters none is."""
+def summary(name: str, split: str, found: Iterable[Finding], notes: list[str], parts: dict) -> dict:
+    """Compose the report: errors and warnings with cases only, and every filter of chains."""
+    # Categories report the same check separately: merge them.
     cases: dict[str, list[str]] = {}
     for check, some in found:
         cases.setdefault(check, []).extend(some)
-    rows = [
-        {"check": check, "count": len(all_), "examples": all_[:EXAMPLES]}
-        for check, all_ in cases.items()
-    ]
-    report = {"benchmark": name, "split": split, "parts": parts}
-    report["errors"] = [row for row in rows if row["count"] and row["check"] not in WARNINGS]
-    report["warnings"] = [row for row in rows if row["count"] and row["check"] in WARNINGS]
-    report["filters"] = [row for row in rows if row["check"].startswith("chain_")]
-    return report | {"notes": notes}
+
+    errors = []
+    warnings = []
+    filters = []
+    for check, some in cases.items():
+        row = {"check": check, "count": len(some), "examples": some[:EXAMPLES]}
+        if some and check in WARNINGS:
+            warnings.append(row)
+        elif some:
+            errors.append(row)
+        if check.startswith("chain_"):
+            filters.append(row)
+    return {
+        "benchmark": name,
+        "split": split,
+        "parts": parts,
+        "errors": errors,
+        "warnings": warnings,
+        "filters": filters,
+        "notes": notes,
+    }
 
 
 def named(records: Iterable[Record]) -> list[str]:
-    """The pictures of the queries, each once."""
-    return list(
-        dict.fromkeys(image for record in records for image in (record.reference, *record.targets))
-    )
+    """List the pictures that the queries name, each once."""
+    images: list[str] = []
+    for record in records:
+        images += [record.reference, *record.targets]
+    return list(dict.fromkeys(images))
 
 
-def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
-    """What records say of themselves and of the gallery."""
-    where, gallery = label(benchmark), benchmark.members
+def check_queries(benchmark: Benchmark) -> list[Finding]:
+    """Check the records themselves, and that the gallery holds their targets."""
+    where = label(benchmark)
     seen: dict[tuple[str, str], str] = {}
     cases: dict[str, list[str]] = {}
 
@@ -103,57 +133,67 @@ def check_queries(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
         cases.setdefault(check, []).append(f"{where} {record.id}: {what}")
 
     for record in benchmark.records:
-        if not record.text.strip(" .,?"):
+        # Texts.
+        if is_blank(record.text):
             case("blank_text", record, "no text")
-        if benchmark.captions and not all(
-            caption.strip(" .,?") for caption in benchmark.captions[record.id]
-        ):
+        captions = benchmark.captions[record.id] if benchmark.captions else ()
+        if any(is_blank(caption) for caption in captions):
             case("blank_caption", record, "one of the two captions is blank")
+
+        # Targets.
         if record.reference in record.targets:
-            case(
-                "reference_is_target",
-                record,
-                f"{record.reference}: a sure miss where the reference is removed",
+            what = (
+                f"{record.reference}: a certain miss if the reference is removed from the ranking"
             )
+            case("reference_is_target", record, what)
         for target in record.targets:
-            if gallery and target not in gallery:
+            if benchmark.members and target not in benchmark.members:
                 case("target_not_in_gallery", record, target)
             if record.subset and target not in record.subset:
                 case("target_not_in_subset", record, target)
+
+        # Repetitions.
         first = seen.setdefault((record.reference, record.text), record.id)
         if first != record.id:
             case("duplicate_query", record, f"same reference and text as {first}")
     return list(cases.items())
 
 
-def check_images(
-    benchmark: Benchmark, store: ImageStore, counts: dict
-) -> list[tuple[str, list[str]]]:
-    """Decode every picture of the gallery and of the queries; without the unusable ones the gallery is effective."""
+def is_blank(text: str) -> bool:
+    """Tell whether a text holds nothing but spaces and punctuation."""
+    return not text.strip(" .,?")
+
+
+def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[Finding]:
+    """Decode every picture of gallery and queries; `counts` gets the size of the gallery without unusable ones."""
     names = list(dict.fromkeys([*benchmark.gallery, *named(benchmark.records)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        look = tqdm(
-            pool.map(lambda name: look_at(store, name), names),
-            total=len(names),
-            unit=" pictures",
-            disable=None,
-        )
-        states = dict(zip(names, look, strict=True))
+        looks = pool.map(lambda name: look_at(store, name), names)
+        bar = tqdm(looks, total=len(names), unit=" pictures", disable=None)
+        states = dict(zip(names, bar, strict=True))
+
+    # Sort the pictures by state; usable ones with the same digest are copies.
     copies: dict[str, list[str]] = {}
+    missing = []
+    corrupt = []
     for name, (state, detail) in states.items():
         if state == "fine":
             copies.setdefault(detail, []).append(name)
-    bad = {name for name, (state, _) in states.items() if state != "fine"}
-    counts["effective_gallery"] = sum(name not in bad for name in benchmark.gallery)
+        elif state == "missing":
+            missing.append(detail)
+        else:
+            corrupt.append(detail)
+    usable = [name for name in benchmark.gallery if states[name][0] == "fine"]
+    counts["effective_gallery"] = len(usable)
     return [
-        ("missing_image", [detail for state, detail in states.values() if state == "missing"]),
-        ("corrupt_image", [detail for state, detail in states.values() if state == "corrupt"]),
+        ("missing_image", missing),
+        ("corrupt_image", corrupt),
         ("duplicate_image", [" = ".join(names) for names in copies.values() if len(names) > 1]),
     ]
 
 
 def look_at(store: ImageStore, name: str) -> tuple[str, str]:
-    """("fine", digest of the picture), ("missing", why) or ("corrupt", why)."""
+    """Decode a picture: return ("fine", its digest), ("missing", why) or ("corrupt", why)."""
     try:
         store.path(name)
     except InputError as error:
@@ -167,8 +207,8 @@ def look_at(store: ImageStore, name: str) -> tuple[str, str]:
 
 def check_leaks(
     name: str, root: str, benchmarks: list[Benchmark], notes: list[str]
-) -> list[tuple[str, list[str]]]:
-    """Pictures and queries that this split shares with the train split, where there is one."""
+) -> list[Finding]:
+    """Find pictures and queries that this split shares with the train split, if there is one."""
     if benchmarks[0].split == "train":
         return []
     try:
@@ -178,33 +218,47 @@ def check_leaks(
         return []
     except InputError as error:
         return [("schema", [str(error)])]
-    known = {image for benchmark in train for image in benchmark.gallery}
-    shared = sorted({image for benchmark in benchmarks for image in benchmark.gallery} & known)
-    queries = {
-        pair for benchmark in train for record in benchmark.records for pair in pairs(record)
-    }
-    leaked = [
-        f"{label(benchmark)} {record.id}: {record.reference} -> {' '.join(record.targets)}"
-        for benchmark in benchmarks
-        for record in benchmark.records
-        if queries.intersection(pairs(record))
-    ]
+
+    # What train holds.
+    known_images: set[str] = set()
+    known_pairs: set[tuple[str, str]] = set()
+    for benchmark in train:
+        known_images.update(benchmark.gallery)
+        for record in benchmark.records:
+            known_pairs.update(pairs(record))
+
+    # What this split shares with it.
+    shared: set[str] = set()
+    leaked = []
+    for benchmark in benchmarks:
+        shared.update(known_images.intersection(benchmark.gallery))
+        for record in benchmark.records:
+            if known_pairs.intersection(pairs(record)):
+                query = f"{record.reference} -> {' '.join(record.targets)}"
+                leaked.append(f"{label(benchmark)} {record.id}: {query}")
     few = len(leaked) <= FEW * sum(len(benchmark.records) for benchmark in benchmarks)
-    return [
-        ("image_in_train", shared),
-        ("few_queries_in_train" if few else "query_in_train", leaked),
-    ]
+    queries = "few_queries_in_train" if few else "query_in_train"
+    return [("image_in_train", sorted(shared)), (queries, leaked)]
 
 
 def pairs(record: Record) -> list[tuple[str, str]]:
-    """(reference, target) of each target."""
+    """List (reference, target) of each target."""
     return [(record.reference, target) for target in record.targets]
 
 
 def check_chains(
     benchmarks: list[Benchmark], paths: Sequence[str], parts: dict
-) -> tuple[list[Record], list[tuple[str, list[str]]]]:
-    """The records with the chains of `paths` or, without one, their own; and what every filter says of them."""
+) -> tuple[list[Record], list[Finding]]:
+    """Attach the chains of `paths` to the records, and run every filter.
+
+    Args:
+        benchmarks: the categories of the split.
+        paths: JSONL files of chains; without one the records' own chains are checked.
+        parts: gets the counts of chains.
+
+    Returns:
+        The records with their chains, and the findings.
+    """
     records = [record for benchmark in benchmarks for record in benchmark.records]
     try:
         for path in paths:
@@ -215,21 +269,31 @@ def check_chains(
     if not chained and not paths:
         return records, []
     parts["chains"] = {"chains": len(chained), "without": len(records) - len(chained)}
-    found = [(f"chain_{name}", failing(chained, problem)) for name, problem in FILTERS]
-    again = [
-        f"{record.source} {record.id}: says what {first.id} says"
-        for record, first in duplicates(chained)
-    ]
-    seen = (
-        ""
-        if benchmarks[0].split == "train"
-        else "the teacher saw the target, which only training may"
-    )
-    leaked = failing(chained, lambda record: (record.teacher or {}).get("seen_target") and seen)
-    return records, [*found, ("chain_seen_target", leaked), ("chain_duplicate", again)]
+
+    # The filters of one chain.
+    found = [(f"chain_{one.name}", failing(chained, one.problem)) for one in FILTERS]
+
+    # Only a training split may have chains whose teacher saw the target.
+    seen = "the teacher saw the target, which only training may"
+    train = benchmarks[0].split == "train"
+    leaked = failing(chained, lambda record: "" if train or not saw_target(record) else seen)
+
+    # Chains that repeat another one.
+    repeated = []
+    for record, first in duplicates(chained):
+        repeated.append(f"{record.source} {record.id}: says what {first.id} says")
+    return records, [*found, ("chain_seen_target", leaked), ("chain_duplicate", repeated)]
 
 
-def failing(records: list[Record], problem: Callable[[Record], str | None]) -> list[str]:
-    """`source id: what` of the records with the problem."""
-    cases = ((record, problem(record)) for record in records)
-    return [f"{record.source} {record.id}: {what}".strip() for record, what in cases if what]
+def saw_target(record: Record) -> bool:
+    """Tell whether the teacher of a record's chain saw the target picture."""
+    return bool((record.teacher or {}).get("seen_target"))
+
+
+def failing(records: list[Record], problem: Callable[[Record], str]) -> list[str]:
+    """List `source id: what` of the records that have the problem."""
+    cases = []
+    for record in records:
+        if what := problem(record):
+            cases.append(f"{record.source} {record.id}: {what}".strip())
+    return cases

@@ -1,8 +1,8 @@
-"""The files of a long job: an append-only journal of rows, the quarantine, the summary, the lock.
+"""The files of an annotation job: finished rows, the quarantine of failed rows, the summary and the lock.
 
-What is guaranteed: a row is in the journal whole or not at all; one process writes at a time; a job killed at any
-moment and started again loses only the rows it was working on, and writes none twice; a full disk stops the job and
-leaves whole lines behind. Lines are written at once and forced to the disk in groups (`sync`).
+What is guaranteed: a row is in the journal completely or not at all; one process writes at a time; a job killed at
+any moment and started again loses only the rows it was working on, and writes none twice; a full disk stops the job
+and leaves complete lines behind. Lines are written at once and forced to the disk in groups (`sync`).
 """
 
 import hashlib
@@ -10,8 +10,9 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cir_cot.errors import InputError
@@ -20,21 +21,22 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record, record_to_dict
 
 from .budget import Budget
-from .journal import FILES, Journal, chain_of, lock, name_of, stream
+from .journal import FILES, Journal, chain_of, key_of, lock, name_of, stream
 
-COUNTS = (
-    "repaired",
-    "calls",
-    "prompt_tokens",
-    "completion_tokens",
-    "seconds",
-)  # carried on from run to run
-MOST = 2**53  # of a count: what a float holds exactly
+# Counts of the summary that add up from run to run.
+COUNTS = ("repaired", "calls", "prompt_tokens", "completion_tokens", "seconds")
+MOST = 2**53  # largest count: what a float holds exactly
 
 
 @dataclass(frozen=True)
 class Task:
-    """A row to annotate: its record, whose `teacher` holds the key, its name in the quarantine, its pictures."""
+    """A row to annotate.
+
+    Attributes:
+        record: the query; its `teacher` holds the content key.
+        name: how the quarantine names the row.
+        images: the store of its pictures.
+    """
 
     record: Record
     name: str
@@ -42,178 +44,220 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Content hash of all that decides the row's chain."""
-        return self.record.teacher["key"]
+        """Content hash of everything that decides the row's chain."""
+        return key_of(self.record)
 
 
 def content_key(settings: Mapping, record: Record) -> str:
-    """Hash of the job's settings and of the row: the same question to the same teacher has the same key."""
+    """Hash a job's settings and a row: the same question to the same teacher has the same key."""
     asked = [record.source, record.id, record.reference, record.text, record.targets]
     return hashlib.sha256(json.dumps([settings, asked], sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Job:
-    """An annotation job with its output at `out`; a second one on the same output is refused, other settings too.
+def make_tasks(queries: Sequence[tuple[Record, ImageStore]], settings: Mapping) -> list[Task]:
+    """Make one task of each query; `settings` name the model, the prompts' version and `see_target`."""
+    times = Counter(record.id for record, _ in queries)
+    tasks = []
+    for record, images in queries:
+        teacher = {
+            "model": settings["model"],
+            "prompts": settings["prompts"],
+            "seen_target": settings["see_target"],
+            "key": content_key(settings, record),
+        }
+        # FashionIQ numbers its queries by category: an id alone may name several rows.
+        name = record.id if times[record.id] == 1 else f"{record.source}/{record.id}"
+        tasks.append(Task(replace(record, cot=None, teacher=teacher), name, images))
+    return tasks
 
-    `settings` are all that decides chains, the same for every row; `budget` takes over what earlier runs have used.
+
+class Job:
+    """An annotation job with its output file; opening it locks the output.
+
+    Args:
+        out: the file of finished rows; other files of the job are named after it.
+        settings: everything that decides chains, the same for all rows.
+        budget: takes over what earlier runs of the job have used.
+
+    Raises:
+        InputError: another process writes this output, or it belongs to a job with other settings.
+
+    Example:
+        job = Job(Path("chains.jsonl"), settings, Budget())
+        job.accept(record, repaired=False)
+        job.close()
     """
 
     def __init__(self, out: Path, settings: Mapping, budget: Budget):
         self.out = out
         self.budget = budget
         self.started = time.monotonic()
-        self.quarantine_path, self.summary_path = (
-            out.with_name(f"{out.name}.{part}") for part in FILES
-        )
-        self.lock = lock(out.with_name(f"{out.name}.lock"), out, settings)
-        self.accepted = self.quarantined = self.repaired = self.total = 0
-        self.seconds = 0.0
+        self.quarantine_path = out.with_name(f"{out.name}.{FILES[0]}")
+        self.summary_path = out.with_name(f"{out.name}.{FILES[1]}")
+        self.accepted = 0
+        self.quarantined = 0
+        self.repaired = 0
+        self.total = 0
+        self.seconds = 0.0  # of earlier runs
         self.closed = False
+        self.lock = lock(out.with_name(f"{out.name}.lock"), out, settings)
         try:
             self.journal = Journal(out, chain_of)
-            self.poison = Journal(self.quarantine_path, name_of)
-            if self.summary_path.exists() and (self.journal.size() or self.poison.size()):
-                self.carry(self.summary_path)
+            self.quarantine_journal = Journal(self.quarantine_path, name_of)
+            used = self.journal.size() or self.quarantine_journal.size()
+            if self.summary_path.exists() and used:
+                self.add_previous_run(self.summary_path)
         except BaseException:
             os.close(self.lock)
             raise
 
-    def carry(self, path: Path) -> None:
-        """Add what another run of this job has used, by its summary."""
+    def add_previous_run(self, path: Path) -> None:
+        """Add what another run of this job has used, as its summary says."""
         summary = read_json(path)
-        counts = [summary.get(key) for key in COUNTS] if isinstance(summary, dict) else []
-        if not counts or not all(
-            type(count) in (int, float) and 0 <= count <= MOST for count in counts
-        ):
+        counts = [summary.get(key, -1) for key in COUNTS] if isinstance(summary, dict) else [-1]
+        if not all(type(count) in (int, float) and 0 <= count <= MOST for count in counts):
             raise InputError(f"{path}: no summary of a job; remove it to count from zero")
-        repaired, calls, prompt, completion, seconds = counts
-        self.repaired, self.seconds = self.repaired + repaired, self.seconds + seconds
+        repaired, calls, prompt_tokens, completion_tokens, seconds = counts
+        self.repaired += repaired
+        self.seconds += seconds
         self.budget.calls += calls
-        self.budget.pay(prompt, completion)
+        self.budget.pay(prompt_tokens, completion_tokens)
 
     def count(self, tasks: Sequence[Task]) -> None:
-        """Count what the files hold of the tasks."""
-        done, poison = outcomes(self.out, tasks)
-        self.total, self.accepted, self.quarantined = len(tasks), len(done), len(poison)
+        """Count the tasks, and those of them that the job's files hold."""
+        done, quarantined = finished_tasks(self.out, tasks)
+        self.total = len(tasks)
+        self.accepted = len(done)
+        self.quarantined = len(quarantined)
 
     def accept(self, record: Record, repaired: bool) -> None:
-        """Write a record with its chain."""
+        """Write a record with its chain; `repaired` says that it was asked for more than once."""
         self.journal.append(record_to_dict(record))
-        self.accepted, self.repaired = self.accepted + 1, self.repaired + repaired
+        self.accepted += 1
+        self.repaired += repaired
 
     def quarantine(self, name: str, reason: str, attempts: int, raw: str) -> None:
-        """Write down a row that ends without a chain."""
-        self.poison.append({"id": name, "reason": reason, "attempts": attempts, "raw": raw})
+        """Write a row that ends without a chain: why, after how many requests, and the last answer."""
+        row = {"id": name, "reason": reason, "attempts": attempts, "raw": raw}
+        self.quarantine_journal.append(row)
         self.quarantined += 1
 
     def summary(self) -> dict:
-        """Counts of the job over all its runs."""
-        used = self.budget
+        """Return the counts of the job over all its runs."""
         return {
             "total": self.total,
             "accepted": self.accepted,
             "repaired": self.repaired,
             "quarantined": self.quarantined,
-            "calls": used.calls,
-            "prompt_tokens": used.prompt_tokens,
-            "completion_tokens": used.completion_tokens,
+            "calls": self.budget.calls,
+            "prompt_tokens": self.budget.prompt_tokens,
+            "completion_tokens": self.budget.completion_tokens,
             "seconds": round(self.seconds + time.monotonic() - self.started, 3),
         }
 
+    def status_line(self) -> str:
+        """Return the counts for a reader: rows, calls, tokens and, where prices are known, the cost."""
+        used = self.budget
+        dollars = used.cost(used.prompt_tokens, used.completion_tokens)
+        cost = f", ${dollars:.2f}" if any(used.prices) else ""
+        rows = (
+            f"{self.accepted} accepted ({self.repaired} repaired), {self.quarantined} quarantined"
+        )
+        tokens = f"{used.prompt_tokens} + {used.completion_tokens} tokens"
+        return f"{rows}, {used.calls} calls, {tokens}{cost}"
+
     def sync(self) -> None:
-        """Force rows to the disk, then the summary."""
+        """Force rows to the disk, then write the summary that counts them."""
         self.journal.sync()
-        self.poison.sync()
+        self.quarantine_journal.sync()
         write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\n")
 
     def close(self) -> None:
-        """Sync, close, let go of the lock; once."""
+        """Sync, close the files and free the lock; a second call does nothing."""
         if self.closed:
             return
         self.closed = True
         try:
-            if (
-                self.total or self.accepted or self.quarantined
-            ):  # else nothing was counted that a summary could say
+            # A job that has counted nothing has no summary to write.
+            if self.total or self.accepted or self.quarantined:
                 self.sync()
         finally:
             self.journal.close()
-            self.poison.close()
+            self.quarantine_journal.close()
             os.close(self.lock)
 
-    def absorb(self) -> None:
-        """Take over the rows that other processes of this job wrote to files of their own, then remove those."""
-        shares = share_paths(self.out)
-        known = (
-            {chain_of(line, where).teacher["key"] for where, line in stream(self.out)}
-            if shares
-            else set()
-        )
-        names = (
-            {name_of(line, where) for where, line in stream(self.quarantine_path)}
-            if shares
-            else set()
-        )
-        for path in shares:
-            poison, summary, held = (
-                path.with_name(f"{path.name}.{part}") for part in (*FILES, "lock")
-            )
-            Journal(path, chain_of).close()  # cuts off a torn line
-            Journal(poison, name_of).close()
-            # Append each row once, also where a kill has left it in several files.
+    def merge_ranks(self) -> None:
+        """Merge the per-rank output files into the main files and delete them."""
+        paths = rank_paths(self.out)
+        if not paths:
+            return
+        keys = {key_of(chain_of(line, where)) for where, line in stream(self.out)}
+        names = {name_of(line, where) for where, line in stream(self.quarantine_path)}
+        for path in paths:
+            quarantine = path.with_name(f"{path.name}.{FILES[0]}")
+            summary = path.with_name(f"{path.name}.{FILES[1]}")
+            # Opening the files drops incomplete last lines.
+            Journal(path, chain_of).close()
+            Journal(quarantine, name_of).close()
+            # A kill may have left a row in several files: append it once.
             for where, line in stream(path):
-                key = chain_of(line, where).teacher["key"]
-                if key not in known:
-                    known.add(key)
+                key = key_of(chain_of(line, where))
+                if key not in keys:
+                    keys.add(key)
                     self.journal.append(line)
-            for where, line in stream(poison):
+            for where, line in stream(quarantine):
                 name = name_of(line, where)
                 if name not in names:
                     names.add(name)
-                    self.poison.append(line)
+                    self.quarantine_journal.append(line)
             if summary.exists():
-                self.carry(summary)
-            # What was taken over is on the disk before the files that held it are gone.
+                self.add_previous_run(summary)
+            # Merged rows reach the disk before the files that held them are deleted.
             self.sync()
-            for file in (summary, poison, path, held):
+            for file in (summary, quarantine, path, path.with_name(f"{path.name}.lock")):
                 file.unlink(missing_ok=True)
 
 
-def share_path(out: Path, rank: int) -> Path:
-    """Where process `rank` of a job writes: the first into the output itself."""
+def rank_path(out: Path, rank: int) -> Path:
+    """Return the file that process `rank` of a job writes; the first process writes the output itself."""
     return out.with_name(f"{out.name}.rank{rank}") if rank else out
 
 
-def share_paths(out: Path) -> list[Path]:
-    """The files that other processes of a job have written and nobody has merged yet."""
+def rank_paths(out: Path) -> list[Path]:
+    """List the per-rank files of a job that are not merged yet."""
     pattern = re.compile(re.escape(out.name) + r"\.rank\d+")
     return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
 
 
-def outcomes(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
-    """(keys of the tasks that have a chain in the file, names of those in the quarantine).
+def finished_tasks(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
+    """Find the tasks that the job's files hold.
 
-    InputError where a task has a chain that was made from another text or with other settings.
+    Returns:
+        The keys of the tasks that have a chain, and the names of those in the quarantine.
+
+    Raises:
+        InputError: a task has a chain made from another text or with other settings.
     """
     keys = {task.key for task in tasks}
     rows = {(task.record.source, task.record.id) for task in tasks}
     done = set()
     for where, obj in stream(out):
         record = chain_of(obj, where)
-        key = record.teacher["key"]
+        key = key_of(record)
         if key in keys:
             done.add(key)
         elif (record.source, record.id) in rows:
             raise InputError(
-                f"{where}: {record.id!r} has a chain made from another text or with other settings; give "
-                "another --out, or remove the line to have it made again"
+                f"{where}: {record.id!r} has a chain made from another text or with other "
+                "settings; give another --out, or remove the line to have it made again"
             )
+    # A row whose quarantine was overtaken by a chain is finished, not quarantined.
     names = {task.name for task in tasks if task.key not in done}
-    poison = out.with_name(f"{out.name}.{FILES[0]}")
-    return done, {name_of(line, where) for where, line in stream(poison)} & names
+    quarantine = out.with_name(f"{out.name}.{FILES[0]}")
+    return done, {name_of(line, where) for where, line in stream(quarantine)} & names
 
 
-def left(out: Path, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that have neither a chain nor a place in the quarantine, in order."""
-    done, poison = outcomes(out, tasks)
-    return [task for task in tasks if task.key not in done and task.name not in poison]
+def remaining_tasks(out: Path, tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks that have neither a chain nor a line in the quarantine, in order."""
+    done, quarantined = finished_tasks(out, tasks)
+    return [task for task in tasks if task.key not in done and task.name not in quarantined]

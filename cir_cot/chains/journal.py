@@ -1,26 +1,34 @@
-"""JSON lines that only grow: whole lines survive a kill at any moment, and what is no such file is left alone."""
+"""Append-only JSONL files: complete lines survive a kill at any moment, and foreign files are never changed."""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cir_cot.errors import InputError, shown
 from cir_cot.files import parse_json, sync
 from cir_cot.records import Record, record_from_dict
 from cir_cot.storage import acquire, written
 
-FILES = ("quarantine.jsonl", "summary.json")
-SETTINGS = 2**12  # bytes of a job's settings in the lock's file, at most
-
-
-LONGEST = 2**22  # bytes: more than any line
+FILES = ("quarantine.jsonl", "summary.json")  # what a job writes beside its output
+BEGIN = b'{"id": "'  # the first bytes of every line that a job writes
+LONGEST = 2**22  # bytes: longer than any line that a job writes
+SETTINGS = 2**12  # bytes: longer than any job's settings in the lock file
 
 
 class Journal:
-    """An append-only file; opening it cuts off a last line that a killed process left unfinished.
+    """Append lines to a JSONL file; opening it drops a last line that a killed process left incomplete.
 
-    `check(obj, where)` raises InputError for a line of another kind of file, which is then not touched.
+    Args:
+        path: the file, created if needed.
+        check: called as `check(obj, where)` on the first line before anything is dropped; raises InputError for a
+            line of another kind of file, which is then left unchanged.
+
+    Example:
+        journal = Journal(Path("chains.jsonl"), chain_of)
+        journal.append({"id": "1", ...})
+        journal.close()
     """
 
     def __init__(self, path: Path, check: Callable[[object, str], object]):
@@ -30,27 +38,31 @@ class Journal:
             new = not path.exists()
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             if new:
-                sync(path.parent)  # the name, before rows that are forced to the disk
+                sync(path.parent)  # the file's name must be on the disk before its rows are
         try:
-            self.mend(check)
+            self.repair_tail(check)
         except BaseException:
             os.close(self.file)
             raise
 
-    def mend(self, check: Callable[[object, str], object]) -> None:
-        """Cut off a torn last line; one that lacks its line end alone gets it."""
+    def repair_tail(self, check: Callable[[object, str], object]) -> None:
+        """Repair the file after a crash: drop an incomplete last line; add the newline if only that is missing."""
         size = self.size()
         tail = os.pread(self.file, LONGEST, max(0, size - LONGEST)).rpartition(b"\n")[2]
         if not tail:
             return
-        # Nothing is cut from a file that does not begin as this one does.
+
+        # Drop nothing from a file that does not begin as a job's file does.
         first, end, _ = os.pread(self.file, LONGEST, 0).partition(b"\n")
         if LONGEST in (len(first), len(tail)) or not (end or first.startswith(BEGIN[: len(first)])):
             raise InputError(
-                f"{self.path}: holds something else than lines of this command; give another --out"
+                f"{self.path}: holds something else than the lines of this command; give another "
+                "--out"
             )
         if end:
             check(parse_json(first, f"{self.path}:1"), f"{self.path}:1")
+
+        # A last line that parses lacks its newline only.
         try:
             json.loads(tail)
         except (ValueError, RecursionError):
@@ -59,11 +71,11 @@ class Journal:
         self.write(b"\n")
 
     def size(self) -> int:
-        """Bytes in the file."""
+        """Return the file's size in bytes."""
         return os.fstat(self.file).st_size
 
-    def append(self, obj: dict) -> None:
-        """Write one line, whole or not at all."""
+    def append(self, obj: Mapping) -> None:
+        """Write one line, completely or not at all."""
         self.write((json.dumps(obj, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def write(self, line: bytes) -> None:
@@ -74,62 +86,70 @@ class Journal:
             if os.write(self.file, line) < len(line):
                 raise OSError(0, "the disk is full")
         except OSError as error:
+            # Take back the bytes of an incomplete write.
             os.ftruncate(self.file, before)
             raise InputError(
-                f"{self.path}: {error.strerror}; make room and run again, what is done is kept"
+                f"{self.path}: {error.strerror}; make room and run again, finished rows are kept"
             ) from error
 
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Force written lines to the disk."""
         if self.dirty:
             self.dirty = False
             with written(self.path):
                 os.fsync(self.file)
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close the file."""
         try:
             self.sync()
         finally:
             os.close(self.file)
 
 
-BEGIN = b'{"id": "'  # of every line that a job writes
-
-
-def stream(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield ("file:line", value) of each line of a JSONL file, one at a time; none where there is no file."""
+def stream(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line", value) of each line of a JSONL file; nothing if the file does not exist."""
     if not path.exists():
         return
     with path.open("rb") as file:
         number = 0
+        # Reading a bounded piece keeps a huge line out of memory.
         while line := file.readline(LONGEST + 1):
             number += 1
             where = f"{path}:{number}"
             if len(line) > LONGEST:
                 raise InputError(
-                    f"{where}: a line of more than {LONGEST} bytes, which no job writes"
+                    f"{where}: a line of more than {LONGEST} bytes, longer than any that annotate "
+                    "writes; remove it"
                 )
             if line.strip():
                 yield where, parse_json(line, where)
 
 
 def chain_of(obj: object, where: str) -> Record:
-    """Return the record of a line that a job wrote: with its chain, and the key of its row in `teacher`."""
+    """Return the record of a line that a job wrote: it has a chain, and its row's key in `teacher`."""
     record = record_from_dict(obj, where)
     if record.cot is None:
         raise InputError(
-            f"{where}: {shown(record.id)} has no chain ('cot' is null); remove the line to have one made"
+            f"{where}: {shown(record.id)} has no chain ('cot' is null); remove the line to have "
+            "the row annotated"
         )
     if not isinstance((record.teacher or {}).get("key"), str):
         raise InputError(
-            f"{where}: {shown(record.id)} has no key in its 'teacher', as annotate writes; give another --out"
+            f"{where}: {shown(record.id)} has no key in its 'teacher', which annotate writes; "
+            "give another --out"
         )
     return record
 
 
+def key_of(record: Record) -> str:
+    """Return the content key in a record's `teacher`; `chain_of` has checked that it is there."""
+    assert record.teacher is not None, f"record {record.id!r} has no teacher"
+    return record.teacher["key"]
+
+
 def name_of(obj: object, where: str) -> str:
-    """Return the name of the row that a line of the quarantine is about."""
+    """Return the row's name in a line of the quarantine."""
     name = obj.get("id") if isinstance(obj, dict) else None
     if not isinstance(name, str):
         raise InputError(
@@ -139,18 +159,31 @@ def name_of(obj: object, where: str) -> str:
 
 
 def lock(path: Path, out: Path, settings: Mapping) -> int:
-    """The descriptor of the locked file, which holds the job's settings; InputError for another job's."""
+    """Lock a job's output and write its settings into the lock file.
+
+    Args:
+        path: the lock file, created if needed.
+        out: the job's output, which the lock protects.
+        settings: everything that decides chains; JSON-serialisable.
+
+    Returns:
+        The descriptor of the lock file; closing it frees the lock.
+
+    Raises:
+        InputError: another process holds the lock, or the output belongs to a job with other settings.
+    """
     wanted = json.dumps(settings, sort_keys=True)
-    poison = out.with_name(f"{out.name}.{FILES[0]}")
+    quarantine = out.with_name(f"{out.name}.{FILES[0]}")
     with written(out):
         handle = acquire(path, out)
         try:
+            # Settings count only where the job has written rows.
             held = os.pread(handle, SETTINGS, 0).decode("utf-8", "replace")
-            used = any(file.exists() and file.stat().st_size for file in (out, poison))
+            used = any(file.exists() and file.stat().st_size for file in (out, quarantine))
             if held != wanted and used and held:
                 cure = "give another --out, or the same settings"
                 raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
-            # Settings that are there stay untouched: on a full disk a file that is emptied first would lose them.
+            # Equal settings are not written again: on a full disk, truncating first would lose them.
             if held != wanted:
                 os.pwrite(handle, wanted.encode(), 0)
                 os.ftruncate(handle, len(wanted.encode()))

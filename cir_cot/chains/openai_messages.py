@@ -1,152 +1,182 @@
-"""What goes over the wire to an OpenAI-compatible server and what comes back: content, counts, limits, troubles."""
+"""Messages to and from an OpenAI-compatible server: content, headers, answers, token counts, size limits, failures."""
 
 import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Literal, TypeGuard
 
 import httpx2
 import openai
 
-from .teacher import Picture
+from .teacher import Content, Picture
 
-MAX_BYTES = 2**20  # of an answer; a chain is a few kilobytes
-QUOTED = 2**12  # of an answer that is no answer, before the key is removed and it is cut to a line
-SPECIAL = re.compile(r"<(?=\|)")  # <|im_end|> and its like: a server would read them as tokens
+MAX_BYTES = 2**20  # of an answer; a chain has a few kilobytes
+QUOTED = 2**12  # bytes of a malformed answer that are redacted before they are cut to SHOWN
+SHOWN = 80  # characters of a malformed answer in a reason
+SPECIAL = re.compile(r"<(?=\|)")  # begins <|im_end|> and its like, which a server would tokenize
 
-
-@dataclass(frozen=True)
-class Trouble:
-    """A failed request: `kind` is dead (no connection), busy, again (may pass) or never (this row's fault)."""
-
-    kind: str
-    reason: str
-    after: float = 0.0
-
-
-@dataclass(frozen=True)
-class OwnHeaders:
-    """Replace the headers of a request with those that it needs, as a hook of the client.
-
-    openai's client adds this machine's system and Python, and what OPENAI_ORG_ID, OPENAI_PROJECT_ID and
-    OPENAI_CUSTOM_HEADERS hold: they were set for one server, and this request may go to another.
-    """
-
-    key: str
-
-    async def __call__(self, request: httpx2.Request) -> None:
-        kept = [(name, request.headers[name]) for name in HEADERS if name in request.headers]
-        own = [
-            ("Host", request.url.netloc.decode("ascii")),
-            ("Authorization", f"Bearer {self.key}"),
-        ]
-        request.headers = httpx2.Headers([*own, *ASKED, *kept])
-
-
-HEADERS = ("Content-Length", "Transfer-Encoding")  # of the body as it was encoded
-ASKED = [
+BODY_HEADERS = ("Content-Length", "Transfer-Encoding")  # describe the encoded body
+FIXED_HEADERS = [
     ("Content-Type", "application/json"),
     ("Accept", "application/json"),
     ("Accept-Encoding", "identity"),
 ]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A failed request.
+
+    Attributes:
+        kind: "unreachable" (no connection), "rate_limited" (the server is busy), "retryable" (a repetition may
+            work) or "fatal" (the server refuses this row).
+        reason: what happened, for the quarantine.
+        after: seconds that the server asks to wait; 0 if it does not say.
+    """
+
+    kind: Literal["unreachable", "rate_limited", "retryable", "fatal"]
+    reason: str
+    after: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnHeaders:
+    """Client hook: replace the headers of a request with those that it needs.
+
+    openai's client adds this machine's system and Python version, and the values of OPENAI_ORG_ID, OPENAI_PROJECT_ID
+    and OPENAI_CUSTOM_HEADERS: they were set for one server, and this request may go to another.
+    """
+
+    key: str
+
+    async def __call__(self, request: httpx2.Request) -> None:
+        own = [
+            ("Host", request.url.netloc.decode("ascii")),
+            ("Authorization", f"Bearer {self.key}"),
+        ]
+        kept = [(name, request.headers[name]) for name in BODY_HEADERS if name in request.headers]
+        request.headers = httpx2.Headers([*own, *FIXED_HEADERS, *kept])
+
+
 class TooLargeError(OSError):
-    """An answer that is larger than MAX_BYTES, or packed so that its size is unknown."""
+    """An answer is larger than MAX_BYTES, or compressed, so that its size is unknown."""
 
 
-def content(parts: Sequence[str | Picture]) -> str | list[dict]:
-    """Content of a turn as the interface has it; words alone stay a string, which every server takes."""
-    if not any(isinstance(part, Picture) for part in parts):
-        return SPECIAL.sub("< ", "\n".join(parts))
-    return [
-        {"type": "image_url", "image_url": {"url": part.url}}
-        if isinstance(part, Picture)
-        else {"type": "text", "text": SPECIAL.sub("< ", part)}
-        for part in parts
-    ]
+def content(parts: Content) -> str | list[dict]:
+    """Convert a turn's content to the API's form; text alone stays a string, which every server takes."""
+    texts = [part for part in parts if not isinstance(part, Picture)]
+    if len(texts) == len(parts):
+        return plain("\n".join(texts))
+    blocks: list[dict] = []
+    for part in parts:
+        if isinstance(part, Picture):
+            blocks.append({"type": "image_url", "image_url": {"url": part.url}})
+        else:
+            blocks.append({"type": "text", "text": plain(part)})
+    return blocks
 
 
-def checked(raw: bytes, redact: Callable[[str], str]) -> dict | Trouble:
-    """A server's JSON if it has the form of an answer; `redact` removes the key from what a trouble quotes."""
+def plain(text: str) -> str:
+    """Break up special tokens in a text, so that a server reads them as text."""
+    return SPECIAL.sub("< ", text)
+
+
+def parse_answer(raw: bytes, redact: Callable[[str], str]) -> dict | Failure:
+    """Parse a server's answer.
+
+    Args:
+        raw: the body of the response.
+        redact: removes the key from a text.
+
+    Returns:
+        The answer's JSON, or a Failure that quotes the beginning of what is no answer.
+    """
     try:
         obj = json.loads(raw)
         choice = obj["choices"][0]
-        said = choice["message"]
-        text = said.get("content") or said.get("refusal") or ""
+        reply = choice["message"]
+        text = reply.get("content") or reply.get("refusal") or ""
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        start = redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[
-            :80
-        ]  # no half of a key is left
-        return Trouble("again", f"not an answer: {type(error).__name__} in {start!r}")
-    return (
-        obj
-        if isinstance(text, str)
-        else Trouble("again", "not an answer: its content is no string")
-    )
+        # Redact before cutting: no part of a key may be left at the cut.
+        start = redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[:SHOWN]
+        return Failure("retryable", f"not an answer: {type(error).__name__} in {start!r}")
+    if not isinstance(text, str):
+        return Failure("retryable", "not an answer: its content is no string")
+    return obj
 
 
-def message(obj: dict) -> tuple[str, bool]:
-    """(text, was it finished) of an answer; half surrogate pairs, which are no text, become question marks."""
+def answer_text(obj: dict) -> tuple[str, bool]:
+    """Return an answer's text, and whether it is complete; lone surrogates become question marks."""
     choice = obj["choices"][0]
     text = choice["message"].get("content") or choice["message"].get("refusal") or ""
     return text.encode("utf-8", "replace").decode("utf-8"), choice.get("finish_reason") != "length"
 
 
-def usage(obj: dict, prompt: int) -> tuple[int, int]:
-    """(prompt, completion) tokens that a server bills; estimated where it does not say, or says nonsense."""
-    said = obj.get("usage")
-    counts = (
-        [said.get(f"{side}_tokens") for side in ("prompt", "completion")]
-        if isinstance(said, dict)
-        else []
-    )
-    if len(counts) == 2 and all(type(count) is int and 0 <= count < 2**31 for count in counts):
-        return counts[0], counts[1]
-    return prompt, len(message(obj)[0]) // 3 + 1
+def billed_tokens(obj: dict, prompt: int) -> tuple[int, int]:
+    """Return the prompt and answer tokens that a server bills.
+
+    Args:
+        obj: the server's answer.
+        prompt: the estimated prompt tokens, used where the server gives no valid count.
+    """
+    usage = obj.get("usage")
+    if isinstance(usage, dict):
+        prompt_tokens = usage.get("prompt_tokens")
+        completion_tokens = usage.get("completion_tokens")
+        if is_count(prompt_tokens) and is_count(completion_tokens):
+            return prompt_tokens, completion_tokens
+    # No valid count: estimate the answer as prompts are estimated, 3 letters a token.
+    return prompt, len(answer_text(obj)[0]) // 3 + 1
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a token count; True and 1.0 are none."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 def retry_after(headers: httpx2.Headers) -> float:
-    """Seconds that a server asks to wait, by number or date; 0 where it does not."""
-    said = headers.get("retry-after", "")
+    """Return the seconds that a server asks to wait, given as a number or a date; 0 if it does not say."""
+    value = headers.get("retry-after", "")
     try:
-        seconds = float(said)
+        seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
-def connection_trouble(error: openai.APIConnectionError | TooLargeError, timeout: float) -> Trouble:
-    """What a broken connection means: no server there, an answer too large, too late, or cut."""
+def connection_failure(error: openai.APIConnectionError | TooLargeError, timeout: float) -> Failure:
+    """Classify a connection error: unreachable, response too large, timed out, or interrupted."""
     cause = error if isinstance(error, TooLargeError) else error.__cause__
     if isinstance(error, openai.APITimeoutError) and not isinstance(cause, httpx2.ConnectTimeout):
-        return Trouble("again", f"timeout: no answer within {timeout:g} s")
+        return Failure("retryable", f"timeout: no answer within {timeout:g} s")
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return Trouble("dead", f"no connection: {cause}")
+        return Failure("unreachable", f"no connection: {cause}")
     if isinstance(cause, TooLargeError):
-        return Trouble("again", f"too large: {cause}")
-    return Trouble("again", f"connection lost: {type(cause or error).__name__}")
+        return Failure("retryable", f"too large: {cause}")
+    return Failure("retryable", f"connection lost: {type(cause or error).__name__}")
 
 
 async def limit_answer(response: httpx2.Response) -> None:
-    """Hook of the client: let no answer be read beyond MAX_BYTES, nor one whose unpacked size is unknown."""
+    """Client hook: stop reading an answer beyond MAX_BYTES, and refuse one whose unpacked size is unknown."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise TooLargeError("packed, though it was asked for plain")
+        raise TooLargeError("compressed, though it was asked for plain")
+    assert isinstance(response.stream, httpx2.AsyncByteStream), "the client is asynchronous"
     response.stream = Limited(response.stream)
 
 
 @dataclass
 class Limited(httpx2.AsyncByteStream):
-    """A stream that breaks off with TooLargeError."""
+    """A response stream that raises TooLargeError beyond MAX_BYTES."""
 
     stream: httpx2.AsyncByteStream
-    size: int = field(default=0)
+    size: int = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self.stream:

@@ -1,8 +1,8 @@
-"""A teacher behind OpenAI-compatible servers: several replicas balanced, patience with bad ones, a budget, no leaks.
+"""Client for OpenAI-compatible servers: load balancing, retries with back-off, token budget, no key leakage.
 
-What is guaranteed: a request goes to the named servers only (redirects are refused) and holds the named pictures only;
-an answer is read up to a limit of bytes; a key appears in no message and no answer that leaves this module; every
-request ends, with an answer, with Unanswered for its row, or, where no row would get one, with InputError.
+What is guaranteed: a request goes to the named servers only (redirects are refused) and holds the named pictures
+only; an answer is read up to a limit of bytes; the key appears in no message and no answer that leaves this module;
+every request ends with an answer, with Unanswered for its row, or with InputError if no row would get an answer.
 """
 
 import asyncio
@@ -20,27 +20,37 @@ from cir_cot.errors import InputError
 from .budget import Budget
 from .openai_messages import (
     QUOTED,
+    Failure,
     OwnHeaders,
     TooLargeError,
-    Trouble,
-    checked,
-    connection_trouble,
+    answer_text,
+    billed_tokens,
+    connection_failure,
     content,
     limit_answer,
-    message,
+    parse_answer,
     retry_after,
-    usage,
 )
-from .teacher import Answer, Turn, Unanswered, estimate
+from .teacher import Answer, Teacher, Turn, Unanswered
 
-MAX_REST = 300.0  # seconds: the longest Retry-After that is believed, and the longest back-off is a fifth of it
-SICK = 3  # failures in a row after which a replica rests while others work
-BUSY = 40  # times one call is sent away with 429 or 503 before its row is given up
+MAX_REST = 300.0  # seconds: the longest Retry-After that is honoured; back-off goes up to a fifth
+FAILURES_BEFORE_REST = 3  # failures in a row after which a replica rests while others work
+MAX_BUSY_REPLIES = 40  # busy replies (429 or 503) to one call before its row is given up
+SHOWN = 300  # characters of a server's refusal in a reason
 
 
 @dataclass
 class Replica:
-    """One server: its client, the calls on it, and until when it rests."""
+    """One server and its state.
+
+    Attributes:
+        url: the server's address.
+        client: the connections to it.
+        calls: how many calls are running on it.
+        failures: how many requests failed in a row.
+        unreachable: whether the last request found no server.
+        rest_until: no call goes to it before this time (monotonic seconds).
+    """
 
     url: str
     client: openai.AsyncOpenAI
@@ -51,21 +61,34 @@ class Replica:
 
 
 def usable_key(key: str) -> str:
-    """Return a key without the white space around it; InputError, which does not show it, where no header holds it."""
+    """Return a key without surrounding white space; InputError, which does not quote it, if no header can hold it."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError(
-            "OPENAI_API_KEY holds a control character or a letter beyond ASCII; set it again, whole"
+            "OPENAI_API_KEY holds a control character or a letter beyond ASCII; copy the key again"
         )
     return key
 
 
-class OpenAITeacher:
-    """Asks `model` on the servers at `urls`; the key comes from the environment and is the same for all of them.
+class OpenAITeacher(Teacher):
+    """Ask a model on one or several OpenAI-compatible servers.
 
-    `retries` is how often a failed request is repeated, `timeout` the seconds it may take in all. Without any
-    connection the job waits `patience` seconds (`startup` until the first answer) and then stops. `proxy` is the only
-    proxy that is used: those that the environment names are not.
+    A call goes to the server with the fewest running calls. If no server can be reached, the job waits `patience`
+    seconds (`startup` before the first answer) and then stops.
+
+    Args:
+        model: as the servers name it.
+        urls: the servers, such as "http://localhost:8000/v1".
+        key: the API key, the same for all servers.
+        budget: counts and bounds calls, tokens and dollars; unlimited if None.
+        concurrency: how many connections are kept open.
+        retries: how often a failed request is repeated.
+        timeout: seconds that a request may take in all.
+        temperature: of sampling.
+        proxy: the only proxy that is used; those that the environment names are not.
+
+    Example:
+        teacher = OpenAITeacher("Qwen/Qwen2.5-VL-7B-Instruct", ["http://localhost:8000/v1"])
     """
 
     def __init__(
@@ -80,26 +103,31 @@ class OpenAITeacher:
         temperature: float = 0.0,
         proxy: str | None = None,
     ):
-        self.model, self.budget = model, budget or Budget()
+        self.model = model
+        self.budget = budget or Budget()
         self.key = usable_key(key)
         self.proxy = proxy
         if proxy:
             self._check_address("proxy", proxy, password=True)
-        self.certificates = (
-            httpx2.create_ssl_context()
-        )  # SSL_CERT_FILE counts: it sends nothing anywhere
-        self.retries, self.timeout, self.temperature = retries, timeout, temperature
-        self.backoff, self.patience, self.startup = 0.5, 900.0, 10.0
-        self.answered, self.reached = False, time.monotonic()
+        # SSL_CERT_FILE of the environment counts: it sends nothing anywhere.
+        self.certificates = httpx2.create_ssl_context()
+        self.retries = retries
+        self.timeout = timeout
+        self.temperature = temperature
+        self.backoff = 0.5  # seconds after the first failure
+        self.patience = 900.0
+        self.startup = 10.0
+        self.answered = False  # whether any server has answered
+        self.reached = time.monotonic()  # when a server was last reached
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
         self.replicas = [self._replica(url, limits) for url in dict.fromkeys(urls)]
         if not self.replicas:
             raise InputError("no server to ask; give --base-url URL, one or several")
 
     def _replica(self, url: str, limits: httpx2.Limits) -> Replica:
+        """Open a client that sends nothing beside the request: no proxy, password or header of the environment."""
         self._check_address("base-url", url)
         key = self.key or "none"
-        # The environment names proxies, passwords (.netrc) and headers that the user gave for other servers.
         http = httpx2.AsyncClient(
             limits=limits,
             timeout=self.timeout,
@@ -115,22 +143,22 @@ class OpenAITeacher:
         return Replica(url, client)
 
     def _check_address(self, what: str, url: str, password: bool = False) -> None:
-        """Refuse what is no http(s) address, or holds a password where none is allowed; it is not shown."""
+        """Refuse what is no http(s) address, or holds a password where none is allowed; the error omits it."""
         try:
             parts = urlsplit(url)
-            named = (
-                parts.scheme in ("http", "https") and parts.port != 0 and bool(httpx2.URL(url).host)
-            )
+            host = httpx2.URL(url).host
+            named = parts.scheme in ("http", "https") and parts.port != 0 and bool(host)
             secret = bool(parts.username or parts.password)
         except (ValueError, httpx2.InvalidURL):
-            named = secret = False
+            named = False
+            secret = False
         if not named or (secret and not password):
             shown = self.redact(url.rpartition("@")[2])
             without = "" if password else " without a password in it"
             raise InputError(f"{what} {shown!r} is no http(s) address{without}")
 
     def redact(self, text: str) -> str:
-        """Text without the key, should a server repeat it."""
+        """Remove the key from a text, in case a server repeats it."""
         return text.replace(self.key, "[key]") if len(self.key) >= 6 else text
 
     async def close(self) -> None:
@@ -141,108 +169,118 @@ class OpenAITeacher:
     async def ask(
         self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
     ) -> Answer:
-        """One answer; Unanswered after `retries` failures, InputError where no server can be reached or used."""
+        """Ask until a server answers; Unanswered after `retries` failures, InputError if no server can be used."""
         body = self._body(turns, max_tokens, schema)
-        size = estimate(turns)
-        tries = failures = busy = 0
+        size = self.estimate(turns)
+        tries = 0
+        failures = 0
+        busy = 0
         while True:
+            # Ask the least busy server, within the budget. Without a connection it was no try.
             replica = await self._pick()
             async with self.budget.call(size, max_tokens) as bill:
                 result = await self._send(replica, body)
-                tries += isinstance(result, dict) or result.kind != "dead"
+                tries += isinstance(result, dict) or result.kind != "unreachable"
                 if isinstance(result, dict):
-                    bill(*usage(result, size))
+                    bill(*billed_tokens(result, size))
             if isinstance(result, dict):
-                replica.failures, replica.unreachable, self.answered = 0, False, True
-                text, whole = message(result)
+                replica.failures = 0
+                replica.unreachable = False
+                self.answered = True
+                text, whole = answer_text(result)
                 return Answer(self.redact(text), whole, tries)
-            self._rest(replica, result)
-            busy, failures = busy + (result.kind == "busy"), failures + (result.kind == "again")
-            if result.kind == "never" or failures > self.retries or busy > BUSY:
+
+            # Let the server rest, and give the row up after too many failures.
+            self._back_off(replica, result)
+            busy += result.kind == "rate_limited"
+            failures += result.kind == "retryable"
+            exhausted = failures > self.retries or busy > MAX_BUSY_REPLIES
+            if result.kind == "fatal" or exhausted:
                 raise Unanswered(self.redact(result.reason), tries)
-            if result.kind == "again":
+            if result.kind == "retryable":
                 await asyncio.sleep(self._delay(failures))
 
-    async def _send(self, replica: Replica, body: dict) -> dict | Trouble:
-        """The parsed answer of a server, or what was wrong."""
+    async def _send(self, replica: Replica, body: dict) -> dict | Failure:
+        """Send one request; return the parsed answer or what failed."""
         replica.calls += 1
         try:
             async with asyncio.timeout(self.timeout):
-                # Not chat.completions.create: walking through the pictures for its types takes longer than all else.
+                # Not chat.completions.create: its type conversion of the pictures takes longer than all else.
                 raw = await replica.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body
                 )
             self.reached = time.monotonic()
-            return checked(raw.content, self.redact)
+            return parse_answer(raw.content, self.redact)
         except TimeoutError:
-            return Trouble("again", f"timeout: no answer within {self.timeout:g} s")
+            return Failure("retryable", f"timeout: no answer within {self.timeout:g} s")
         except openai.APIStatusError as error:
             self.reached = time.monotonic()
             return self._refusal(replica, error)
         except (openai.APIConnectionError, TooLargeError) as error:
-            return connection_trouble(error, self.timeout)
+            return connection_failure(error, self.timeout)
         finally:
             replica.calls -= 1
 
-    def _refusal(self, replica: Replica, error: openai.APIStatusError) -> Trouble:
-        """What an error status means; before the first answer, one about key, model or address stops the job."""
+    def _refusal(self, replica: Replica, error: openai.APIStatusError) -> Failure:
+        """Classify an error status; before the first answer, one about key, model or address stops the job."""
         status = error.status_code
-        said = self.redact(" ".join(error.response.text[:QUOTED].split()))[
-            :300
-        ]  # redacted first: no half of a key
+        # Redact before cutting: no part of a key may be left at the cut.
+        said = self.redact(" ".join(error.response.text[:QUOTED].split()))[:SHOWN]
         after = retry_after(error.response.headers)
         reason = f"http {status}: {said}"
         if status == 429 or (status == 503 and after):
-            return Trouble("busy", reason, after)
+            return Failure("rate_limited", reason, after)
         if status in (408, 409) or status >= 500:
-            return Trouble("again", reason, after)
+            return Failure("retryable", reason, after)
         if status in (401, 403, 404) and not self.answered:
-            raise InputError(
-                self.redact(
-                    f"{replica.url}: {reason}; check the key in OPENAI_API_KEY, the model, the URL"
-                )
-            )
-        return Trouble("never", reason)
+            cure = "check the key in OPENAI_API_KEY, the model, the URL"
+            raise InputError(self.redact(f"{replica.url}: {reason}; {cure}"))
+        return Failure("fatal", reason)
 
     def _delay(self, failures: int) -> float:
+        """Return the seconds to wait after this many failures in a row: doubled each time, with jitter."""
         return min(MAX_REST / 5, self.backoff * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1)
 
-    def _rest(self, replica: Replica, trouble: Trouble) -> None:
-        """Take a replica out for a while: as long as it asks for, or longer with each failure in a row."""
-        if trouble.kind == "never":
+    def _back_off(self, replica: Replica, failure: Failure) -> None:
+        """Let a replica rest for as long as it asks, or longer with each failure in a row."""
+        if failure.kind == "fatal":
             return
         replica.failures += 1
-        replica.unreachable = trouble.kind == "dead"
-        sick = trouble.kind == "again" and len(self.replicas) > 1 and replica.failures >= SICK
-        unasked = trouble.kind == "busy" and not trouble.after
-        rest = self._delay(replica.failures) if trouble.kind == "dead" or unasked or sick else 0.0
-        rest = max(rest, min(trouble.after, MAX_REST))
+        replica.unreachable = failure.kind == "unreachable"
+
+        # A replica that only fails rests if others can take over its work.
+        often = len(self.replicas) > 1 and replica.failures >= FAILURES_BEFORE_REST
+        failing = failure.kind == "retryable" and often
+        unasked = failure.kind == "rate_limited" and not failure.after
+        rest = min(failure.after, MAX_REST)
+        if replica.unreachable or failing or unasked:
+            rest = max(rest, self._delay(replica.failures))
         replica.rest_until = max(replica.rest_until, time.monotonic() + rest)
+
+        # No server at all: wait for a restart, but not for ever.
         waited = time.monotonic() - self.reached
-        if all(one.unreachable for one in self.replicas) and waited > (
-            self.patience if self.answered else self.startup
-        ):
+        patience = self.patience if self.answered else self.startup
+        if all(one.unreachable for one in self.replicas) and waited > patience:
             names = ", ".join(one.url for one in self.replicas)
-            raise InputError(
-                f"no server answers at {names} ({self.redact(trouble.reason)}); start it and run again"
-            )
+            reason = self.redact(failure.reason)
+            raise InputError(f"no server answers at {names} ({reason}); start it and run again")
 
     async def _pick(self) -> Replica:
-        """The replica with the fewest calls among those that do not rest; waits, with jitter, while all do."""
+        """Choose the replica with the fewest calls among those that do not rest; wait, with jitter, if all do."""
         while True:
             now = time.monotonic()
-            awake = [
-                replica
-                for replica in self.replicas
-                if replica.rest_until <= now
-                and not (replica.unreachable and replica.calls)  # one call tries it again
-            ]
+            awake = []
+            for replica in self.replicas:
+                probed = replica.unreachable and replica.calls  # one call at a time tries it again
+                if replica.rest_until <= now and not probed:
+                    awake.append(replica)
             if awake:
                 return min(awake, key=lambda replica: (replica.calls, replica.failures))
             wait = max(0.1, min(replica.rest_until for replica in self.replicas) - now)
             await asyncio.sleep(wait * random.uniform(1, 1.25))
 
     def _body(self, turns: Sequence[Turn], max_tokens: int, schema: dict | None) -> dict:
+        """Build the body of a request."""
         body = {
             "model": self.model,
             "messages": [{"role": role, "content": content(parts)} for role, parts in turns],

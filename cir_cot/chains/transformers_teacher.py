@@ -1,11 +1,12 @@
-"""A teacher that runs here: any image-and-text model of transformers, asked in batches.
+"""A teacher that runs in this process: any image-text-to-text model of transformers, asked in batches.
 
-Rows ask one question each, as they do a server; the questions that wait at the same moment are generated together.
+Rows ask one question each, as they ask a server; questions that wait at the same time are generated together.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,22 +20,34 @@ from cir_cot.models.checkpoint import DTYPES, load_model, load_processor, model_
 from cir_cot.models.resizing import picture_bounds, token_side
 
 from .budget import Budget
-from .teacher import Answer, Picture, Turn, Unanswered, estimate, shorten
+from .teacher import Answer, Picture, Teacher, Turn, Unanswered, shorten
 
-LINGER = 0.02  # seconds that a batch waits for rows that are still loading their pictures
+LINGER = 0.02  # seconds that a batch waits for rows which are still loading their pictures
 
 
 @dataclass
 class Question:
-    """A row's question and where its answer goes."""
+    """A row's question, and the future that gets its answer."""
 
     turns: Sequence[Turn]
     max_tokens: int
     answer: asyncio.Future
 
 
-class TransformersTeacher:
-    """Asks the checkpoint `model`, at most `batch_size` rows at a time; greedy at temperature 0."""
+class TransformersTeacher(Teacher):
+    """Ask a checkpoint in this process; greedy at temperature 0.
+
+    Args:
+        model: a folder or a name on the hub.
+        budget: counts and bounds calls and tokens; unlimited if None.
+        batch_size: how many rows are generated together, at most.
+        temperature: of sampling.
+        dtype: the model's precision, a key of DTYPES.
+        device: where the model runs.
+
+    Example:
+        teacher = TransformersTeacher("Qwen/Qwen2.5-VL-7B-Instruct", device="cuda")
+    """
 
     def __init__(
         self,
@@ -45,23 +58,27 @@ class TransformersTeacher:
         dtype: str = "bfloat16",
         device: str | torch.device = "cpu",
     ):
-        self.model, self.budget = model, budget or Budget()
-        self.batch_size, self.temperature = batch_size, temperature
-        self.processor = load_processor(model)
+        self.model = model
+        self.budget = budget or Budget()
+        self.batch_size = batch_size
+        self.temperature = temperature
+        # transformers ships no types: processor and model are Any here.
+        self.processor: Any = load_processor(model)
         self.processor.tokenizer.padding_side = "left"  # answers begin where prompts end
         self.bounds = picture_bounds(self.processor.image_processor)
         self.side = token_side(self.processor.image_processor)
-        self.network = (
-            load_model(model, **model_options(DTYPES[dtype], "sdpa", None)).to(device).eval()
-        )
-        self.special = sorted(
-            {*self.processor.tokenizer.all_special_tokens, *self._added()}, key=len, reverse=True
-        )
+        options: dict[str, Any] = model_options(DTYPES[dtype], "sdpa", None)
+        network: Any = load_model(model, **options)
+        self.network = network.to(device).eval()
+        # Longest first: a special token may contain another one.
+        special = {*self.processor.tokenizer.all_special_tokens, *self._added()}
+        self.special = sorted(special, key=len, reverse=True)
         self.waiting: list[Question] = []
-        self.asked: list[Question] = []  # of the batch under way
+        self.asked: list[Question] = []  # the batch that is being generated
         self.worker: asyncio.Task | None = None
 
     def _added(self) -> list[str]:
+        """List the tokens that were added to the tokenizer's vocabulary."""
         return [token.content for token in self.processor.tokenizer.added_tokens_decoder.values()]
 
     async def close(self) -> None:
@@ -72,13 +89,14 @@ class TransformersTeacher:
     async def ask(
         self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
     ) -> Answer:
-        """One answer, generated in a batch with whatever else waits."""
+        """Answer one question, generated in a batch with others that wait; `schema` is refused."""
         if schema:
             raise InputError(
                 "--stages joint needs a server that writes JSON by a schema; use --stages separate"
             )
         question = Question(turns, max_tokens, asyncio.get_running_loop().create_future())
-        async with self.budget.call(estimate(turns), max_tokens) as bill:
+        async with self.budget.call(self.estimate(turns), max_tokens) as bill:
+            # The first waiting question starts a worker, which ends when nothing waits.
             self.waiting.append(question)
             if self.worker is None or self.worker.done():
                 self.worker = asyncio.create_task(self._work())
@@ -95,16 +113,15 @@ class TransformersTeacher:
             self.waiting = self.waiting[self.batch_size :]
             if await self._answer(self.asked) or len(self.asked) == 1:
                 continue
-            # One row may be at fault, and one row alone takes less memory.
+            # A single row may be at fault, and a single row takes less memory.
             for one in self.asked:
                 await self._answer([one])
 
     async def _answer(self, batch: Sequence[Question]) -> bool:
-        """Generate the answers of a batch; where it fails, False, and a batch of one gets the error."""
+        """Generate the answers of a batch; if that fails, return False and give a batch of one the error."""
         try:
-            rows = await asyncio.to_thread(
-                self.generate, [(one.turns, one.max_tokens) for one in batch]
-            )
+            questions = [(one.turns, one.max_tokens) for one in batch]
+            rows = await asyncio.to_thread(self.generate, questions)
         except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
             if len(batch) == 1 and not batch[0].answer.done():
                 batch[0].answer.set_exception(self._failure(error))
@@ -115,15 +132,15 @@ class TransformersTeacher:
         return True
 
     def _failure(self, error: RuntimeError | ValueError) -> Exception:
-        """What an error of the model means: a value that it refuses is the row's fault, all else ends the job."""
+        """Convert an error of the model: a refused value quarantines the row, anything else ends the job."""
         what = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ValueError) and not isinstance(error, InputError):
             return Unanswered(f"generation: {what}", 1)
-        cure = "where memory is short, lower --max-pixels or take a smaller --dtype; what is done is kept"
+        cure = "if memory is short, lower --max-pixels or use a smaller --dtype; finished rows are kept"
         return InputError(f"{self.model}: no answer could be generated ({shorten(what)}); {cure}")
 
     def _pass_on(self, worker: asyncio.Task) -> None:
-        """Give what ended the worker to the rows that still wait, which would wait for ever."""
+        """Give the error that ended the worker to all rows that still wait; they would wait for ever."""
         error = None if worker.cancelled() else worker.exception()
         for one in (*self.asked, *self.waiting):
             if one.answer.done():
@@ -138,56 +155,72 @@ class TransformersTeacher:
     def generate(
         self, questions: Sequence[tuple[Sequence[Turn], int]]
     ) -> list[tuple[str, bool, int, int]]:
-        """(text, did it end by itself, prompt tokens, answer's tokens) of each question."""
+        """Generate the answers of a batch.
+
+        Args:
+            questions: (conversation, token limit) of each row.
+
+        Returns:
+            (text, whether it ended by itself, prompt tokens, answer tokens) of each row.
+        """
+        # Prompts and pictures, padded to the longest row.
         chats = [self._messages(turns) for turns, _ in questions]
         texts = [self.processor.apply_chat_template(chat, **TEMPLATE) for chat in chats]
         pictures = [self._pictures(chat) for chat in chats]
-        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(
-            self.network.device
-        )
-        longest = max(limit for _, limit in questions)
-        sampling = (
-            {"do_sample": True, "temperature": self.temperature}
-            if self.temperature
-            else {"do_sample": False}
-        )
-        padding = self.processor.tokenizer.pad_token_id
-        config = transformers.GenerationConfig(
-            max_new_tokens=longest, pad_token_id=padding, eos_token_id=self._ends(), **sampling
-        )
-        written = self.network.generate(**inputs, generation_config=config)[
-            :, inputs["input_ids"].shape[1] :
-        ]  # (B, T)
+        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.network.device)
+
+        # Generate up to the longest limit of the batch.
+        config = self._generation_config(max(limit for _, limit in questions))
+        tokens = self.network.generate(**inputs, generation_config=config)  # (B, prompt + answer)
+        written = tokens[:, inputs["input_ids"].shape[1] :].tolist()  # (B, answer)
+
+        # Cut each row at its own limit, or where it ended.
         rows = []
-        for ids, (_, limit), mask in zip(
-            written.tolist(), questions, inputs["attention_mask"], strict=True
-        ):
-            end = next((at for at, token in enumerate(ids) if token in self._ends()), len(ids))
+        ends = self._ends()
+        for ids, (_, limit), mask in zip(written, questions, inputs["attention_mask"], strict=True):
+            end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
             text = self.processor.tokenizer.decode(ids[: min(end, limit)], skip_special_tokens=True)
             rows.append((text, end < min(len(ids), limit), int(mask.sum()), min(end + 1, limit)))
         return rows
 
+    def _generation_config(self, max_new_tokens: int) -> transformers.GenerationConfig:
+        """Return the decoding settings: greedy, or sampled at the teacher's temperature."""
+        sampling: dict[str, Any] = {"do_sample": bool(self.temperature)}
+        if self.temperature:
+            sampling["temperature"] = self.temperature
+        return transformers.GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            eos_token_id=self._ends(),
+            **sampling,
+        )
+
     def _ends(self) -> list[int]:
+        """List the tokens that end an answer: the model's own and the tokenizer's."""
         ends = self.network.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         return list(dict.fromkeys([*ends, self.processor.tokenizer.eos_token_id]))
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict]:
-        return [
-            {"role": role, "content": [self._part(part) for part in parts]} for role, parts in turns
-        ]
+        """Convert a conversation to the messages of a chat template."""
+        messages = []
+        for role, content in turns:
+            messages.append({"role": role, "content": [self._part(part) for part in content]})
+        return messages
 
     def _part(self, part: str | Picture) -> dict:
+        """Convert a text or a picture to an entry of a message."""
         if not isinstance(part, Picture):
             return {"type": "text", "text": self.plain(part)}
         return {"type": "image", "image": part.image, **self.bounds}
 
     def _pictures(self, chat: list[dict]) -> list[Image.Image]:
-        """Pictures of a conversation, in sides that the processor leaves as they are."""
+        """List a conversation's pictures, resized to sides that the processor keeps."""
         return process_vision_info(chat, image_patch_size=self.side // 2)[0] or []
 
     def plain(self, text: str) -> str:
-        """Text in which no special token of the model is left: each gets a space behind its first letter."""
+        """Break up the model's special tokens in a text: each gets a space behind its first letter."""
         while found := next((token for token in self.special if token in text), None):
             text = text.replace(found, f"{found[0]} {found[1:]}")
         return text

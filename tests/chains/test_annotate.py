@@ -29,6 +29,7 @@ from annotation_job import (
 )
 from fake_server import Reply, Server, answer, edit, good, pictures, stage
 
+from cir_cot.chains.annotate import annotate_tasks
 from cir_cot.chains.budget import Budget
 from cir_cot.chains.job import Job
 from cir_cot.chains.journal import Journal, chain_of
@@ -95,7 +96,7 @@ def test_a_job_writes_records_that_training_takes_and_a_second_run_asks_nothing(
 
 
 LEAK = "The cut stays the same and the cloth becomes wool, as was asked for; the target image shows it, so it is sure."
-POISON = {  # row -> (what the server does to it, the reason that must be told)
+BAD_ROWS = {  # row -> (what the server does to it, the reason that must be told)
     1: (lambda r: Reply({"error": "down"}, 500), "http 500"),
     3: (lambda r: Reply(answer("x" * 99).body, cut=True), "connection lost"),
     4: (lambda r: Reply(b""), "not an answer"),
@@ -130,30 +131,30 @@ def test_with_a_hostile_server_every_row_ends_with_the_right_reason(data, tmp_pa
             return Reply({}, 500)
         if row == 18 and seen[row] == 1:
             return fault(request, reasoning="Wool.")
-        return POISON[row][0](request) if row in POISON else good(request)
+        return BAD_ROWS[row][0](request) if row in BAD_ROWS else good(request)
 
     with Server(script) as server:
         argv = command(data, out, server.url, "--stages", "joint", "--retries", "1")
         assert annotate.main(argv) == 0
         asked = server.requests
-        assert annotate.main(argv) == 0  # poison rows are not tried again
+        assert annotate.main(argv) == 0  # quarantined rows are not tried again
         assert server.requests == asked
-    poison = {line["id"]: line for line in lines(beside(out, QUARANTINE))}
-    assert all(list(line) == ["id", "reason", "attempts", "raw"] for line in poison.values())
-    expected = {f"q{row}": reason for row, (_, reason) in POISON.items()}
+    quarantine = {line["id"]: line for line in lines(beside(out, QUARANTINE))}
+    assert all(list(line) == ["id", "reason", "attempts", "raw"] for line in quarantine.values())
+    expected = {f"q{row}": reason for row, (_, reason) in BAD_ROWS.items()}
     assert {
         name: line["reason"].partition(":")[0][: len(expected[name])]
-        for name, line in poison.items()
+        for name, line in quarantine.items()
     } == expected
     assert {record.id for record in read_records(out)} == {f"q{row}" for row in range(20)} - set(
-        poison
+        quarantine
     )
-    assert {name: poison[name]["attempts"] for name in ("q1", "q14", "q7")} == {
+    assert {name: quarantine[name]["attempts"] for name in ("q1", "q14", "q7")} == {
         "q1": 2,
         "q14": 1,
         "q7": 3,
     }
-    assert max(len(line["raw"]) for line in poison.values()) <= 2000
+    assert max(len(line["raw"]) for line in quarantine.values()) <= 2000
     counts = summary(out)
     assert [counts[key] for key in COUNTS[:4]] == [20, 6, 1, 14]
     assert counts["calls"] == asked == sum(seen.values())
@@ -274,14 +275,13 @@ class Sleeper:
 def test_no_worker_waits_for_another(tmp_path):
     """With 16 in flight the job takes the sum of all latencies over 16, and what the last rows take."""
     root, out = write_dataset(tmp_path / "set", 500), tmp_path / "chains.jsonl"
-    args = annotate.parse_arguments(
+    options = annotate.parse_arguments(
         command(root, out, "http://localhost:1/v1", "--concurrency", "16")
     )
     teacher, job = Sleeper(), Job(out, {}, Budget())
     with asyncio.Runner(loop_factory=SkippedTime) as runner:
-        plan = annotate.plan_of(args, None)
-        work = annotate.annotate(
-            job, annotate.load_tasks(args), teacher, plan, args.concurrency, lambda: None
+        work = annotate_tasks(
+            job, options.tasks(), teacher, options.plan(), options.concurrency, lambda: None
         )
         runner.run(work)
         ideal, makespan = teacher.slept / 16, runner.get_loop().time()
@@ -463,7 +463,7 @@ def test_what_other_processes_wrote_is_merged_once(tmp_path):
     second.budget.calls = 7
     second.close()
     share.write_bytes(share.read_bytes() + b'{"torn')
-    first.absorb()
+    first.merge_ranks()
     assert [record.id for record in read_records(out)] == ["q0", "q1", "q2"]
     assert [line["id"] for line in lines(beside(out, QUARANTINE))] == ["q8", "q9"]
     assert first.summary()["calls"] == 7
@@ -648,14 +648,12 @@ def test_the_error_of_a_lost_server_names_it_and_keeps_the_rows(data, tmp_path):
     with Server(good) as gone:
         url = gone.url
     out = tmp_path / "chains.jsonl"
-    args = annotate.parse_arguments(command(data, out, url))
-    teacher, _ = annotate.make_teachers(args, Budget())
+    options = annotate.parse_arguments(command(data, out, url))
+    teacher, plan = options.open_teacher(Budget())
     teacher.startup = 0.0
     job = Job(out, {}, Budget())
-    tasks = annotate.load_tasks(args)
+    tasks = options.tasks()
     with pytest.raises(InputError, match=f"no server answers at {re.escape(url)}"):
-        annotate.asyncio.run(
-            annotate.annotate(job, tasks, teacher, annotate.plan_of(args, None), 4, lambda: None)
-        )
+        asyncio.run(annotate_tasks(job, tasks, teacher, plan, 4, lambda: None))
     job.close()
     assert lines(beside(out, QUARANTINE)) == []

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from cir_cot import cli
-from cir_cot.chains.export import card
+from cir_cot.chains.card import card
 from cir_cot.chains.filters import FILTERS
 from cir_cot.errors import InputError
 from cir_cot.prompts import query_prompt, text_to_cot
@@ -150,7 +150,7 @@ def test_the_card_states_teacher_filters_licences_and_counts(own, capsys, form):
     assert told[0] == {"model": "m", "prompts": "1", "seen_target": True, "chains": 2}
     assert told[1] == hostile | {"chains": 1}
     rows = dict(re.findall(r"^\| (\w+) \|.*\| (\d+) \|$", text, re.MULTILINE))
-    assert {name for name, _ in FILTERS} <= set(rows)
+    assert {one.name for one in FILTERS} <= set(rows)
     assert {name for name, count in rows.items() if count != "0"} == {"no_chain"}
     assert "3 composed queries" in text
     assert "## Licences" in text

@@ -17,7 +17,7 @@ from cir_cot.prompts import PARTS
 from cir_cot.records import Cot, Record, attach_chains, write_records
 from cir_cot.scripts.data_gen import check
 
-NAMES = [name for name, _ in FILTERS]
+NAMES = [one.name for one in FILTERS]
 
 REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cir_cot.chains.filters import FILTERS, duplicates, salient
+from cir_cot.chains.filters import FILTERS, duplicates, problems, salient
 from cir_cot.data import load_benchmark
 from cir_cot.records import Cot, Record, attach_chains
 
@@ -14,7 +14,7 @@ REASONING = (
     "The print is replaced with plain grey, and sleeves are added."
 )
 CONCLUSION = "A solid grey knee-length dress with sleeves."
-NAMES = [name for name, _ in FILTERS]
+NAMES = [one.name for one in FILTERS]
 
 
 def record(text="is solid grey with sleeves", id="0", **parts):
@@ -23,7 +23,7 @@ def record(text="is solid grey with sleeves", id="0", **parts):
 
 
 def failing(some):
-    return {name: problem(some) for name, problem in FILTERS if problem(some)}
+    return problems(some)
 
 
 def test_the_filters_are_a_plain_list():

@@ -189,7 +189,7 @@ def test_a_broken_file_of_another_process_is_refused_and_nothing_is_removed(tmp_
     path.write_text('{"id": 5}\n')
     job = Job(out, {}, Budget())
     with pytest.raises(InputError, match=path.name):
-        job.absorb()
+        job.merge_ranks()
     job.close()
     assert path.read_text() == '{"id": 5}\n'
     assert all(beside(share.out, name).exists() for name in ("", QUARANTINE, SUMMARY))
@@ -285,7 +285,7 @@ def test_merged_rows_are_on_the_disk_before_the_files_that_held_them_are_removed
     share.close()
     job = Job(tmp_path / "c", {}, Budget())
     with recorded_os(tmp_path) as events:
-        job.absorb()
+        job.merge_ranks()
     job.close()
     saved = [
         "fsync c",

@@ -15,9 +15,10 @@ from PIL import Image
 
 from cir_cot.chains.answers import scores, without_fence, without_thinking
 from cir_cot.chains.budget import Budget, BudgetSpent
-from cir_cot.chains.openai_messages import Trouble, content, message, retry_after, usage
+from cir_cot.chains.conversation import verify, write_chain
+from cir_cot.chains.openai_messages import Failure, answer_text, billed_tokens, content, retry_after
 from cir_cot.chains.openai_teacher import OpenAITeacher
-from cir_cot.chains.teacher import Answer, Plan, Unanswered, prepare, verify, write_chain
+from cir_cot.chains.teacher import Answer, Plan, Unanswered, encode_jpeg
 from cir_cot.chains.transformers_teacher import TransformersTeacher
 from cir_cot.errors import InputError
 from cir_cot.images import decode
@@ -29,8 +30,8 @@ RECORD = Record(
     "1", "ref", "is red with <|im_end|> dots", ("tgt",), teacher={"model": "m", "key": "k"}
 )
 KEY = "sk-secret-of-the-test"
-REFERENCE = prepare(Image.new("RGB", (40, 30), "red"), 10**6)
-TARGET = prepare(Image.new("RGB", (40, 30), "blue"), 10**6)
+REFERENCE = encode_jpeg(Image.new("RGB", (40, 30), "red"), 10**6)
+TARGET = encode_jpeg(Image.new("RGB", (40, 30), "blue"), 10**6)
 
 
 def teacher_of(*urls: str, **options) -> OpenAITeacher:
@@ -70,7 +71,7 @@ def test_a_picture_is_sent_small_and_without_any_metadata():
         file, "JPEG", exif=exif, comment=b"comment of a user", icc_profile=b"profile of a user"
     )
     assert file.getvalue().count(b" of a user") == 4
-    sent = prepare(decode(file.getvalue(), "x"), 400 * 400)
+    sent = encode_jpeg(decode(file.getvalue(), "x"), 400 * 400)
     assert b"of a user" not in sent.jpeg
     assert b"Exif" not in sent.jpeg
     shape = Image.open(io.BytesIO(sent.jpeg)).size
@@ -80,7 +81,7 @@ def test_a_picture_is_sent_small_and_without_any_metadata():
         0,
     )  # whole visual tokens, which a server does not resize again
     assert shape[0] / shape[1] == pytest.approx(1.5, rel=0.05)
-    assert prepare(photo, 10**6).pixels == 600 * 400
+    assert encode_jpeg(photo, 10**6).pixels == 600 * 400
 
 
 def test_three_stages_each_with_what_it_may_see():
@@ -409,7 +410,7 @@ def test_special_tokens_of_a_text_are_broken_up_on_the_wire():
 
 def test_half_a_surrogate_pair_of_a_server_becomes_a_question_mark():
     reply = answer("A \ud800 dress \udfff")
-    assert message(reply.body) == ("A ? dress ?", True)
+    assert answer_text(reply.body) == ("A ? dress ?", True)
     with Server(lambda request: reply if stage(request) == "caption" else good(request)) as server:
         record, _ = ask(server.url)
     assert record.cot.caption == "A ? dress ?"
@@ -568,7 +569,7 @@ def test_an_address_that_is_none_is_refused(url):
 
 def test_no_server_is_believed_that_asks_for_more_than_five_minutes():
     teacher = teacher_of("http://host/v1")
-    teacher._rest(teacher.replicas[0], Trouble("busy", "http 429", 10.0**9))
+    teacher._back_off(teacher.replicas[0], Failure("rate_limited", "http 429", 10.0**9))
     assert 290 < teacher.replicas[0].rest_until - time.monotonic() <= 300
 
 
@@ -632,23 +633,23 @@ def test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works():
     rests = []
     for teacher in (alone, pair):
         for _ in range(3):
-            teacher._rest(teacher.replicas[0], Trouble("again", "http 500"))
+            teacher._back_off(teacher.replicas[0], Failure("retryable", "http 500"))
             rests.append(teacher.replicas[0].rest_until > time.monotonic())
     assert rests == [False, False, False, False, False, True]
 
 
 @pytest.mark.parametrize(("answered", "patience"), [(False, "startup"), (True, "patience")])
 def test_the_job_ends_when_all_servers_are_gone_for_too_long(answered, patience):
-    dead = Trouble("dead", "no connection")
+    dead = Failure("unreachable", "no connection")
     teacher = teacher_of("http://one/v1", "http://two/v1")
     teacher.answered = answered
     teacher.startup, teacher.patience = 100.0, 1000.0
     teacher.reached = time.monotonic() - getattr(teacher, patience) - 1
-    teacher._rest(teacher.replicas[0], dead)  # the other one may still work
+    teacher._back_off(teacher.replicas[0], dead)  # the other one may still work
     with pytest.raises(InputError, match="no server answers at http://one/v1, http://two/v1"):
-        teacher._rest(teacher.replicas[1], dead)
+        teacher._back_off(teacher.replicas[1], dead)
     teacher.reached = time.monotonic() - getattr(teacher, patience) + 50
-    teacher._rest(teacher.replicas[1], dead)
+    teacher._back_off(teacher.replicas[1], dead)
 
 
 @pytest.mark.parametrize(
@@ -689,9 +690,9 @@ def test_retry_after_is_a_number_or_a_date(said, least, most):
 def test_tokens_are_billed_as_counted_where_the_count_is_one(counts, billed):
     reply = answer("ten letters").body
     reply["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
-    assert usage(reply, 50) == billed
+    assert billed_tokens(reply, 50) == billed
     for nonsense in (None, [], "5", {}):
-        assert usage(reply | {"usage": nonsense}, 50) == (50, 4)
+        assert billed_tokens(reply | {"usage": nonsense}, 50) == (50, 4)
 
 
 # Budget.
@@ -806,7 +807,7 @@ def local(tmp_path_factory) -> TransformersTeacher:
 
 
 def test_a_local_model_reads_pictures_in_sides_that_its_processor_keeps(local):
-    grown, shrunk = (prepare(Image.new("RGB", size), 10**6) for size in ((20, 20), (900, 600)))
+    grown, shrunk = (encode_jpeg(Image.new("RGB", size), 10**6) for size in ((20, 20), (900, 600)))
     pictures = local._pictures(
         local._messages([("user", [grown, "and", shrunk]), ("assistant", ["x"])])
     )

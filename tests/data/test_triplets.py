@@ -94,7 +94,7 @@ def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
             assert record.text == " and ".join(changes)
             assert record.cot.caption == "ground {ground}, bar {bar}.".format(**old)
             assert record.cot.conclusion == "ground {ground}, bar {bar}.".format(**new)
-    assert [name for record in train + val for name, problem in FILTERS if problem(record)] == []
+    assert [one.name for record in train + val for one in FILTERS if one.problem(record)] == []
 
 
 def test_pictures_with_the_same_labels_are_all_right(own):
@@ -156,7 +156,7 @@ def test_captions_give_triplets_too(own):
     write_labels(own / "captions.csv", rows, ("image", "caption"))
     train, _ = made(own, "--val", "0", "--edits", "8", "--chains", labels="captions.csv")
     assert len(train) == 9 * 8
-    assert [name for record in train for name, problem in FILTERS if problem(record)] == []
+    assert [one.name for record in train for one in FILTERS if one.problem(record)] == []
     (one,) = (r for r in train if r.reference == "red-blue" and r.targets == ("red-green",))
     assert len({(r.reference, r.targets) for r in train}) == len(train)
     assert one.text == "green instead of blue"

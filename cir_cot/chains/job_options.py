@@ -1,0 +1,188 @@
+"""The options of an annotation job: refuse combinations that cannot work, load its rows, open its teachers."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from cir_cot.data import load_benchmark
+from cir_cot.errors import InputError
+from cir_cot.images import ImageStore
+from cir_cot.records import Record
+
+from .annotate import Watch, check_targets, job_settings, quietly, run_job
+from .budget import Budget
+from .job import Job, Task, make_tasks, rank_path
+from .ranks import Ranks
+from .teacher import Plan, Teacher
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What `cir-cot annotate` is asked to do; the attributes are its options, `docs/annotation.md` explains them."""
+
+    benchmark: str
+    root: str
+    split: str
+    out: Path
+    teacher: Literal["openai", "transformers"]
+    model: str
+    category: str | None = None
+    limit: int | None = None
+    base_url: Sequence[str] = ()
+    proxy: str | None = None
+    temperature: float = 0.0
+    dtype: str = "bfloat16"
+    batch_size: int = 16
+    stages: Literal["separate", "joint"] = "separate"
+    see_target: bool = False
+    repairs: int = 2
+    verify: bool = False
+    verifier: str | None = None
+    max_pixels: int = 512 * 784
+    concurrency: int = 64
+    retries: int = 5
+    timeout: float = 120.0
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    price: Sequence[float] | None = None
+    estimate: bool = False
+    json: bool = False
+
+    def check(self) -> None:
+        """Raise InputError for options that cannot work together, or must not."""
+        self._check_teacher()
+        self._check_numbers()
+        if self.see_target and not self.split.startswith("train"):
+            raise InputError(
+                f"--see-target is for training splits, not {self.split!r}: the chains of an evaluation "
+                "split must not know the answer"
+            )
+        if self.verifier and not self.verify:
+            raise InputError("--verifier names the model of --verify; give both")
+        if not self.out.resolve().parent.is_dir():
+            raise InputError(f"{self.out}: its folder does not exist; create it")
+        if self.out.exists() and not self.out.is_file():
+            raise InputError(f"{self.out}: is no regular file; give another --out")
+
+    def _check_teacher(self) -> None:
+        """Refuse options that the chosen teacher does not have."""
+        if self.teacher == "openai":
+            if not self.base_url and not self.estimate:
+                raise InputError(
+                    "--teacher openai needs --base-url URL: pictures go to servers that are named, to "
+                    "no others"
+                )
+            return
+        if self.stages == "joint":
+            raise InputError(
+                "--stages joint needs a server that writes JSON by a schema; use --stages separate"
+            )
+        if self.proxy:
+            raise InputError("--proxy is for --teacher openai; a local teacher sends nothing")
+        if self.verifier:
+            raise InputError(
+                "--verifier is for --teacher openai; a local teacher verifies its own conclusions"
+            )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers out of range, NaN included."""
+        if not 0 < self.timeout < math.inf or not 0 <= self.temperature < math.inf:
+            raise InputError(
+                f"--timeout must be above 0, got {self.timeout}; --temperature must be at least 0, "
+                f"got {self.temperature}"
+            )
+        if self.max_cost is not None and self.price is None:
+            raise InputError("--max-cost needs --price IN OUT, in dollars per million tokens")
+        if self.max_cost is not None and not self.max_cost > 0:
+            raise InputError(f"--max-cost must be above 0, got {self.max_cost}")
+        if not all(0 <= price < math.inf for price in self.price or ()):
+            raise InputError(f"--price: prices must be at least 0, got {self.price}")
+
+    def plan(self, verifier: Teacher | None = None) -> Plan:
+        """Return what is asked for each row."""
+        return Plan(self.stages, self.see_target, self.repairs, self.max_pixels, verifier)
+
+    def settings(self) -> dict:
+        """Return everything that decides a chain beside its row: part of each row's key."""
+        verifier = (self.verifier or self.model) if self.verify else None
+        dataset = {
+            "benchmark": self.benchmark,
+            "split": self.split,
+            "temperature": self.temperature,
+        }
+        return dataset | job_settings(self.model, self.plan(), verifier)
+
+    def tasks(self) -> list[Task]:
+        """Load the dataset and make one task of each query; InputError if it cannot be annotated as asked."""
+        queries: list[tuple[Record, ImageStore]] = []
+        for part in load_benchmark(self.benchmark, self.root, self.split, self.category):
+            images = part.images()
+            queries += [(record, images) for record in part.records]
+        queries = queries[: self.limit]
+        if self.see_target or self.verify:
+            check_targets((record for record, _ in queries), f"{self.root}, split {self.split}")
+        return make_tasks(queries, self.settings())
+
+    def run(self, watch: Watch = quietly) -> tuple[Job, str]:
+        """Annotate what is left of the job.
+
+        Args:
+            watch: shows the progress.
+
+        Returns:
+            This process's job, and why it stopped early ("" if it did not).
+        """
+        tasks = self.tasks()
+        # A server's teacher has one process: the server makes the batches.
+        ranks = Ranks.launched() if self.teacher == "transformers" else Ranks.single()
+        budget = self.budget(ranks.count)
+        # Each process writes a file of its own; the first one merges them into the output.
+        job = Job(rank_path(self.out, ranks.rank), self.settings(), budget)
+        open_teacher = partial(self.open_teacher, budget, ranks.device)
+        stopped = run_job(job, self.out, tasks, open_teacher, self.concurrency, ranks, watch)
+        return job, stopped
+
+    def budget(self, processes: int) -> Budget:
+        """Return one process's equal share of the budget."""
+        tokens = math.inf if self.max_tokens is None else self.max_tokens / processes
+        cost = math.inf if self.max_cost is None else self.max_cost / processes
+        return Budget(tokens, cost, self.price or (0.0, 0.0))
+
+    def open_teacher(self, budget: Budget, device: Any = "cpu") -> tuple[Teacher, Plan]:
+        """Open the teacher, and the plan with its verifier.
+
+        The key is read from the environment variable OPENAI_API_KEY and from nowhere else.
+        """
+        if self.teacher == "transformers":
+            # Torch and a model are loaded only where they are needed.
+            from .transformers_teacher import TransformersTeacher
+
+            local = TransformersTeacher(
+                self.model, budget, self.batch_size, self.temperature, self.dtype, device
+            )
+            return local, self.plan(local if self.verify else None)
+        teacher = self._openai_teacher(self.model, budget)
+        if not self.verify:
+            return teacher, self.plan()
+        if self.verifier in (None, self.model):
+            return teacher, self.plan(teacher)
+        return teacher, self.plan(self._openai_teacher(self.verifier, budget))
+
+    def _openai_teacher(self, model: str, budget: Budget) -> Teacher:
+        from .openai_teacher import OpenAITeacher
+
+        return OpenAITeacher(
+            model,
+            self.base_url,
+            os.environ.get("OPENAI_API_KEY", ""),
+            budget,
+            concurrency=self.concurrency,
+            retries=self.retries,
+            timeout=self.timeout,
+            temperature=self.temperature,
+            proxy=self.proxy,
+        )
