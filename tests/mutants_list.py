@@ -98,8 +98,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/annotate.py",
-        'stop[:] = ["the budget is spent"]',
-        'stop[:] = [""]',
+        'return "the budget is spent" if spent.is_set() else ""',
+        'return ""',
         ["tests/chains/test_annotate.py::test_a_budget_stops_the_job_and_a_larger_one_goes_on"],
         "a spent budget counts as done",
     ),
@@ -340,7 +340,7 @@ MUTANTS = [
     # ---- cir_cot/chains/export.py
     (
         "cir_cot/chains/export.py",
-        "    if id(record) in again:",
+        "    if id(record) in repeated:",
         "    if False:",
         ["tests/chains/test_chain_export.py::test_what_is_left_out_is_named"],
         "duplicates are exported",
@@ -360,9 +360,9 @@ MUTANTS = [
         "a missing target is exported",
     ),
     (
-        "cir_cot/chains/export.py",
-        'if len(records) < most), "n>1M")',
-        'if len(records) <= most), "n>1M")',
+        "cir_cot/chains/card.py",
+        "if count < most:",
+        "if count <= most:",
         ["tests/chains/test_chain_export.py::test_the_card_states_the_hubs_kind_of_size"],
         "1,000 rows are called fewer than 1K",
     ),
@@ -406,8 +406,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "for r in records if r.cot)",
-        "for r in records)",
+        "        if record.cot:\n            counts[",
+        "        if record:\n            counts[",
         ["tests/chains/test_chain_report.py::test_teachers_are_counted"],
         "records without a chain have a teacher",
     ),
@@ -420,8 +420,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/report.py",
-        "100 * count / total, False)",
-        "count / total, False)",
+        "percent = 100 * count / total",
+        "percent = count / total",
         ["tests/chains/test_chain_report.py"],
         "bars are a hundredth as long",
     ),
@@ -1523,8 +1523,8 @@ MUTANTS = [
     # ---- cir_cot/chains/filters.py
     (
         "cir_cot/chains/filters.py",
-        "LONGEST_LOOP, LOOPS = 12, 3",
-        "LONGEST_LOOP, LOOPS = 11, 3",
+        "LONGEST_LOOP = 12",
+        "LONGEST_LOOP = 11",
         [
             "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
         ],
@@ -1532,8 +1532,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "LONGEST_LOOP, LOOPS = 12, 3",
-        "LONGEST_LOOP, LOOPS = 12, 2",
+        "\nLOOPS = 3",
+        "\nLOOPS = 2",
         [
             "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
         ],
@@ -1541,8 +1541,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "NGRAM, OCCURRENCES = 6, 3",
-        "NGRAM, OCCURRENCES = 5, 3",
+        "NGRAM = 6",
+        "NGRAM = 5",
         [
             "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
         ],
@@ -1550,8 +1550,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "NGRAM, OCCURRENCES = 6, 3",
-        "NGRAM, OCCURRENCES = 6, 4",
+        "OCCURRENCES = 3",
+        "OCCURRENCES = 4",
         [
             "tests/chains/test_filters.py::test_a_repetition_is_12_words_3_times_in_a_row_or_6_words_at_3_places"
         ],
@@ -1580,8 +1580,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/filters.py",
-        "if confidence > CONFIDENCE\n",
-        "if confidence >= CONFIDENCE\n",
+        "if confidence > CONFIDENCE:",
+        "if confidence >= CONFIDENCE:",
         ["tests/chains/test_filters.py::test_the_verifier_has_to_be_confident"],
         "a confidence at the threshold",
     ),
@@ -2362,21 +2362,21 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/job.py",
-        "                    known.add(key)\n",
+        "                    keys.add(key)\n",
         "",
         ["tests/chains/test_annotate.py::test_what_other_processes_wrote_is_merged_once"],
         "doubled chains on merge, within a share",
     ),
     (
         "cir_cot/chains/job.py",
-        "                if key not in known:",
+        "                if key not in keys:",
         "                if True:",
         ["tests/chains/test_annotate.py::test_what_other_processes_wrote_is_merged_once"],
         "doubled chains on merge",
     ),
     (
         "cir_cot/chains/job.py",
-        "            # What was taken over is on the disk before the files that held it are gone.\n            self.sync()\n",
+        "            # Merged rows reach the disk before the files that held them are deleted.\n            self.sync()\n",
         "",
         [
             "tests/chains/test_journal.py::test_merged_rows_are_on_the_disk_before_the_files_that_held_them_are_removed"
@@ -2385,8 +2385,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/job.py",
-        '        self.journal.sync()\n        self.poison.sync()\n        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")',
-        '        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")\n        self.journal.sync()\n        self.poison.sync()',
+        '        self.journal.sync()\n        self.quarantine_journal.sync()\n        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")',
+        '        write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\\n")\n        self.journal.sync()\n        self.quarantine_journal.sync()',
         [
             "tests/chains/test_journal.py::test_rows_reach_the_disk_before_the_summary_that_counts_them"
         ],
@@ -2417,7 +2417,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/job.py",
-        "task.key not in done and task.name not in poison]",
+        "task.key not in done and task.name not in quarantined]",
         "task.key not in done]",
         [
             "tests/chains/test_annotate.py::test_with_a_hostile_server_every_row_ends_with_the_right_reason"
@@ -3698,15 +3698,15 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        'self.redact(" ".join(error.response.text[:QUOTED].split()))[\n            :300\n        ]',
-        '" ".join(error.response.text[:QUOTED].split())[:300]',
+        'self.redact(" ".join(error.response.text[:QUOTED].split()))[:SHOWN]',
+        '" ".join(error.response.text[:QUOTED].split())[:SHOWN]',
         ["tests/chains/test_teacher.py::test_no_half_of_a_key_is_left_where_an_error_is_cut"],
         "half a key is left in a refusal",
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        "min(trouble.after, MAX_REST)",
-        "trouble.after",
+        "min(failure.after, MAX_REST)",
+        "failure.after",
         [
             "tests/chains/test_teacher.py::test_no_server_is_believed_that_asks_for_more_than_five_minutes"
         ],
@@ -3730,8 +3730,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        " or busy > BUSY:",
-        ":",
+        " or busy > MAX_BUSY_REPLIES",
+        "",
         [
             "tests/chains/test_teacher.py::test_every_request_ends_and_says_why[500]",
             "tests/chains/test_teacher.py::test_a_busy_row_is_given_up_after_forty_refusals",
@@ -3740,22 +3740,22 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        " or busy > BUSY:",
-        " or busy >= BUSY:",
+        " or busy > MAX_BUSY_REPLIES",
+        " or busy >= MAX_BUSY_REPLIES",
         ["tests/chains/test_teacher.py::test_a_busy_row_is_given_up_after_forty_refusals"],
         "BUSY",
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        " and not (replica.unreachable and replica.calls)",
-        "",
+        " and not probed:",
+        ":",
         ["tests/chains/test_teacher.py::test_one_call_at_a_time_tries_a_dead_replica"],
         "single probes of a dead replica",
     ),
     (
         "cir_cot/chains/openai_teacher.py",
-        "replica.failures >= SICK",
-        "replica.failures > SICK",
+        "replica.failures >= FAILURES_BEFORE_REST",
+        "replica.failures > FAILURES_BEFORE_REST",
         [
             "tests/chains/test_teacher.py::test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works"
         ],
@@ -4718,7 +4718,7 @@ MUTANTS = [
         "a JPEG comment leaves the machine",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         '        if not answer.whole:\n            self.problem = truncated("joint")\n            return\n',
         "",
         [
@@ -4727,7 +4727,7 @@ MUTANTS = [
         "a truncated joint answer is taken",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         '    if not answer.whole:\n        raise Unanswered(truncated("score")',
         '    if False:\n        raise Unanswered(truncated("score")',
         [
@@ -4736,23 +4736,23 @@ MUTANTS = [
         "a truncated score is taken",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         "    too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]\n    return",
         "    too_long = False\n    return",
         ["tests/chains/test_teacher.py::test_a_hostile_answer_is_refused_by_name_in_every_mode"],
         "answers have no limit of length",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         "        too_long = [part for part in PARTS if len(self.parts[part]) > LETTERS * MAX_TOKENS[part]]",
         "        too_long = []",
         ["tests/chains/test_teacher.py::test_a_hostile_answer_is_refused_by_name_in_every_mode"],
         "a joint answer's caption has no limit",
     ),
     (
-        "cir_cot/chains/teacher.py",
-        '(bad[: LETTERS * MAX_TOKENS["joint"]], self.problem)',
-        "(bad, self.problem)",
+        "cir_cot/chains/conversation.py",
+        '(refused[: LETTERS * MAX_TOKENS["joint"]], self.problem)',
+        "(refused, self.problem)",
         [
             "tests/chains/test_teacher.py::test_a_complaint_sends_back_a_bounded_piece_of_a_long_answer"
         ],
@@ -4780,7 +4780,7 @@ MUTANTS = [
         "a picture's comment is sent",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         "for part in PARTS[len(self.parts) :]:",
         "for part in PARTS:",
         [
@@ -4789,7 +4789,7 @@ MUTANTS = [
         "a repair asks for every part again",
     ),
     (
-        "cir_cot/chains/teacher.py",
+        "cir_cot/chains/conversation.py",
         "    if len(found) != 1:",
         "    if not found:",
         ["tests/chains/test_teacher.py::test_what_is_no_score_is_no_score"],
@@ -5077,8 +5077,8 @@ MUTANTS = [
     # ---- cir_cot/chains/openai_messages.py
     (
         "cir_cot/chains/openai_messages.py",
-        'SPECIAL.sub("< ", "\\n".join(parts))',
-        '"\\n".join(parts)',
+        'plain("\\n".join(texts))',
+        '"\\n".join(texts)',
         [
             "tests/chains/test_teacher.py::test_three_stages_each_with_what_it_may_see",
             "tests/chains/test_teacher.py::test_special_tokens_of_a_text_are_broken_up_on_the_wire",
@@ -5096,21 +5096,21 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        "0 <= count < 2**31",
-        "0 <= count <= 2**31",
+        "0 <= value < 2**31",
+        "0 <= value <= 2**31",
         ["tests/chains/test_teacher.py::test_tokens_are_billed_as_counted_where_the_count_is_one"],
         "a token count of 2^31 is billed",
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        "type(count) is int and 0",
-        "isinstance(count, int) and 0",
+        "type(value) is int and 0",
+        "isinstance(value, int) and 0",
         ["tests/chains/test_teacher.py::test_tokens_are_billed_as_counted_where_the_count_is_one"],
         "true is a token count",
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        "parsedate_to_datetime(said).timestamp() - time.time()",
+        "parsedate_to_datetime(value).timestamp() - time.time()",
         "0.0",
         ["tests/chains/test_teacher.py::test_retry_after_is_a_number_or_a_date"],
         "Retry-After as a date",
@@ -5131,15 +5131,15 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        "httpx2.Headers([*own, *ASKED, *kept])",
+        "httpx2.Headers([*own, *FIXED_HEADERS, *kept])",
         "httpx2.Headers([*request.headers.items(), *own])",
         ["tests/chains/test_teacher.py::test_the_environment_adds_no_header_and_no_proxy"],
         "headers of the environment are sent",
     ),
     (
         "cir_cot/chains/openai_messages.py",
-        'redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[\n            :80\n        ]',
-        'redact(" ".join(raw[:80].decode("utf-8", "replace").split()))',
+        'redact(" ".join(raw[:QUOTED].decode("utf-8", "replace").split()))[:SHOWN]',
+        'redact(" ".join(raw[:SHOWN].decode("utf-8", "replace").split()))',
         ["tests/chains/test_teacher.py::test_no_half_of_a_key_is_left_where_an_error_is_cut"],
         "half a key is left in an error",
     ),
@@ -5160,29 +5160,29 @@ MUTANTS = [
     ),
     # ---- data_gen/annotate.py
     (
-        "data_gen/annotate.py",
-        '    if args.see_target and not args.split.startswith("train"):',
-        "    if False:",
+        "cir_cot/chains/job_options.py",
+        '        if self.see_target and not self.split.startswith("train"):',
+        "        if False:",
         ["tests/chains/test_annotate.py::test_unusable_arguments_end_in_one_line[target on val]"],
         "an evaluation split is shown its targets",
     ),
     (
-        "data_gen/annotate.py",
-        "0 < args.timeout < math.inf",
-        "0 < args.timeout",
+        "cir_cot/chains/job_options.py",
+        "0 < self.timeout < math.inf",
+        "0 < self.timeout",
         ["tests/chains/test_annotate.py::test_unusable_arguments_end_in_one_line[endless time]"],
         "an endless timeout",
     ),
     (
-        "data_gen/annotate.py",
-        "all(\n        0 <= price < math.inf for price in args.price or ()\n    )",
-        "min(args.price or [0.0]) >= 0",
+        "cir_cot/chains/job_options.py",
+        "all(0 <= price < math.inf for price in self.price or ())",
+        "min(self.price or [0.0]) >= 0",
         ["tests/chains/test_annotate.py::test_unusable_arguments_end_in_one_line[no price]"],
         "a price that is no number",
     ),
     (
-        "data_gen/annotate.py",
-        "not args.out.is_file():",
+        "cir_cot/chains/job_options.py",
+        "not self.out.is_file():",
         "False:",
         ["tests/chains/test_annotate.py::test_unusable_arguments_end_in_one_line[a folder]"],
         "a lock is made beside a device or a folder",
