@@ -5349,9 +5349,9 @@ MUTANTS = [
         ["tests/test_versions.py::test_a_version_with_a_known_hole_is_not_admitted"],
         "a Pillow with a heap overflow is admitted",
     ),
-    # ---- train/quickstart.py
+    # ---- cir_cot/training/quickstart.py
     (
-        "train/quickstart.py",
+        "cir_cot/training/quickstart.py",
         "    if (out / SUMMARY).exists() and not overwrite:",
         "    if False:",
         [
@@ -5360,7 +5360,7 @@ MUTANTS = [
         "a finished quickstart is replaced",
     ),
     (
-        "train/quickstart.py",
+        "cir_cot/training/quickstart.py",
         "    if found and not (out / MARK).exists() and not overwrite:",
         "    if False:",
         [

@@ -13,7 +13,7 @@ import pytest
 from cir_cot.cli import main
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.scripts.train import quickstart
+from cir_cot.training import quickstart
 
 READINGS = {"full", "fast", "oracle", "no_chain", "image_only", "text_only"}
 
@@ -87,10 +87,9 @@ def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
         os.mkfifo(tmp_path / "scenes" / f"records.{split}.jsonl")
     work = "import sys; from pathlib import Path\n"
     work += "from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
-    work += "from cir_cot.scripts.train.quickstart import train_both\n"
-    work += (
-        "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), [])\nrun(main)"
-    )
+    work += "from cir_cot.scripts.train.quickstart import CONFIGS\n"
+    work += "from cir_cot.training.quickstart import train_both\n"
+    work += "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), CONFIGS, [])\nrun(main)"
     with subprocess.Popen(
         [sys.executable, "-c", work, str(tmp_path)], start_new_session=True
     ) as process:
@@ -105,14 +104,14 @@ def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
 def test_a_quickstart_replaces_only_what_a_quickstart_wrote(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError, match="model: was there before any quickstart"):
-        quickstart.make_room(tmp_path, overwrite=False)
+        quickstart.prepare_folder(tmp_path, overwrite=False)
     (tmp_path / "model").rmdir()
-    quickstart.make_room(tmp_path, overwrite=False)
+    quickstart.prepare_folder(tmp_path, overwrite=False)
     (tmp_path / "model").mkdir()
-    quickstart.make_room(tmp_path, overwrite=False)  # goes on after an interruption
+    quickstart.prepare_folder(tmp_path, overwrite=False)  # goes on after an interruption
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(InputError, match="holds a finished quickstart"):
-        quickstart.make_room(tmp_path, overwrite=False)
+        quickstart.prepare_folder(tmp_path, overwrite=False)
     assert (tmp_path / "summary.json").exists()
-    quickstart.make_room(tmp_path, overwrite=True)
+    quickstart.prepare_folder(tmp_path, overwrite=True)
     assert not (tmp_path / "summary.json").exists()

@@ -1,0 +1,279 @@
+"""Run the quickstart: draw scenes, train with and without chains, evaluate both, and report.
+
+Every step is a command of the project in a process of its own, or a function of the evaluation
+room, so the quickstart takes the same path as a run on Qwen2.5-VL-7B.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+from pathlib import Path
+
+import torch
+
+from cir_cot.data import load_benchmark
+from cir_cot.devices import device_name
+from cir_cot.errors import InputError
+from cir_cot.evaluation.chain_quality import chain_metrics
+from cir_cot.evaluation.encode import encode_gallery
+from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.report import write_report
+from cir_cot.evaluation.results import Result, save_results
+from cir_cot.evaluation.tables import Table, summary_table, text_table
+from cir_cot.files import write_json
+from cir_cot.heads import load_retriever
+from cir_cot.heads.base import Head
+from cir_cot.processes import start, stop
+
+SPLITS = ("iid", "novel")
+READINGS = ("full", "fast", "oracle", "image_only", "text_only")
+MODELS = (("model", READINGS), ("no_chain", ("fast",)))  # folder, readings to evaluate
+KEYS = ("R@1", "R@5", "R@10")
+SUMMARY = "summary.json"
+MARK = "quickstart.json"
+# What a quickstart writes beside these two.
+OUTPUTS = ("scenes", "stage1", "model", "no_chain", "no_chain.log", "results", "report.md",
+           "report.html")  # fmt: skip
+BATCH = 250  # pictures or queries encoded at a time
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class StepFailedError(RuntimeError):
+    """A command of the quickstart failed; the message names it, its exit code and its log."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Settings of a quickstart.
+
+    Attributes:
+        out: folder for data, models, results and the report.
+        configs: folder of the training configs quickstart*.yaml.
+        seed: of the scenes and of the query sample.
+        references: scenes for training, with 16 edits each.
+        test_references: scenes in each of the test splits.
+        queries: queries evaluated in each split.
+        max_steps: steps after which both trainings stop; None: as the configs say.
+    """
+
+    out: Path
+    configs: Path
+    seed: int = 0
+    references: int = 1000
+    test_references: int = 400
+    queries: int = 2000
+    max_steps: int | None = None
+
+
+def run_quickstart(settings: Quickstart) -> str:
+    """Draw the scenes, train, evaluate and report; return the tables as text.
+
+    Writes summary.json, report.md and report.html into `settings.out`.
+
+    Raises:
+        StepFailedError: a command failed.
+    """
+    started = time.time()
+    out = settings.out
+    # Draw the scenes, and train both models on them.
+    finish(start_scenes(settings), "writing the scenes")
+    extra = ["--max_steps", str(settings.max_steps)] if settings.max_steps else []
+    training_minutes = train_both(out, settings.configs, extra)
+    # Evaluate both models on both splits.
+    results = measure_all(out, settings.queries, settings.seed)
+    chains, exact = chain_table(results)
+    everything = [result for measured in results.values() for result in measured]
+    # Write the report and the summary.
+    title = "Quickstart: chain-of-thought retrieval on scenes"
+    write_report(out, everything, title=title, tables=[chains], seed=settings.seed, overwrite=True)
+    summary = summarise(results, exact, (time.time() - started) / 60)
+    write_json(out / SUMMARY, summary)
+    return (
+        f"\n{text_table(summary_table(everything))}\n\n{text_table(chains)}\n\n"
+        f"{summary['gallery']} pictures in the gallery, the reference removed, "
+        f"{summary['queries']} queries a split. {summary['minutes']} minutes, "
+        f"{training_minutes:.1f} of them training. Look at {out / 'report.html'}"
+    )
+
+
+def prepare_folder(out: Path, overwrite: bool) -> None:
+    """Create the folder of a quickstart and mark it as one.
+
+    Raises:
+        InputError: it holds a finished quickstart, or something that no quickstart wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out names a folder")
+    if (out / SUMMARY).exists() and not overwrite:
+        raise InputError(
+            f"{out}: holds a finished quickstart; give another --out, or --overwrite to run it "
+            "again"
+        )
+    found = next((name for name in OUTPUTS if (out / name).exists()), None)
+    if found and not (out / MARK).exists() and not overwrite:
+        raise InputError(
+            f"{out / found}: was there before any quickstart; give another --out, or --overwrite"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    note = "cir-cot quickstart writes this folder and may replace what is in it"
+    write_json(out / MARK, {"note": note})
+    (out / SUMMARY).unlink(missing_ok=True)
+
+
+def command(*arguments: str, log: Path | None = None) -> subprocess.Popen:
+    """Start a command of the project in a process of its own, with one thread.
+
+    Args:
+        log: where its output goes; None: to the terminal.
+    """
+    call = [sys.executable, "-m", "cir_cot.cli", *arguments]
+    return start(call, {**os.environ, **ONE_THREAD}, log)
+
+
+def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> None:
+    """Wait for a command; kill it if the waiting is interrupted.
+
+    Raises:
+        StepFailedError: it failed.
+    """
+    try:
+        code = process.wait()
+    finally:
+        stop([process])
+    if code:
+        where = f"; see {log}" if log else ""
+        raise StepFailedError(f"{what} failed with exit code {code}{where}")
+
+
+def start_scenes(settings: Quickstart) -> subprocess.Popen:
+    """Start drawing the scenes."""
+    return command(
+        "scenes",
+        "--overwrite",
+        f"--out={settings.out / 'scenes'}",
+        f"--seed={settings.seed}",
+        f"--references={settings.references}",
+        f"--test-references={settings.test_references}",
+    )
+
+
+def train_both(out: Path, configs: Path, extra: Sequence[str]) -> float:
+    """Train a model with chains and one without, side by side; return the minutes.
+
+    The first one is trained in two stages and shows its progress; the other one writes a log.
+    """
+    started = time.time()
+    log = out / "no_chain.log"
+    bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), "--overwrite", *extra]
+
+    def sft(config: str, folder: str, *more: str, log: Path | None = None) -> subprocess.Popen:
+        config_file = str(configs / f"{config}.yaml")
+        paths = ["--config", config_file, "--output_dir", str(out / folder)]
+        return command("sft", *paths, *shared, *more, log=log)
+
+    no_chain = sft("quickstart_no_chain", "no_chain", log=log)
+    running = [no_chain]
+    try:
+        running.append(sft("quickstart_stage1", "stage1"))
+        finish(running[-1], "stage 1, chains alone")
+        running.append(sft("quickstart", "model", "--model", str(out / "stage1")))
+        finish(running[-1], "stage 2, chains and retrieval")
+        finish(no_chain, "training without chains", log)
+    finally:
+        stop(running)
+    return (time.time() - started) / 60
+
+
+def measure_all(out: Path, limit: int, seed: int) -> dict[str, list[Result]]:
+    """Evaluate both splits side by side; return the results by split."""
+    with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
+        try:
+            jobs = {split: pool.submit(measure, out, split, limit, seed) for split in SPLITS}
+            return {split: job.result() for split, job in jobs.items()}
+        except BaseException:
+            # The pool would otherwise wait for the end of their work.
+            for child in active_children():
+                child.kill()
+            raise
+
+
+def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
+    """Evaluate both models on one split: full, fast, oracle, baselines, then without chains."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // len(SPLITS)))
+    (benchmark,) = load_benchmark("folder", out / "scenes", split)
+    images = benchmark.images()
+    progress = split == SPLITS[0]  # one bar is enough
+    results = []
+    for folder, readings in MODELS:
+        retriever = load_retriever(out / folder, attn="eager")
+        assert isinstance(retriever, Head), "recipes save heads"
+        retriever.batch_size = BATCH
+        gallery = encode_gallery(retriever, benchmark.gallery, images, BATCH, progress=progress)
+        for reading in readings:
+            result = evaluate(
+                retriever,
+                benchmark,
+                images,
+                reading=reading,
+                gallery=gallery,
+                model=folder,
+                limit=limit,
+                batch_size=BATCH,
+                seed=seed,
+            )
+            name = "no_chain" if folder == "no_chain" else reading
+            result.protocol["reading"] = name
+            save_results([result], out / "results" / split / name, overwrite=True)
+            results.append(result)
+    return results
+
+
+def chain_table(results: dict[str, list[Result]]) -> tuple[Table, dict[str, float]]:
+    """Return the chains of both splits as a table, and the rate (%) of exact conclusions."""
+    metrics = {}
+    for split, (full, *_) in results.items():
+        metrics[split] = chain_metrics(full.benchmark.records, full.explanations, full.flags)
+    names = list(metrics[SPLITS[0]])
+    rows = []
+    exact = {}
+    for split, values in metrics.items():
+        rows.append([split, *(round(values[name], 2) for name in names)])
+        exact[split] = round(values["exact_conclusion"], 2)
+    note = "Exact: equal to the true chain, word for word."
+    return Table("Chains the model wrote (%)", ["split", *names], rows, note), exact
+
+
+def summarise(results: dict[str, list[Result]], exact: dict[str, float], minutes: float) -> dict:
+    """Return the content of summary.json."""
+    # Recall of each reading, by split.
+    table: dict = {}
+    for split, measured in results.items():
+        table[split] = {}
+        for result in measured:
+            recall = {key: round(result.metrics[key], 2) for key in KEYS}
+            table[split][result.protocol["reading"]] = recall
+    # The run. Memory is that of the largest process, which macOS counts in bytes.
+    first = next(iter(results.values()))[0]
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(one).ru_maxrss for one in who)
+    mebibyte = 2**20 if sys.platform == "darwin" else 2**10
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return table | {
+        "exact_conclusion": exact,
+        "gallery": first.protocol["gallery_size"],
+        "queries": first.protocol["queries"],
+        "minutes": round(minutes, 1),
+        "peak_memory_mb": round(peak / mebibyte),
+        "device": device_name(device),
+    }
