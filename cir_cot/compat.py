@@ -1,12 +1,14 @@
-"""Makes a CUDA build of torchvision importable beside a CPU-only torch: import this module before transformers.
+"""Make a CUDA build of torchvision importable beside a CPU-only torch; import this module before transformers.
 
-PyPI's torchvision wheel is a CUDA build. Beside a CPU torch its C++ extension does not load, `import torchvision`
-then fails with "operator torchvision::nms does not exist", and with it nearly all of transformers: the Qwen
-processors, PreTrainedModel, Trainer. The Python half that transformers uses (resizing, normalising) needs none of
-those operators: it is enough that their schemas exist when torchvision registers fake kernels for them. A call of
-nms itself still fails loudly, since no kernel is given. A CPU torchvision, or a CUDA torch, is left alone.
+PyPI's torchvision wheel is a CUDA build. Beside a CPU torch its C++ extension does not load:
+`import torchvision` fails with "operator torchvision::nms does not exist", and with it nearly all
+of transformers, that is the Qwen processors, PreTrainedModel and Trainer. The Python half of
+torchvision that transformers uses (resizing, normalising) needs none of those operators; their
+schemas need only exist when torchvision registers fake kernels for them. Calling nms itself still
+fails with an error, because it gets no kernel. A CPU torchvision or a CUDA torch is left alone.
 
-Importing it is the whole use: `from . import _torchvision  # noqa: F401  # isort: skip` above `import transformers`.
+Importing the module is all there is to do: `from cir_cot import compat  # noqa: F401` above `import
+transformers`.
 """
 
 import importlib.util
@@ -22,9 +24,10 @@ SCHEMAS = (
 
 
 def torchvision_build() -> str:
-    """Version of the installed torchvision with its local part ("0.28.0+cu130"), read without importing it.
+    """Return the version of the installed torchvision with its local part, e.g. "0.28.0+cu130".
 
-    The wheel's metadata lacks the local part, its version.py has it. "" when torchvision is not installed.
+    "" if torchvision is not installed. Its version.py is read without importing it, because the
+    metadata of the wheel lacks the local part.
     """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
@@ -35,7 +38,15 @@ def torchvision_build() -> str:
 
 
 def declare_operators(build: str) -> torch.library.Library | None:
-    """Declares the missing operators for `build` -> the Library to keep alive, or None when nothing was needed."""
+    """Declare the operators that torchvision lacks beside this torch.
+
+    Args:
+        build: version of torchvision with its local part.
+
+    Returns:
+        The library that holds the declarations as long as it is referenced; None where none were
+        needed.
+    """
     if torch.version.cuda is not None or "+cu" not in build:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -44,4 +55,5 @@ def declare_operators(build: str) -> torch.library.Library | None:
     return library
 
 
+# At import, because it must happen before transformers imports torchvision.
 _LIBRARY = declare_operators(torchvision_build())

@@ -1,4 +1,4 @@
-"""Where a model runs: the device that a user names, or a GPU where there is one."""
+"""Choose the device that a model runs on, and measure its memory."""
 
 import os
 import platform
@@ -9,45 +9,55 @@ import torch
 
 from .errors import InputError
 
+MIB = 2**20
+
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Return the device `name`, e.g. "cuda:1" or "cpu"; InputError when this machine has none of that name.
+    """Return the device of a name, e.g. "cuda:1" or "cpu"; without a name a GPU if there is one, else the CPU.
 
-    Without a name: a GPU where there is one, else the CPU.
+    Raises:
+        InputError: this machine has no device of that name; the message lists those it has.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    known = ", ".join(["cpu", *gpus])
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device {name!r}: no device is named so; here are {known}") from error
-    here = device.type == "cpu" or (
-        device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
-    )
-    others = device.type == "mps" and torch.backends.mps.is_available()
-    if not here and not others:
+        raise InputError(f"device {name!r}: no device has this name; here are {known}") from error
+    if not _exists(device):
         raise InputError(f"device {name!r}: not on this machine; here are {known}")
     return device
 
 
+def _exists(device: torch.device) -> bool:
+    """Return whether this machine has a device."""
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
 def device_name(device: torch.device) -> str:
-    """What computes, in words: the GPU's name, or the processor's architecture and core count."""
+    """Return the GPU's name, or the processor's architecture and number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory this process ever held: on a GPU what torch allocated, else the resident set, in MiB."""
+    """Return the peak memory of this process in MiB: of torch's allocator on a GPU, else the resident set."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        return torch.cuda.max_memory_allocated(device) / MIB
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now, on the device or on this machine."""
+    """Return the free memory of a GPU, or of this machine, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
     return os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize()

@@ -1,17 +1,19 @@
-"""The exception of unusable input, which the command line turns into one line on stderr and exit code 2."""
+"""Exceptions for input that cannot be used; the command line prints them as one line and exits with code 2."""
 
-LONGEST = 200  # characters of a value in a message
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 class InputError(ValueError):
-    """Unusable input of the user: the message says what, where and the cure; the command line exits with 2."""
-
-
-def shown(value: object) -> str:
-    """Return the `repr` of a value for a message, cut to LONGEST characters."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+    """Report input that cannot be used: the message gives the value, the place and the cure."""
 
 
 class UnavailableError(InputError):
-    """What was asked for is not there: no such file, folder, split, category or option."""
+    """Report that a file, folder, split, category or option does not exist."""
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value for a message, truncated to MAX_SHOWN characters."""
+    text = repr(value)
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[:MAX_SHOWN]}… ({len(text)} characters)"

@@ -1,8 +1,10 @@
-"""Pictures by image id, below one folder: hostile, broken and oddly coded files end in one clear InputError.
+"""Load images by id from one folder; hostile, broken and unusual files end in one clear InputError.
 
-What is guaranteed: no file outside the folder is opened (ids are checked, links are followed before the check),
-no file is decoded before its size in bytes and pixels is known, and a picture is either whole, of a shape that every
-model takes, or refused.
+What is guaranteed:
+
+- no file outside the folder is opened: ids are checked, and links are followed before the check;
+- no file is decoded before its size in bytes and pixels is known;
+- an image is either complete and of a shape that every model takes, or refused.
 """
 
 import hashlib
@@ -17,16 +19,14 @@ from PIL import Image, ImageOps
 from .errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-)  # by content: FashionIQ's .jpg files hold several; JPEG opens MPO, too
+# Formats by content: FashionIQ's .jpg files hold several. JPEG opens MPO, too.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
-MAX_BYTES = 2**26
+MAX_BYTES = 2**26  # of a file
 MAX_RATIO = 200  # longer side to shorter one: the processors of Qwen-VL raise on more
-# what Pillow's decoders and EXIF reader raise on broken data
+BOX_MARGIN = 0.7  # share of a box's sides that GeneCIS's loader adds
+
+# What Pillow's decoders and EXIF reader raise on broken data.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -39,15 +39,28 @@ DECODE_ERRORS = (
 )
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class ImageStore:
-    """The pictures of a dataset: `store.load(id)` -> RGB picture, `store.path(id)` -> file, `id in store`.
+    """Load the images of a dataset by their ids.
 
-    Without `files` an id is the file `<root>/<id>` with one of EXTENSIONS; `files` maps ids to relative paths (a
-    mapping, or a function of the id that workers can pickle). `boxes` (id -> x, y, w, h in pixels) are GeneCIS's
-    objects: the picture is cut to the box as its official loader does. InputError where the folder does not exist.
+    Args:
+        root: the folder.
+        files: maps ids to paths relative to `root`: a mapping, or a function of the id that workers
+            can pickle. Without it, an id is the file `<root>/<id>` with one of EXTENSIONS.
+        boxes: {id: box} of GeneCIS's objects; the image is cropped to the box as the official
+            loader does.
+        max_pixels: of an image.
+        max_bytes: of a file.
+
+    Raises:
+        InputError: the folder does not exist.
+
+    Example:
+        >>> store = ImageStore("data/images")
+        >>> "dress-17" in store, store.load("dress-17").size
+        (True, (300, 400))
     """
 
     def __init__(
@@ -61,11 +74,13 @@ class ImageStore:
         if not Path(root).is_dir():
             raise InputError(f"{root}: no such folder of pictures")
         self.root = Path(root).resolve()
-        self.files, self.boxes = files, boxes or {}
-        self.max_pixels, self.max_bytes = max_pixels, max_bytes
+        self.files = files
+        self.boxes = boxes or {}
+        self.max_pixels = max_pixels
+        self.max_bytes = max_bytes
 
     def path(self, image_id: str) -> Path:
-        """The picture's file; InputError lists what was looked for, or says why the id is refused."""
+        """Return the file of an image; InputError lists the files that were tried, or says why the id is refused."""
         names = self._names(image_id)
         for name in names:
             path = self._inside(name, image_id)
@@ -74,27 +89,27 @@ class ImageStore:
         raise InputError(f"image {image_id!r} is missing: no {' or '.join(names)} in {self.root}")
 
     def __contains__(self, image_id: str) -> bool:
+        """Return whether the image's file exists; it is not opened."""
         try:
             return bool(self.path(image_id))
         except InputError:
             return False
 
     def load(self, image_id: str) -> Image.Image:
-        """The picture in RGB, upright by its EXIF orientation, transparency on white; InputError names the file."""
+        """Return an image in RGB, upright by its EXIF orientation, transparent pixels on white."""
         path = self.path(image_id)
         picture = decode(self._read(path), str(path), self.max_pixels)
-        return (
-            crop_box(picture, self.boxes[image_id], str(path))
-            if image_id in self.boxes
-            else picture
-        )
+        if image_id in self.boxes:
+            return crop_box(picture, self.boxes[image_id], str(path))
+        return picture
 
     def fingerprint(self, image_id: str) -> str:
-        """Digest of what `load` decodes: the file's bytes, and the box if there is one."""
+        """Return a digest of what `load` decodes: the file's bytes, and the box if there is one."""
         content = self._read(self.path(image_id)) + repr(self.boxes.get(image_id, "")).encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def _names(self, image_id: str) -> list[str]:
+        """Return the relative paths that an id may have."""
         if self.files is None:
             return [image_id + extension for extension in EXTENSIONS]
         if callable(self.files):
@@ -106,11 +121,15 @@ class ImageStore:
         return [self.files[image_id]]
 
     def _inside(self, name: str, image_id: str) -> Path:
+        """Return the path of a name, with links followed; InputError if it leaves the folder."""
+        # refuse what leaves the folder by its name
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
             raise InputError(
                 f"image {image_id!r} is refused: {name!r} leaves the folder {self.root}"
             )
+
+        # follow links, then refuse what leaves the folder by a link
         try:
             path = (self.root / name).resolve()
             path.is_file()  # raises on a name the file system cannot hold
@@ -125,6 +144,7 @@ class ImageStore:
         return path
 
     def _read(self, path: Path) -> bytes:
+        """Return the bytes of a file of at most `max_bytes`."""
         try:
             with path.open("rb") as file:
                 raw = file.read(self.max_bytes + 1)
@@ -139,9 +159,15 @@ class ImageStore:
 
 
 def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode bytes of a JPEG, PNG, WebP or GIF -> upright RGB; truncated, corrupt, huge and thin ones are refused."""
+    """Decode the bytes of a JPEG, PNG, WebP or GIF to an upright RGB image.
+
+    Raises:
+        InputError: names `where` and what is wrong: truncated, corrupt, too large, or too narrow
+            for Qwen-VL.
+    """
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
+            # opening reads the header only: refuse by the size before decoding
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(
@@ -149,9 +175,11 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 )
             if max(width, height) > MAX_RATIO * min(width, height) > 0:
                 raise InputError(
-                    f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the other, which no "
-                    "Qwen-VL model takes; crop or pad it"
+                    f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the "
+                    "other, which no Qwen-VL model takes; crop or pad it"
                 )
+
+            # decode
             picture.load()
             return to_rgb(ImageOps.exif_transpose(picture))
     except BOMBS as error:
@@ -167,7 +195,8 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any colour mode -> RGB: transparency (RGBA, LA, palette) on white, 16 bits scaled to 8, CMYK converted."""
+    """Convert any colour mode to RGB: transparent pixels on white, 16 bits scaled to 8."""
+    # Pillow clips 16 bits to 8 instead of scaling them
     if picture.mode in ("I", "I;16", "I;16B", "I;16L"):
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -178,11 +207,18 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
-    """GeneCIS's object picture, with its official loader's quirk: 0.7 of the box is added to the left and the top
-    only (unless the picture ends there), then black bars make it square."""
+    """Crop an image to a box as GeneCIS's official loader does.
+
+    Its quirk is kept: 0.7 of the box is added to the left and the top only, as far as the image
+    reaches. Black bars then make the result square.
+    """
     x, y, width, height = box
-    left, top = max(0, x - 0.7 * width), max(0, y - 0.7 * height)
-    right, bottom = min(picture.width, left + 1.7 * width), min(picture.height, top + 1.7 * height)
+    left = max(0, x - BOX_MARGIN * width)
+    top = max(0, y - BOX_MARGIN * height)
+    right = min(picture.width, left + (1 + BOX_MARGIN) * width)
+    bottom = min(picture.height, top + (1 + BOX_MARGIN) * height)
+
+    # a box outside the image, and one of an absurd size
     side = max(round(right) - round(left), round(bottom) - round(top))
     if round(right) <= round(left) or round(bottom) <= round(top) or side * side > MAX_PIXELS:
         raise InputError(
@@ -195,7 +231,11 @@ def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
 
 
 def list_pictures(root: str | Path) -> ImageStore:
-    """Return a store of every picture below a folder, ids being paths without their extension; InputError if none."""
+    """Return a store of every image below a folder; ids are relative paths without the extension.
+
+    Raises:
+        InputError: the folder does not exist or has no image, or two images have the same id.
+    """
     if not Path(root).is_dir():
         raise InputError(f"{root}: no such folder of pictures")
     files: dict[str, str] = {}
@@ -205,7 +245,7 @@ def list_pictures(root: str | Path) -> ImageStore:
             name = file.with_suffix("").as_posix()
             if name in files:
                 raise InputError(
-                    f"{root}: {files[name]} and {file} have one image id, {name!r}; rename one of them"
+                    f"{root}: {files[name]} and {file} have the same image id, {name!r}; rename one of them"
                 )
             files[name] = file.as_posix()
     if not files:

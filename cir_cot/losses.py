@@ -1,6 +1,7 @@
-"""Losses as functions of embeddings: they know no model, no trainer and no batch format.
+"""Losses as functions of embeddings, independent of models, trainers and batch formats.
 
-B queries, N targets, D dimensions, E experts, M pool size, K chosen ones. Everything is computed in float32.
+Letters in shapes: B queries, N targets, D embedding dimensions, H hidden dimensions, E experts, M
+pool size, K chosen experts or prompts, S tokens, V vocabulary. Everything is computed in float32.
 """
 
 from collections.abc import Callable
@@ -9,10 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-TILE = 2**24  # logits at a time: 64 MiB in float32, 110 rows at Qwen's 151,936 words
+TILE = 2**24  # logits at a time: 64 MiB in float32, 110 rows at Qwen's vocabulary of 151,936
+
+
+# ---- contrastive losses
 
 
 def info_nce(
@@ -23,26 +26,42 @@ def info_nce(
     ids_query: Tensor | None = None,
     ids_target: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of queries (B, D) against targets (N, D), unit vectors -> scalar, the mean over queries.
+    """Return the InfoNCE loss of queries against targets (van den Oord et al. 2018), the mean over queries.
 
-    `positives` (B,) is each query's column. With `ids_query` (B,) and `ids_target` (N,), a column that shows the same
-    image as a query's own target counts as no negative of it. InfoNCE of van den Oord et al. 2018, queries to targets.
+    With s = query @ target.T / temperature and p_b the positive of query b:
+    loss = 1 / B * sum_b (log sum_n exp s[b, n] - s[b, p_b]).
+
+    Args:
+        query: (B, D) unit vectors.
+        target: (N, D) unit vectors.
+        positives: (B,) the column of each query's target.
+        temperature: divides the similarities.
+        ids_query: (B,) identifies the target image of each query. Another column with the same
+            image is then left out of the sum, instead of being a negative.
+        ids_target: (N,) identifies the image of each column.
+
+    Example:
+        >>> info_nce(torch.eye(4), torch.eye(4), torch.arange(4), temperature=0.5)
+        tensor(0.3407)
     """
     logits = query.float() @ target.float().T / temperature  # (B, N)
-    logits = logits.masked_fill(
-        same_image(positives, ids_query, ids_target, target.shape[0]), float("-inf")
-    )
+    duplicates = same_image(positives, ids_query, ids_target, target.shape[0])
+    logits = logits.masked_fill(duplicates, float("-inf"))
     return F.cross_entropy(logits, positives)
 
 
 def same_image(
     positives: Tensor, ids_query: Tensor | None, ids_target: Tensor | None, count: int
 ) -> Tensor:
-    """Columns (B, N) that hold a query's target image a second time: neither its positive nor negatives -> bool."""
+    """Return the columns (B, N), bool, that hold a query's target image a second time.
+
+    They are neither the query's positive nor negatives. `info_nce` explains the arguments; `count`
+    is N.
+    """
     if (ids_query is None) != (ids_target is None):
         raise ValueError("ids are given for one side only; give both sides' ids, or none")
     mask = torch.zeros(len(positives), count, dtype=torch.bool, device=positives.device)
-    if ids_query is not None:
+    if ids_query is not None and ids_target is not None:
         mask = ids_query[:, None] == ids_target[None, :]  # (B, N)
     return mask.scatter(1, positives[:, None], False)
 
@@ -55,16 +74,15 @@ def batch_statistics(
     ids_query: Tensor | None = None,
     ids_target: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """How well the batch separates: in-batch R@1 (0..1) and mean cosine of positives and of negatives -> scalars.
+    """Return how well a batch separates: in-batch R@1 (0..1), mean cosine of positives and of negatives.
 
-    A tie with a negative is a miss, so that constant embeddings do not look perfect. Without any negative, R@1 is 1 and
-    their similarity 0.
+    A tie with a negative is a miss, so that constant embeddings do not look perfect. Without any
+    negative, R@1 is 1 and the negatives' similarity 0. `info_nce` explains the arguments.
     """
     similarity = query.float() @ target.float().T  # (B, N)
     positive = similarity.gather(1, positives[:, None])  # (B, 1)
-    negative = ~same_image(positives, ids_query, ids_target, target.shape[0]).scatter(
-        1, positives[:, None], True
-    )
+    duplicates = same_image(positives, ids_query, ids_target, target.shape[0])  # (B, N)
+    negative = ~duplicates.scatter(1, positives[:, None], True)  # (B, N)
     beaten = (positive > similarity) | ~negative
     return {
         "in_batch_r1": beaten.all(dim=1).float().mean(),
@@ -73,77 +91,109 @@ def batch_statistics(
     }
 
 
-def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
-    """Balance of a router: probabilities (B, E) and experts chosen (B, K) -> E * sum_e f_e * P_e, scalar.
+# ---- losses of routers and prompt pools
 
-    f_e is the share of the B * K choices that fell on expert e, P_e its mean probability: 1 when both are even, E when
-    one expert takes everything (Shazeer et al. 2017, Fedus et al. 2021). Only P_e carries a gradient. For the global
-    batch gather both with `gather_with_grad` first: a mean of the ranks' values is another number.
+
+def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """Return the load-balancing loss of a router: E * sum_e f_e * P_e (Shazeer et al. 2017, Fedus et al. 2021).
+
+    f_e is the share of the B * K choices that fell on expert e, P_e its mean probability. The loss
+    is 1 when both are even, E when one expert gets everything. Only P_e has a gradient.
+
+    Args:
+        probabilities: (B, E), of the global batch: gather them with `gather_with_grad` first,
+            because the mean of the processes' losses is another number.
+        chosen: (B, K) indices of experts, of the global batch, too.
     """
     experts = probabilities.shape[1]
-    share = choice_share(chosen, experts)
+    share = choice_share(chosen, experts)  # (E,)
     return experts * (share * probabilities.float().mean(dim=0)).sum()
 
 
 def even_use(probabilities: Tensor) -> Tensor:
-    """How far the mean use of M parts is from even, probabilities (B, M) -> KL(even, mean use), scalar, 0 when even.
+    """Return KL(uniform || mean use) of M experts or prompts, 0 when their use is even.
 
-    Its gradient is steep where a part is hardly ever probable: there `load_balance` has none that would revive it.
+    Its gradient is steep where one is hardly ever probable; there, `load_balance` has no gradient
+    that would revive it.
+
+    Args:
+        probabilities: (B, M).
     """
-    mean = probabilities.float().mean(dim=0)
+    mean = probabilities.float().mean(dim=0)  # (M,)
     return -(mean * len(mean)).clamp_min(1e-12).log().mean()
 
 
 def router_z(logits: Tensor) -> Tensor:
-    """Keep a router's logits (B, E) small: the mean squared log of their softmax's denominator, scalar (ST-MoE, Zoph
-    et al. 2022)."""
+    """Return the router z-loss (ST-MoE, Zoph et al. 2022), which keeps logits small.
+
+    It is the mean over rows of (log sum_e exp logits[b, e])^2.
+
+    Args:
+        logits: (B, E).
+    """
     return torch.logsumexp(logits.float(), dim=-1).square().mean()
 
 
 def choice_share(chosen: Tensor, count: int) -> Tensor:
-    """Share of all choices (B, K) that fell on each of `count` experts or prompts -> (E,), summing to 1."""
+    """Return the share of all choices (B, K) that fell on each of `count` experts or prompts: (E,), summing to 1."""
     return torch.bincount(chosen.flatten(), minlength=count).float() / chosen.numel()
 
 
 def pool_pull(query: Tensor, keys: Tensor, chosen: Tensor) -> Tensor:
-    """Pull queries (B, H) and their chosen keys of a pool (M, H) together: chosen (B, K) -> -mean cosine, scalar.
+    """Return the key loss of Learning to Prompt (Wang et al. 2022): minus the mean cosine of queries and chosen keys.
 
-    The key loss of Learning to Prompt (Wang et al. 2022).
+    Args:
+        query: (B, H).
+        keys: (M, H), of the pool.
+        chosen: (B, K) indices of keys.
     """
     similarity = F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T  # (B, M)
     return -similarity.gather(1, chosen).mean()
 
 
+# ---- all processes
+
+
 def gather_counts(count: int, device: torch.device) -> list[int]:
-    """The number of rows each process holds, in rank order; [count] without a process group."""
+    """Return the number of rows that each process holds, in rank order; [count] without a process group."""
     if not _several():
         return [count]
     counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
     counts[dist.get_rank()] = count
     dist.all_reduce(counts)
-    return counts.tolist()
+    return [int(number) for number in counts.tolist()]
 
 
 def gather_with_grad(rows: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Rows (n_r, ...) of every process, concatenated in rank order -> (sum of n_r, ...).
+    """Concatenate the rows of every process in rank order: (n_r, ...) -> (sum of n_r, ...).
 
-    The processes may hold different numbers of rows; `counts` (see `gather_counts`) spares asking for them again. The
-    gradient of a process's rows is the sum over all processes: it is the gradient of the sum of their losses.
+    The gradient of a process's rows is summed over all processes: it is the gradient of the sum of
+    their losses.
+
+    Args:
+        rows: of this process; the processes may hold different numbers of rows.
+        counts: what `gather_counts` returned for them, if it was called before.
     """
     if not _several():
         return rows
-    return _Gather.apply(rows, gather_counts(len(rows), rows.device) if counts is None else counts)
+    if counts is None:
+        counts = gather_counts(len(rows), rows.device)
+    return _Gather.apply(rows, counts)
 
 
 def _several() -> bool:
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Gather(torch.autograd.Function):
+    """Gather rows of different numbers, with a gradient."""
+
     @staticmethod
     def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
         assert len(rows) == counts[dist.get_rank()], "counts do not belong to these rows"
         ctx.counts = counts
+        # all_gather takes tensors of one shape: pad to the longest
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         everyone = [torch.empty_like(padded) for _ in counts]
@@ -152,10 +202,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        # each process's loss depends on all rows: sum the gradients, then keep the own rows
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         start = sum(ctx.counts[: dist.get_rank()])
         return gradient[start : start + ctx.counts[dist.get_rank()]], None
+
+
+# ---- the chain's loss
 
 
 def token_loss(
@@ -165,19 +219,31 @@ def token_loss(
     vocabulary: int,
     tile: int = TILE,
 ) -> Tensor:
-    """Mean cross-entropy of hidden states (S, H) against words (S,) -> scalar, 0 for none.
+    """Return the mean cross-entropy of hidden states against tokens, 0 for none.
 
-    `logits` maps (S, H) to (S, V). Beyond `tile` numbers they are computed a tile of rows at a time, and once more in
-    the backward pass, so that never more than one tile is in memory. Every process computes equally many tiles, an
-    empty one if need be: where weights are sharded, all must read the output matrix at the same moments (ZeRO-3).
+    More than `tile` logits are computed a tile of rows at a time, and once more in the backward
+    pass, so that never more than one tile is in memory. All processes compute the same number of
+    tiles, empty ones if need be: where weights are sharded (ZeRO-3), all must read the output
+    matrix at the same moments.
+
+    Args:
+        logits: maps hidden states (S, H) to logits (S, V).
+        hidden: (S, H).
+        wanted: (S,) token ids.
+        vocabulary: V.
+        tile: logits at a time.
     """
 
     def part(states: Tensor, words: Tensor) -> Tensor:
-        return functional.cross_entropy(logits(states).float(), words, reduction="sum")
+        return F.cross_entropy(logits(states).float(), words, reduction="sum")
 
+    # the number of tiles, the largest of all processes
     rows = max(1, tile // vocabulary)  # of a tile: at least one, however small the tile
     count = max(gather_counts(max(1, -(-len(wanted) // rows)), hidden.device))
     if count == 1:
         return part(hidden, wanted) / max(len(wanted), 1)
+
+    # checkpointing keeps a tile's logits until its loss is known, no longer
     tiles = zip(hidden.tensor_split(count), wanted.tensor_split(count), strict=True)
-    return sum(checkpoint(part, *one, use_reentrant=False) for one in tiles) / max(len(wanted), 1)
+    losses = [checkpoint(part, *one, use_reentrant=False) for one in tiles]
+    return sum(losses) / max(len(wanted), 1)

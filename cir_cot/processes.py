@@ -1,4 +1,4 @@
-"""Processes that a command starts: none of them outlives it, whatever ends it but SIGKILL."""
+"""Start and stop processes so that none outlives the command that started it, other than after SIGKILL."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises KeyboardInterrupt by 
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit, as SIGINT raises KeyboardInterrupt, so that `finally` clauses run."""
+    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that `finally` clauses run."""
 
     def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        raise SystemExit(128 + number)  # the exit code of a shell for a signal
 
     before = {number: signal.signal(number, leave) for number in SIGNALS}
     try:
@@ -28,18 +28,23 @@ def unwinding() -> Iterator[None]:
 def start(
     call: Sequence[str], environment: Mapping[str, str], log: Path | None = None
 ) -> subprocess.Popen:
-    """Start a command as the leader of a process group of its own; its output goes to `log` if given."""
-    out = None if log is None else log.open("w")
-    try:
-        return subprocess.Popen(call, env=environment, stdout=out, stderr=out and subprocess.STDOUT,
-                                start_new_session=True)  # fmt: skip
-    finally:
-        if out is not None:
-            out.close()  # the child has its own
+    """Start a command as the leader of its own process group.
+
+    Args:
+        call: the command and its arguments.
+        environment: its environment variables.
+        log: a file for its output; without it, the output goes where this process's goes.
+    """
+    if log is None:
+        return subprocess.Popen(call, env=environment, start_new_session=True)
+    with log.open("w") as out:  # the child has a descriptor of its own
+        return subprocess.Popen(
+            call, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Kill commands that still run, with all that they started, and wait for their end."""
+    """Kill the commands that still run, with every process they started, and wait for their end."""
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""Every string a model reads or writes, in one place, under one version.
+"""Every string that a model reads or writes, in one place, under one version.
 
-A chain has three parts, caption -> reasoning -> conclusion (CIR-CoT, arXiv 2510.08003); the tags below and the
-retrieval token behind them are our choice, because the paper's are not public. The tags are ordinary text, so a
-chain survives any tokenizer; only the retrieval token is an added token.
+A chain has three sections, caption, reasoning and conclusion (CIR-CoT, arXiv 2510.08003). The tags
+around them and the retrieval token after them are our choice, because the paper's are not public.
+The tags are ordinary text, so any tokenizer keeps a chain intact; only the retrieval token is an
+added token.
 """
 
 import re
@@ -10,15 +11,19 @@ import re
 from .errors import InputError
 from .records import Cot
 
-PROMPTS_VERSION = "1"
-RET = "<ret>"
+PROMPTS_VERSION = "1"  # changes with any of the strings; results and caches name it
+RET = "<ret>"  # the retrieval token: its hidden state becomes the embedding of a query
 PARTS = ("caption", "reasoning", "conclusion")
+
+# ---- prompts of retrieval; {text} is the modification
 
 QUERY = "Modify this picture: {text}\nGive the caption, the reasoning and the conclusion."
 TARGET = "Represent this picture."
-COMPOSE = "Represent this picture after the modification: {text}"  # a query of a head that writes no chain
+# A query of a head that writes no chain.
+COMPOSE = "Represent this picture after the modification: {text}"
 
-# What the tiny base is taught before it ever sees a chain (train/tiny_base.py).
+# ---- prompts of the tiny base's curriculum, before it sees a chain (train/tiny_base.py)
+
 DESCRIBE = "Describe this picture."
 DESCRIPTION = "Represent this description: {text}"
 SELECT = "Which objects of this picture are meant by: {text}"
@@ -26,7 +31,8 @@ DESCRIBE_SELECT = "Describe this picture, then say which objects are meant by: {
 APPLY = "Describe this picture after the modification: {text}"
 REVISE = "Describe this picture after these notes: {text}"
 
-# What a teacher is asked (data_gen/annotate.py): {text} is the modification.
+# ---- prompts of a teacher (data_gen/annotate.py)
+
 ANNOTATOR = (
     "You annotate queries for picture retrieval: a reference picture and a request that says how the wanted picture "
     "differs from it. Answer in plain sentences, without headings, lists, tags or remarks about yourself."
@@ -44,17 +50,22 @@ ASK = {
     "added. conclusion: the wanted picture in one concrete sentence of at most 40 words, in the words of the request "
     "where they fit; whoever reads that sentence alone must be able to find it.",
 }
+# Added where the teacher sees the target, too.
 SEEN = (
     "The picture before these words is what was found for the request. Reason towards it, but write as if you knew "
     "only the first picture and the request: never mention that you see it, never speak of a target or a second "
     "picture."
 )
+# After an answer that a filter refused.
 ASK_AGAIN = "This answer cannot be used ({reason}). Write it again, without that fault."
+# Asked of the verifier.
 ASK_SCORE = (
     "The first picture with the request: {text}\nThe second picture is what was found. Somebody describes what was "
     "wanted: {conclusion}\nHow well does this description fit the request and the second picture? Answer with one "
     "number from 0 (not at all) to 1 (fully) and nothing else."
 )
+
+# ---- parsing
 
 _CHAIN = re.compile(
     "".join(rf"\s*<{part}>(?P<{part}>.*?)</{part}>" for part in PARTS) + r"\s*", re.DOTALL
@@ -63,25 +74,35 @@ TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
 
 
 def query_prompt(text: str, prompt: str = QUERY) -> str:
-    """Return the instruction of a composed query; `text` is the user's modification, taken as it is."""
+    """Return the instruction of a composed query; `text` is the user's modification, inserted unchanged."""
     return prompt.replace("{text}", text)
 
 
 def annotation_prompt(stage: str, text: str = "") -> str:
-    """Return the question of a stage of annotation; `text` is the user's modification, taken as it is."""
+    """Return the question of a stage of annotation, a key of ASK; `text` is the user's modification."""
     return ASK[stage].replace("{text}", text)
 
 
 def score_prompt(text: str, conclusion: str) -> str:
     """Return the verifier's question about a conclusion."""
+    # split first: a text that contains "{conclusion}" must stay as it is
     before, after = ASK_SCORE.split("{conclusion}")
     return before.replace("{text}", text) + conclusion + after
 
 
 def cot_to_text(cot: Cot) -> str:
-    """Write a chain as tagged text, without the retrieval token; InputError if a part holds a tag of its own.
+    """Return a chain as tagged text, without the retrieval token.
 
-    Round trip: ``text_to_cot(cot_to_text(cot)) == cot`` for every chain whose parts have no outer white space.
+    For every chain whose sections have no outer white space, `text_to_cot(cot_to_text(cot)) ==
+    cot`.
+
+    Raises:
+        InputError: a section contains a tag.
+
+    Example:
+        >>> cot_to_text(Cot("a red dress", "It becomes blue.", "a blue dress"))
+        '<caption>a red dress</caption><reasoning>It becomes blue.</reasoning><conclusion>a blue
+        dress</conclusion>'
     """
     for part in PARTS:
         if found := TAG.search(getattr(cot, part)):
@@ -92,13 +113,13 @@ def cot_to_text(cot: Cot) -> str:
 
 
 def written_parts(text: str) -> dict[str, str]:
-    """Return what tagged text says so far, by part: of a chain that is being written, or of one that is not whole."""
+    """Return {section: text} of tagged text that may be incomplete, e.g. of a chain that is being decoded."""
     found = re.finditer(rf"<({'|'.join(PARTS)})>(.*?)(?:</\1>|$)", text, re.DOTALL)
     return {match[1]: match[2] for match in found}
 
 
 def text_to_cot(text: str) -> Cot | None:
-    """Read tagged text as a chain; None when a part is missing, empty, repeated or out of order."""
+    """Return the chain of tagged text; None if a section is missing, empty, repeated or out of order."""
     match = _CHAIN.fullmatch(text)
     if match is None:
         return None

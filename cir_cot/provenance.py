@@ -1,4 +1,4 @@
-"""What code ran: the commit of this checkout and the versions of the packages that decide a number."""
+"""Identify the code that ran: the commit of this checkout and the versions of the packages that decide a number."""
 
 import platform
 import subprocess
@@ -20,10 +20,11 @@ PACKAGES = (
 
 @cache
 def git_state() -> dict[str, str | bool | None]:
-    """Commit of the checkout this file belongs to, and whether tracked files differ from it; both None outside one.
+    """Return {"commit", "dirty"} of the checkout that this file belongs to; both None outside a checkout.
 
-    Asked once a process, because what runs is what was loaded. A copy installed below somebody else's repository (a
-    virtual environment in it) is not tracked there: None.
+    `dirty` says whether tracked files differ from the commit. Git is asked once a process, because
+    the code that runs is the code that was loaded. A copy that is installed below another
+    repository, say in a virtual environment, is not tracked there and counts as outside.
     """
     here = Path(__file__).resolve()
 
@@ -37,12 +38,12 @@ def git_state() -> dict[str, str | bool | None]:
             "commit": git("rev-parse", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "-uno")),
         }
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, not tracked
         return {"commit": None, "dirty": None}
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of PACKAGES; None for one that is not installed."""
+    """Return the versions of Python and of PACKAGES; None for a package that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Writing where others may write, too: locks that die with their process, and a full disk in one line."""
+"""Lock folders that several processes may write to, and turn disk errors into one-line messages."""
 
 import fcntl
 import os
@@ -7,23 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
-from .files import sync as sync
 
-LOCK = ".lock"
+LOCK = ".lock"  # the file in a folder that is locked
+MAX_ID = 32  # bytes that are read of it: more than the digits of a process id
 
 
 def acquire(path: Path, place: Path, wait: bool = False) -> int:
-    """Lock the file `path`, made if needed -> its descriptor, whose closing frees it; so does the process's end.
+    """Lock a file and return its descriptor; closing it releases the lock, and so does the end of the process.
 
-    InputError names `place`, which the lock protects, and the process that holds it where its id stands in the file.
+    Args:
+        path: the file, which is created if needed.
+        place: what the lock protects, for the message.
+        wait: wait until the lock is free.
+
+    Raises:
+        InputError: another process holds the lock; its id is named where the file contains it.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        held = os.pread(handle, 32, 0)
+        content = os.pread(handle, MAX_ID, 0)
         os.close(handle)
-        holder = f"process {held.decode()}" if held.isdigit() else "another process"
+        holder = f"process {content.decode()}" if content.isdigit() else "another process"
         raise InputError(
             f"{place}: {holder} is writing it; wait for its end, or write elsewhere"
         ) from None
@@ -32,14 +38,24 @@ def acquire(path: Path, place: Path, wait: bool = False) -> int:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Be the only process that writes to a folder, which is made if needed; InputError while another one is."""
+    """Be the only process that writes to a folder, which is created if needed.
+
+    Args:
+        folder: the folder.
+        wait: wait for a process that writes to it, instead of raising InputError.
+
+    Example:
+        >>> with locked(Path("runs/first")):
+        ...     save(model)
+    """
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = acquire(folder / LOCK, folder, wait)
     try:
-        # Write down who holds it, unless the file is somebody else's.
-        held = os.pread(handle, 32, 0)
-        if held.isdigit() or not held:
+        # write the process id for the messages of others, unless a user has put something else
+        # there
+        content = os.pread(handle, MAX_ID, 0)
+        if content.isdigit() or not content:
             with written(folder):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
@@ -50,7 +66,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses within the context into InputError: a full or read-only disk, missing rights."""
+    """Convert an OSError of the block to InputError: a full or read-only disk, or missing rights."""
     try:
         yield
     except OSError as error:

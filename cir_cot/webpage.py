@@ -1,7 +1,8 @@
-"""Pieces of a self-contained web page: frame, table, bars, thumbnail.
+"""Write self-contained web pages: the frame, tables, charts and thumbnails.
 
-The page is one file: style, charts and pictures are inside, it loads nothing and runs no script, and a content security
-policy says so to the browser. Every text that goes in is escaped here. Light and dark follow the reader's system.
+A page is one file: style, charts and images are inside. It loads nothing and runs no script, and a
+content security policy enforces that. Every text is escaped here. Light and dark follow the
+reader's system.
 """
 
 import base64
@@ -12,8 +13,18 @@ from html import escape
 
 from PIL import Image
 
-SIDE = 144  # thumbnails, pixels: about 4 KB each
-BAR = 44  # pixels that one bar and its label take
+SIDE = 144  # of a thumbnail in pixels: about 4 KB each
+BAR = 44  # height of one bar with its label in pixels
+
+# Of a scatter plot, in pixels.
+WIDTH = 520
+HEIGHT = 400
+LEFT = 60  # room for the labels of the axes
+FOOT = 60
+TOP = 10
+LEGEND = 330  # width
+LINE = 20  # of the legend
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d7dce1; --page: #fbfcfd; --card: #fff;
   --right: #12793a; --wrong: #b3261e; --bar: #2f6fb0; --base: #9aa7b3; }
@@ -50,7 +61,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def document(title: str, body: Iterable[str]) -> str:
-    """A whole page of the given pieces of HTML."""
+    """Return a complete page of pieces of HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -61,24 +72,31 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    """One table with its heading, scrolling sideways where the screen is narrow."""
+    """Return a table with its heading; it scrolls sideways on a narrow screen."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
     for first, *others in rows:
         cells = "".join(f"<td>{escape(value)}</td>" for value in others)
         lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
-    words = f'<p class="note">{escape(note)}</p>' if note else ""
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
-        f'<h2>{escape(title)}</h2>{words}<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f'<h2>{escape(title)}</h2>{below}<div class="wide" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 def bars(values: Sequence[tuple[str, float, bool]], what: str) -> str:
-    """A bar for each (label, percent, is a baseline); widths in percent, so that the chart fits any screen."""
+    """Return a bar chart whose widths are in percent, so that it fits any screen.
+
+    Args:
+        values: for each bar its label, its value in percent and whether it is a baseline.
+        what: what the chart shows, for screen readers.
+    """
     parts = []
     for index, (words, value, base) in enumerate(values):
-        top, width = BAR * index, max(0.0, min(100.0, value))
+        top = BAR * index
+        width = max(0.0, min(100.0, value))
         kind = "base" if base else "bar"
         parts.append(
             f'<text x="0" y="{top + 15}">{escape(words)}</text>'
@@ -90,45 +108,63 @@ def bars(values: Sequence[tuple[str, float, bool]], what: str) -> str:
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """A drawing of its own of (label, cost > 0, percent): costs on a logarithmic axis, numbered points, a legend."""
-    width, height, left, foot = 520, 400, 60, 60  # of the plot, and room for the axes' words
-    tall = max(height, 20 * len(points)) + foot
-    low = math.floor(math.log10(min(cost for _, cost, _ in points)))
-    high = max(low + 1, math.ceil(math.log10(max(cost for _, cost, _ in points))))
-    parts = [f'<rect width="{left + width + 330}" height="{tall}" fill="#fff"/>']
-    for power in range(low, high + 1):
-        x = left + width * (power - low) / (high - low)
-        parts.append(f'<path d="M{x:.1f} 10V{height}" stroke="#d7dce1"/>')
-        parts.append(
-            f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{10.0**power:g}</text>'
-        )
-    for percent in range(0, 101, 20):
-        y = height - (height - 10) * percent / 100
-        parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#d7dce1"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
+    """Return a scatter plot as an SVG file of its own: numbered points, a logarithmic x axis, a legend.
+
+    Args:
+        points: for each point its label, its cost > 0 (x) and its value in percent (y).
+        across: label of the x axis.
+        up: label of the y axis.
+    """
+    # the x axis covers complete powers of ten
+    costs = [cost for _, cost, _ in points]
+    low = math.floor(math.log10(min(costs)))
+    high = max(low + 1, math.ceil(math.log10(max(costs))))
+    tall = max(HEIGHT, LINE * len(points)) + FOOT
+    wide = LEFT + WIDTH + LEGEND
+    parts = [f'<rect width="{wide}" height="{tall}" fill="#fff"/>']
+    parts += _grid(low, high)
+
+    # points and legend
     for number, (words, cost, percent) in enumerate(points, 1):
-        x, y = (
-            left + width * (math.log10(cost) - low) / (high - low),
-            height - (height - 10) * percent / 100,
-        )
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#2f6fb0"/>')
-        parts.append(f'<text x="{x + 6:.1f}" y="{y - 4:.1f}">{number}</text>')
-        parts.append(
-            f'<text x="{left + width + 20}" y="{20 * number}">{number} {escape(words)}</text>'
-        )
-    parts.append(
-        f'<text x="{left + width / 2}" y="{height + 42}" text-anchor="middle">{escape(across)}</text>'
-    )
-    parts.append(
-        f'<text transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">{escape(up)}</text>'
-    )
-    size = f'viewBox="0 0 {left + width + 330} {tall}" width="{left + width + 330}"'
+        x = LEFT + WIDTH * (math.log10(cost) - low) / (high - low)
+        y = HEIGHT - (HEIGHT - TOP) * percent / 100
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#2f6fb0"/>',
+            f'<text x="{x + 6:.1f}" y="{y - 4:.1f}">{number}</text>',
+            f'<text x="{LEFT + WIDTH + 20}" y="{LINE * number}">{number} {escape(words)}</text>',
+        ]
+
+    # labels of the axes
+    parts += [
+        f'<text x="{LEFT + WIDTH / 2}" y="{HEIGHT + 42}" text-anchor="middle">{escape(across)}</text>',
+        f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" '
+        f'text-anchor="middle">{escape(up)}</text>',
+    ]
+    size = f'viewBox="0 0 {wide} {tall}" width="{wide}"'
     style = 'font-family="system-ui, sans-serif" font-size="13" fill="#1c2024"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>\n'
 
 
+def _grid(low: int, high: int) -> list[str]:
+    """Return the lines of a scatter plot with their numbers: powers of ten across, percent upwards."""
+    parts = []
+    for power in range(low, high + 1):
+        x = LEFT + WIDTH * (power - low) / (high - low)
+        parts += [
+            f'<path d="M{x:.1f} {TOP}V{HEIGHT}" stroke="#d7dce1"/>',
+            f'<text x="{x:.1f}" y="{HEIGHT + 18}" text-anchor="middle">{10.0**power:g}</text>',
+        ]
+    for percent in range(0, 101, 20):
+        y = HEIGHT - (HEIGHT - TOP) * percent / 100
+        parts += [
+            f'<path d="M{LEFT} {y:.1f}h{WIDTH}" stroke="#d7dce1"/>',
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>',
+        ]
+    return parts
+
+
 def thumbnail(picture: Image.Image, alt: str) -> str:
-    """A small copy of a picture, inside the page."""
+    """Return a small copy of an image that is part of the page."""
     small = picture.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ from pathlib import Path
 from cir_cot.chains.export import FORMS, sift, write_export
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.options import (
@@ -18,7 +19,6 @@ from cir_cot.options import (
     add_out,
     command_parser,
 )
-from cir_cot.records import attach_chains
 
 EXAMPLES = 3  # of each reason to leave a record out
 

@@ -2662,8 +2662,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/losses.py",
-        'target.shape[0]), float("-inf")\n    )',
-        "target.shape[0]), 0.0)",
+        'masked_fill(duplicates, float("-inf"))',
+        "masked_fill(duplicates, 0.0)",
         ["tests/test_losses.py"],
         "another row of the target image stays a negative",
     ),
@@ -3661,7 +3661,7 @@ MUTANTS = [
         "an image may be a target twice",
     ),
     (
-        "cir_cot/records.py",
+        "cir_cot/data/chain_files.py",
         "        if len(found) != 1:",
         "        if not found:",
         ["tests/test_records.py::test_a_pair_of_several_records_is_refused"],
@@ -4590,7 +4590,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/storage.py",
-        "if held.isdigit() or not held:",
+        "if content.isdigit() or not content:",
         "if True:",
         ["tests/test_storage.py::test_a_file_with_other_content_keeps_it_when_it_is_locked"],
         "another's file is overwritten by the lock",
@@ -4844,15 +4844,15 @@ MUTANTS = [
     # ---- cir_cot/losses.py
     (
         "cir_cot/losses.py",
-        "/ max(len(wanted), 1)\n    tiles",
-        "/ max(len(wanted), 2)\n    tiles",
+        "return part(hidden, wanted) / max(len(wanted), 1)",
+        "return part(hidden, wanted) / max(len(wanted), 2)",
         ["tests/training/test_token_loss.py"],
         "a single word counts half",
     ),
     (
         "cir_cot/losses.py",
-        "for one in tiles) / max(len(wanted), 1)",
-        "for one in tiles)",
+        "return sum(losses) / max(len(wanted), 1)",
+        "return sum(losses)",
         ["tests/training/test_token_loss.py"],
         "tiles give the sum",
     ),
@@ -5011,8 +5011,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "(math.log10(cost) - low) / (high - low),\n            height",
-        "(cost - low) / (high - low), height",
+        "x = LEFT + WIDTH * (math.log10(cost) - low)",
+        "x = LEFT + WIDTH * (cost - low)",
         [
             "tests/benchmarks/test_heads_benchmark.py::test_a_scatter_plot_places_points_by_the_logarithm_of_their_cost"
         ],
@@ -5062,8 +5062,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "y = height - (height - 10) * percent / 100\n        parts.append(f'<path",
-        "y = height * percent / 100\n        parts.append(f'<path",
+        "y = HEIGHT - (HEIGHT - TOP) * percent / 100\n        parts += [\n            f'<path",
+        "y = HEIGHT * percent / 100\n        parts += [\n            f'<path",
         ["tests/test_webpage.py"],
         "the axis is upside down",
     ),

@@ -16,9 +16,10 @@ from fake_server import Server, good
 from PIL import Image
 from safetensors.torch import load_file
 
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.heads import load_retriever
 from cir_cot.models.feature_cache import FeatureCache
-from cir_cot.records import attach_chains, read_records
+from cir_cot.records import read_records
 from cir_cot.retriever import Retriever
 from cir_cot.scripts.data_gen import annotate
 from cir_cot.scripts.eval import build_index

@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 
 from cir_cot import files
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
 from cir_cot.files import parse_json, read_json
 from cir_cot.records import (
@@ -14,7 +15,6 @@ from cir_cot.records import (
     MAX_TEXT,
     Cot,
     Record,
-    attach_chains,
     read_records,
     write_records,
 )
@@ -266,7 +266,7 @@ def test_a_packed_file_is_read_up_to_a_cap(tmp_path, monkeypatch):
 )
 def test_a_broken_archive_is_named(tmp_path, raw):
     (tmp_path / "r.json.gz").write_bytes(raw)
-    with pytest.raises(InputError, match="r.json.gz: not a whole gzip file"):
+    with pytest.raises(InputError, match="r.json.gz: not a complete gzip file"):
         read_json(tmp_path / "r.json.gz")
 
 

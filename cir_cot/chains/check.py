@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark, label
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError, UnavailableError
 from cir_cot.images import ImageStore
-from cir_cot.records import Record, attach_chains
+from cir_cot.records import Record
 
 from .filters import FILTERS, duplicates
 

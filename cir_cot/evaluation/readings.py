@@ -15,8 +15,9 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
-from cir_cot.records import Cot, Record, attach_chains
+from cir_cot.records import Cot, Record
 from cir_cot.retriever import QueryOutput, Retriever
 
 GREY = (127, 127, 127)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.data.fashioniq import training_caption, training_captions
 from cir_cot.errors import InputError
 from cir_cot.heads.base import TrainingRow
 from cir_cot.images import ImageStore
-from cir_cot.records import Record, attach_chains
+from cir_cot.records import Record
 
 from .arguments import DataArguments
 

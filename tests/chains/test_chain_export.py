@@ -14,9 +14,10 @@ from PIL import Image
 from cir_cot import cli
 from cir_cot.chains.card import card
 from cir_cot.chains.filters import FILTERS
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
 from cir_cot.prompts import query_prompt, text_to_cot
-from cir_cot.records import RECORD_KEYS, Cot, Record, attach_chains, record_from_dict, write_records
+from cir_cot.records import RECORD_KEYS, Cot, Record, record_from_dict, write_records
 from cir_cot.scripts.data_gen import export_chains
 
 REASONING = "The shape and the length are kept, the print is gone, the colour becomes plain red, with a belt added."

@@ -12,9 +12,10 @@ from cir_cot import cli
 from cir_cot.chains.check import EXAMPLES
 from cir_cot.chains.filters import FILTERS, salient
 from cir_cot.data import load_benchmark
+from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
 from cir_cot.prompts import PARTS
-from cir_cot.records import Cot, Record, attach_chains, write_records
+from cir_cot.records import Cot, Record, write_records
 from cir_cot.scripts.data_gen import check
 
 NAMES = [one.name for one in FILTERS]

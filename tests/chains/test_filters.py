@@ -6,7 +6,8 @@ import pytest
 
 from cir_cot.chains.filters import FILTERS, duplicates, problems, salient
 from cir_cot.data import load_benchmark
-from cir_cot.records import Cot, Record, attach_chains
+from cir_cot.data.chain_files import attach_chains
+from cir_cot.records import Cot, Record
 
 CAPTION = "A sleeveless knee-length dress in a black and white print."
 REASONING = (
