@@ -1,4 +1,4 @@
-"""The `cir-cot` command: finds a script by name, calls its `main(argv)`, turns bad input into one line and exit code 2.
+"""Run the `cir-cot` command: find a script by its name and call its `main(argv)`.
 
 Imports no torch, so that `cir-cot score` and `cir-cot --help` answer at once.
 """
@@ -40,21 +40,28 @@ COMMANDS = {
     "quickstart": "cir_cot.scripts.train.quickstart",
     "tiny-base": "cir_cot.scripts.train.tiny_base",
 }
-DONE, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
-INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells have it
+Main = Callable[[Sequence[str]], int | None]  # what every script offers
+
+# Exit codes.
+DONE = 0
+PROBLEMS = 1  # the work found problems: a failed check, an invalid submission
+UNUSABLE = 2  # arguments or input that cannot be used
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as in shells
 
 
 def summary(module: str) -> str:
-    """First line of a script's docstring, read without importing the script (it may import torch)."""
+    """Return the first line of a script's docstring without importing the script and torch."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} is not installed"
+    assert spec.origin is not None, f"{module} is not a file"
     with open(spec.origin, encoding="utf-8") as file:
         docstring = ast.get_docstring(ast.parse(file.read())) or ""
     return docstring.partition("\n")[0]
 
 
 def usage() -> str:
-    """The help text: every command with one line."""
+    """Return the help text: every command with one line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(
@@ -69,7 +76,14 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run one command, argv without the program's name -> its exit code (None counts as 0)."""
+    """Run one command.
+
+    Args:
+        argv: Name of the command and its arguments, without the program's name.
+
+    Returns:
+        The command's exit code; None counts as 0.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(), file=sys.stdout if argv else sys.stderr)
         return DONE if argv else UNUSABLE
@@ -86,14 +100,17 @@ def main(argv: Sequence[str]) -> int | None:
     return importlib.import_module(COMMANDS[name]).main(rest)
 
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call `main(argv)` and exit with its code; bad input and what the system refuses are one line and code 2.
+def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main(argv)` and exit with its code. Every script ends with `run(main)`.
 
-    Every script ends with `run(main)`. A reader of the output that has gone (`| head`) ends it quietly. Anything else
-    that goes wrong is a defect of ours and keeps its traceback.
+    Bad input and errors of the operating system are reported in one line, with exit code 2. A
+    reader that closed the pipe (`| head`) ends the command quietly. Any other exception is a defect
+    of this library and keeps its traceback.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letter shows its number
+    # A character that the terminal cannot show is written as its number.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    code: int | str | None
     try:
         code = _completed(main, sys.argv[1:] if argv is None else argv)
     except InputError as error:
@@ -101,52 +118,52 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except BrokenPipeError:
         code = BROKEN_PIPE
     except OSError as error:  # a missing file, a full disk, a network that is down
-        code = _refuse(
-            f"{error.strerror}: {error.filename}"
-            if error.filename
-            else error.strerror or str(error)
-        )
+        problem = error.strerror or str(error)
+        code = _refuse(f"{problem}: {error.filename}" if error.filename else problem)
     except KeyboardInterrupt:
-        code = _say("interrupted", INTERRUPTED)
-    _let_go(sys.stdout)
-    _let_go(sys.stderr)
+        code = _write_error("interrupted", INTERRUPTED)
+    # Python flushes both streams once more when it ends.
+    _release(sys.stdout)
+    _release(sys.stderr)
     raise SystemExit(code)
 
 
-def _completed(
-    main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
-) -> int | str | None:
-    """Run `main` and write out what it has printed -> its exit code, that of argparse's own exits included."""
+def _completed(main: Main, argv: Sequence[str]) -> int | str | None:
+    """Run `main` and flush its output -> its exit code, also where argparse exits."""
+    code: int | str | None
     try:
         code = main(argv)
     except SystemExit as exit:
         code = exit.code
     if sys.stdout is not None:
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     return code
 
 
 def _refuse(message: str) -> int:
-    return _say("error: " + " ".join(message.split("\n")), UNUSABLE)
+    """Write an error as one line -> exit code of unusable input."""
+    return _write_error("error: " + " ".join(message.split("\n")), UNUSABLE)
 
 
-def _say(message: str, code: int) -> int:
-    with suppress(OSError):  # nobody reads stderr
+def _write_error(message: str, code: int) -> int:
+    """Write a line to stderr -> `code`."""
+    with suppress(OSError):  # stderr is closed
         print(message, file=sys.stderr, flush=True)
     return code
 
 
-def _let_go(stream: TextIO | None) -> None:
-    """Lead a stream that cannot be written to nowhere, so that Python's own flush at the end does not fail on it."""
+def _release(stream: TextIO | None) -> None:
+    """Redirect a stream that cannot be written to os.devnull, so that flushing it at exit succeeds."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def entry() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     run(main)
 
 

@@ -1,12 +1,14 @@
 """Declare the options that several commands share: one name, one help text and one default each.
 
-A script builds its parser with `command_parser` and adds the shared options in the order in which its help lists them:
+A script builds its parser with `command_parser` and adds the shared options in the order in which
+its help lists them:
 
     parser = command_parser("retrieval", __doc__)
     add_dataset(parser)
     add_dtype(parser)
 
-Each function takes a parser or one of its argument groups. Options of a single command stay in its script.
+Each function takes a parser or one of its argument groups. Options of a single command stay in its
+script.
 """
 
 import argparse
@@ -19,7 +21,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def command_parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of `cir-cot <command>`. Options must be written out: `--limi 5` is an error.
+    """Return the parser of `cir-cot <command>`; it accepts no abbreviated options.
 
     Args:
         command: Name of the command, as the user types it.
@@ -209,7 +211,7 @@ def add_seed(parser: Parser, of: str, default: int = 0) -> None:
 
 
 def add_query_sample(parser: Parser, each: str = "") -> None:
-    """Add --limit: evaluate a sample of the queries; `each` may add "of each category" or the like."""
+    """Add --limit, a sample of the queries; `each` may add " of each category" to its help."""
     parser.add_argument(
         "--limit",
         type=int,

@@ -103,9 +103,8 @@ def load_batches(
 def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
     """Return the embeddings (N, D) of `names`; InputError names the first that is not finite."""
     if embeddings.shape[0] != len(names):
-        raise ValueError(
-            f"{len(names)} inputs gave {embeddings.shape[0]} embeddings; a retriever gives one for each"
-        )
+        count = embeddings.shape[0]
+        raise ValueError(f"{len(names)} inputs gave {count} embeddings; one for each is expected")
     bad = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(bad):
         raise InputError(

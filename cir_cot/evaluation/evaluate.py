@@ -1,12 +1,13 @@
-"""Evaluate a retriever on a benchmark: encode, rank exactly, and score by the benchmark's own protocol.
+"""Evaluate a retriever on a benchmark: encode, rank exactly, score by the official protocol.
 
 1. The gallery is encoded once and each picture is decoded once. Its embeddings can be reused for
    the next reading.
 2. Queries are encoded by one *reading*: the retriever's own, a baseline (`image_only`,
-   `text_only`), or one that needs a head that writes chains (`full`, `short`, `adaptive`, `fast`,
-   `oracle`).
-3. Ranking is exact, over the complete gallery, and ties are decided against the model: among equal
-   scores the right images come last, so a model that gives every image the same score earns nothing.
+   `text_only`), or one that needs a head that writes chains (`full`, `short`, `adaptive`,
+   `fast`, `oracle`).
+3. Ranking is exact, over the complete gallery, and ties are decided against the model: among
+   equal scores the right images come last, so a model that gives every image the same score earns
+   nothing.
 4. All numbers come from `score_rankings`, the code behind `cir-cot score`: a saved rankings file
    scores the same.
 """
@@ -61,7 +62,7 @@ def evaluate(
         reading: One of `readings.READINGS`; None is the retriever's own.
         gallery: (N, D) embeddings of `benchmark.gallery` by `encode_gallery`, to reuse them.
         model: Name of the checkpoint, for the protocol.
-        limit: Evaluate a sample of this many queries, drawn with `seed`; the gallery stays complete.
+        limit: Evaluate a sample of this many queries; the gallery stays complete.
         batch_size: Pictures in one forward pass.
         seed: Seed of the sample.
         progress: Show progress bars.
@@ -140,7 +141,7 @@ def sample_queries(benchmark: Benchmark, limit: int | None, seed: int) -> Benchm
 def score_by_source(
     benchmark: Benchmark, rankings: dict, subset_rankings: dict | None
 ) -> dict[str, dict]:
-    """Score the queries of each `Record.source` (on scenes: each type of edit); {} for one source."""
+    """Score the queries of each `Record.source`, such as a type of edit; {} for one source."""
     groups: dict[str, list[Record]] = {}
     for record in benchmark.records:
         groups.setdefault(record.source, []).append(record)
@@ -170,7 +171,8 @@ def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
     needed = dict.fromkeys([*benchmark.gallery, *references])
     missing = [name for name in needed if name not in images]
     if missing:
+        count = f"{len(missing)} of {len(needed)} pictures are missing below {images.root}"
         raise InputError(
-            f"{label(benchmark)}: {len(missing)} of {len(needed)} pictures are missing below {images.root}, "
-            f"the first is {missing[0]!r}; numbers over a smaller gallery would not be comparable"
+            f"{label(benchmark)}: {count}, the first is {missing[0]!r}; "
+            "numbers over a smaller gallery would not be comparable"
         )

@@ -48,7 +48,7 @@ def write_report(
 
     Args:
         folder: Folder to write, created if needed.
-        results: What is reported, in order; the first result of each measured set shows its queries.
+        results: What is reported; the first result of each measured set shows its queries.
         title: Title of both files.
         tables: Tables to show after the report's own.
         queries: How many failures, and how many successes, to show of each measured set.

@@ -16,13 +16,13 @@ from .results_folder import RESULTS, writing_results
 
 
 def set_name(benchmark: Benchmark) -> str:
-    """Name a measured set, e.g. "fashioniq.dress.val"; the files of several categories begin with it."""
+    """Name a measured set, e.g. "fashioniq.dress.val"; names of files begin with it."""
     return ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
 
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics of one measured set, with everything that is needed to check them. Keys are query ids.
+    """Metrics of one measured set, and what is needed to check them. Keys are query ids.
 
     Attributes:
         benchmark: Its records are the queries that were evaluated.
@@ -96,7 +96,7 @@ def save_results(results: Sequence[Result], folder: str | Path, overwrite: bool 
 
 
 def _row_files(result: Result, stem: str) -> dict[str, str]:
-    """Return {content: file name} of the rankings, and of subset rankings and chains where there are some."""
+    """Return {content: file name} of rankings, and of subset rankings and chains if any."""
     files = {"rankings": f"{stem}json.gz" if stem else "rankings.json.gz"}
     if result.subset_rankings is not None:
         files["subset"] = f"{stem}subset.json.gz" if stem else "subset_rankings.json.gz"

@@ -59,7 +59,7 @@ def verdict(result: Result, record: Record) -> str:
 
 
 def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
-    """Return (name, text) of each section of the chain, compared with the annotation where there is one.
+    """Return (name, text) of each section of the chain, compared with the annotation if any.
 
     A head that routes names what it chose in the chain's place.
     """

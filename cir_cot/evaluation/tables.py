@@ -123,7 +123,10 @@ def routing_tables(results: Sequence[Result]) -> Iterator[Table]:
         for name, *column in zip(names, *loads, strict=True):
             rows.append([name, bar(column[0]), *column])
         rows.append(["entropy", "", *map(evenness, loads)])
-        note = "In percent of the choices; each column of loads sums to 100. Entropy: that of even loads is 100."
+        note = (
+            "In percent of the choices; each column of loads sums to 100. "
+            "Entropy: that of even loads is 100."
+        )
         yield Table(f"Load by source, {result.name}", ["part", "", *groups], rows, note)
 
 
@@ -134,7 +137,7 @@ def load(result: Result, records: Sequence[Record], names: Sequence[str]) -> lis
 
 
 def evenness(loads: Sequence[float]) -> float:
-    """Return the entropy of loads in percent of the entropy of even loads; 100 for a single part."""
+    """Return the entropy of loads in percent of that of even loads; 100 for a single part."""
     if len(loads) == 1:
         return 100.0
     shares = [value / sum(loads) for value in loads if value]
@@ -152,7 +155,7 @@ def cell(value: object) -> str:
 
 
 def text_table(table: Table) -> str:
-    """Align a table for a terminal: the first column to the left, the others to the right, the note below."""
+    """Align a table for a terminal: first column to the left, others to the right, note below."""
     rows = [[str(name) for name in table.header]]
     for row in table.rows:
         rows.append([cell(value) for value in row])
