@@ -1,10 +1,11 @@
-"""Fine-tune CLIP or SigLIP for composed retrieval: the query is the sum of picture and words (CLIP4Cir, stage 1).
+"""Fine-tune CLIP or SigLIP so that image plus text embedding is a query (CLIP4Cir, stage 1).
 
-    accelerate launch train/clip.py --config train/configs/clip_fashioniq.yaml --model openai/clip-vit-base-patch32 \
-        --root DIR
+    accelerate launch train/clip.py --config train/configs/clip_fashioniq.yaml \
+        --model openai/clip-vit-base-patch32 --root DIR
 
-Also: python train/clip.py, cir-cot clip. The run folder is a whole checkpoint with its processor, so that transformers,
-`cir-cot moe` and `--target_encoder` of `cir-cot sft` take it, too. Defaults are CLIP4Cir's (docs/moe.md).
+Also: python train/clip.py, cir-cot clip. The run folder is a complete checkpoint with its
+processor, which transformers, `cir-cot moe` and `--target_encoder` of `cir-cot sft` load.
+Defaults are those of CLIP4Cir (docs/moe.md).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from cir_cot.training.trainer import CirTrainer
 
 @dataclass
 class Stage1Arguments(ClipArguments):
-    """Fine-tune CLIP for composed retrieval (see the module's docstring)."""
+    """Fine-tune CLIP or SigLIP for composed retrieval (CLIP4Cir, stage 1)."""
 
     learning_rate: float = option(2e-6, "Peak learning rate.")
     adam_epsilon: float = option(1e-7, "AdamW's epsilon.")
@@ -32,16 +33,21 @@ class Stage1Arguments(ClipArguments):
 
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
+    # 1. Parse the arguments, and refuse a folder that holds another run.
     args = parse_arguments(Stage1Arguments, argv)
     check_run_folder(args)
+    # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
+    # 3. Build the head.
     encoder = load_clip(args.model, args.pad_ratio, frozen=False, fallback=PAD_RATIO)
+    head = ClipRetriever(encoder, args.model, args.temperature)
     with run_folder(args):
-        done = train_and_save(
-            CirTrainer(ClipRetriever(encoder, args.model, args.temperature), args, rows), argv
-        )
+        # 4. Create the trainer.
+        trainer = CirTrainer(head, args, rows)
+        # 5. Train, and save the run folder.
+        done = train_and_save(trainer, argv)
     if args.should_save:
         print(done)
     return 0

@@ -1,14 +1,15 @@
-"""Train a Combiner on frozen CLIP features, dense or a mixture of experts (CLIP4Cir and CLIP4Cir-MoE, stage 2).
+"""Train a Combiner on frozen CLIP features, dense or a mixture of experts (CLIP4Cir-MoE, stage 2).
 
-    accelerate launch train/moe.py --config train/configs/moe_fashioniq.yaml --model runs/clip --root DIR
+    accelerate launch train/moe.py --config train/configs/moe_fashioniq.yaml --model runs/clip \
+        --root DIR
 
-Also: python train/moe.py, cir-cot moe. --model is the run folder of `cir-cot clip`, or any CLIP or SigLIP checkpoint.
-Every picture and text is encoded once, in --features; after that neither CLIP nor a picture is touched.
+Also: python train/moe.py, cir-cot moe. --model is the run folder of `cir-cot clip`, or any CLIP or
+SigLIP checkpoint. Every picture and text is encoded once, into --features; training then reads
+neither CLIP nor pictures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,29 +24,29 @@ from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
-HEAD = ("combiner", "experts", "top_k", "routing", "projection", "hidden", "temperature")
+# Arguments that are the head's own settings.
+SETTINGS = ("combiner", "experts", "top_k", "routing", "projection", "hidden", "temperature")
 
 
 @dataclass
 class MoeArguments(ClipArguments):
-    """Train a Combiner on frozen CLIP features (see the module's docstring)."""
+    """Train a Combiner on frozen CLIP features (CLIP4Cir and CLIP4Cir-MoE, stage 2)."""
 
     combiner: Literal[COMBINERS] = option(
         "improved", "dense: CLIP4Cir's. faithful: CLIP4Cir-MoE's. improved: ours."
     )
-    experts: int = option(4, "Experts.")  # CLIP4Cir-MoE, as is top_k
-    top_k: int = option(2, "Experts that a row passes.")
+    experts: int = option(4, "Number of experts.")  # CLIP4Cir-MoE, as is top_k
+    top_k: int = option(2, "Experts chosen for each row.")
     routing: Literal[ROUTINGS] = option(
-        "learned", "random: a control, what experts are worth without a choice."
+        "learned", "random: a control that shows what experts add without a learned choice."
     )
+    # Both widths: CLIP4Cir.
     projection: int | None = option(
-        None, "Width P of the projections; default: 4 times CLIP's."
-    )  # CLIP4Cir
-    hidden: int | None = option(
-        None, "Width H of the hidden layer; default: 8 times CLIP's."
-    )  # CLIP4Cir
+        None, "Width P of the projections; default: 4 times that of CLIP."
+    )
+    hidden: int | None = option(None, "Width H of the hidden layer; default: 8 times that of CLIP.")
     balance_weight: float | None = option(
-        None, "Weight of the balance of loads; default: 0.01 with improved, else 0."
+        None, "Weight of the loss that balances experts; default: 0.01 with improved, else 0."
     )
     z_weight: float | None = option(
         None, "Weight of the router's z loss; default: 0.001 with improved, else 0."
@@ -59,43 +60,54 @@ class MoeArguments(ClipArguments):
     num_train_epochs: float = option(300.0, "Passes over the data.")
 
     def aux_weights(self) -> dict[str, float]:
-        """Weights of the router's losses; ours: 0.01 is that of Switch (arXiv 2101.03961), 0.001 ST-MoE's."""
+        """Return the weights of the router's losses.
+
+        Defaults of the improved Combiner: 0.01 as in Switch (arXiv 2101.03961), 0.001 as in ST-MoE.
+        """
         improved = self.combiner == "improved"
-        given = {"balance": self.balance_weight, "router_z": self.z_weight}
-        default = {"balance": 1e-2 * improved, "router_z": 1e-3 * improved}
-        return {name: default[name] if value is None else value for name, value in given.items()}
+        balance = 1e-2 * improved if self.balance_weight is None else self.balance_weight
+        router_z = 1e-3 * improved if self.z_weight is None else self.z_weight
+        return {"balance": balance, "router_z": router_z}
 
 
 def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDataset:
-    """Encode every picture and text once -> the same rows with vectors for pictures; the head knows the texts'."""
+    """Encode every picture and text once, and give the head the embeddings of the texts.
+
+    Returns:
+        The same rows with embeddings in place of pictures.
+    """
     encoder = head.backbone.to(args.device)
-    with args.main_process_first(
-        local=False, desc="CLIP features"
-    ):  # the others find them on the disk
-        cache = FeatureCache(
-            args.features or Path(args.output_dir) / "features", encoder.identity()
-        )
+    folder = args.features or args.folder / "features"
+    # The first process computes the features; the others find them on the disk.
+    with args.main_process_first(local=False, desc="CLIP features"):
+        cache = FeatureCache(folder, encoder.identity())
         pictures = picture_vectors(cache, encoder.encode_images, rows.images, used(rows.records))
         head.texts = text_vectors(cache, encoder.encode_texts, texts_of(rows))
     if args.should_save:
-        print(
-            f"{cache.computed} of {len(pictures) + len(head.texts)} CLIP features computed, the others were cached"
-        )
+        total = len(pictures) + len(head.texts)
+        print(f"{cache.computed} of {total} CLIP features computed, the others were cached")
     return CirDataset(rows.records, pictures, rows.captions)
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
+    # 1. Parse the arguments, and refuse a folder that holds another run.
     args = parse_arguments(MoeArguments, argv)
     check_run_folder(args)
+    # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
+    # 3. Build the head; its weights start at random.
     encoder = load_clip(args.model, args.pad_ratio, fallback=PAD_RATIO)
-    torch.manual_seed(args.seed)  # before the head: it starts at random
-    head = MoeRetriever(encoder, args.model, **{name: getattr(args, name) for name in HEAD})
+    torch.manual_seed(args.seed)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    head = MoeRetriever(encoder, args.model, **settings)
     with run_folder(args):
-        done = train_and_save(CirTrainer(head, args, encode(head, rows, args)), argv)
+        # 4. Create the trainer, on features in place of pictures.
+        trainer = CirTrainer(head, args, encode(head, rows, args))
+        # 5. Train, and save the run folder.
+        done = train_and_save(trainer, argv)
     if args.should_save:
         print(done)
     return 0

@@ -1,9 +1,11 @@
-"""Train the prompt-pool encoder: one forward pass, soft prompts chosen for each row from a learned pool.
+"""Train the prompt-pool encoder: one forward pass, soft prompts chosen per query from a learned pool.
 
-    accelerate launch train/prompt_pool.py --config train/configs/prompt_pool_fashioniq_7b.yaml --root DIR
+    accelerate launch train/prompt_pool.py \
+        --config train/configs/prompt_pool_fashioniq_7b.yaml --root DIR
 
-Also: python train/prompt_pool.py, cir-cot prompt-pool. The run folder is as that of train/sft.py; no chains are needed.
-The load of each prompt by the training queries is logged as `prompt_0` and so on, and kept in metrics.json.
+Also: python train/prompt_pool.py, cir-cot prompt-pool. The run folder is like that of train/sft.py;
+no chains are needed. The share of training queries that chose each prompt is logged as `prompt_0`
+and so on, and kept in metrics.json.
 """
 
 from collections.abc import Sequence
@@ -18,24 +20,23 @@ from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
-HEAD = ("pool", "length", "top", "connector")
+SETTINGS = ("pool", "length", "top", "connector")  # arguments that are the head's own settings
 
 
 @dataclass
 class PromptPoolArguments(QwenArguments):
-    """Train the prompt-pool encoder (see the module's docstring)."""
+    """Train the prompt-pool encoder: InfoNCE with soft prompts from a learned pool."""
 
-    lm_weight: float = option(0.0, "Must stay 0: this head writes nothing.")
-    pool: int | None = option(None, "Prompts of the pool, 0 for none" + HELP)
+    lm_weight: float = option(0.0, "Must stay 0: this head writes no chain.")
+    pool: int | None = option(None, "Number of prompts in the pool, 0 for none" + HELP)
     length: int | None = option(None, "Soft tokens of a prompt" + HELP)
-    top: int | None = option(None, "Prompts that a row takes" + HELP)
+    top: int | None = option(None, "Prompts chosen for each query" + HELP)
     connector: int | None = option(None, "Learned queries of the Connector, 0 for none" + HELP)
     pull_weight: float = option(1.0, "Weight of the key loss.")  # ours
-    balance_weight: float = option(
-        0.1, "Weight of the usage balance."
-    )  # ours: see docs/prompt_pool.md
+    # ours: see docs/prompt_pool.md
+    balance_weight: float = option(0.1, "Weight of the loss that balances the use of prompts.")
     frozen: bool = option(
-        False, "Train the pool, the Connector and the projection alone: no weight of the base."
+        False, "Train only the pool, the Connector and the projection, no weight of the base."
     )
 
     def __post_init__(self):
@@ -46,24 +47,31 @@ class PromptPoolArguments(QwenArguments):
             )
         if self.pull_weight < 0 or self.balance_weight < 0:
             raise InputError(
-                f"pull_weight {self.pull_weight}, balance_weight {self.balance_weight}: none is negative"
+                f"pull_weight {self.pull_weight}, balance_weight {self.balance_weight}: "
+                "neither may be negative"
             )
 
     def aux_weights(self) -> dict[str, float]:
-        """Weights of the head's own losses."""
+        """Return the weights of the head's own losses."""
         return {"pull": self.pull_weight, "balance": self.balance_weight}
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
+    # 1. Parse the arguments, and refuse a folder that holds another run.
     args = parse_arguments(PromptPoolArguments, argv)
     check_run_folder(args)
+    # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)
     if left_out and args.should_save:
         print(left_out)
-    head = load_head(PromptPoolRetriever, args, HEAD, args.frozen)
+    # 3. Build the head.
+    head = load_head(PromptPoolRetriever, args, SETTINGS, args.frozen)
     with run_folder(args):
-        done = train_and_save(CirTrainer(head, args, rows), argv, announce=print)
+        # 4. Create the trainer.
+        trainer = CirTrainer(head, args, rows)
+        # 5. Train, and save the run folder.
+        done = train_and_save(trainer, argv, announce=print)
     if args.should_save:
         print(done)
     return 0

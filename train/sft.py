@@ -1,15 +1,15 @@
-"""Train the chain retriever: a Qwen-VL model learns to write chains of thought and to retrieve with them.
+"""Fine-tune a Qwen-VL to write a chain of thought and to retrieve with it.
 
-    accelerate launch train/sft.py --config train/configs/joint.yaml --model Qwen/Qwen2.5-VL-7B-Instruct --root DIR
+    accelerate launch train/sft.py --config train/configs/joint.yaml \
+        --model Qwen/Qwen2.5-VL-7B-Instruct --root DIR
 
-Also: python train/sft.py, torchrun --nproc_per_node 2 train/sft.py, cir-cot sft. The run folder holds the retriever
-(adapter or weights, head, processor, card), run.json, metrics.json and checkpoints. --model takes a base checkpoint or
-a retriever of an earlier stage.
+Also: python train/sft.py, torchrun --nproc_per_node 2 train/sft.py, cir-cot sft. The run folder
+holds the retriever (adapter or weights, head, processor, card), run.json, metrics.json and
+checkpoints. --model takes a base checkpoint or a retriever of an earlier stage.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -24,10 +24,12 @@ from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
 
+SETTINGS = ("chain_dropout", "target_encoder")  # arguments that are the head's own settings
+
 
 @dataclass
 class SftArguments(QwenArguments):
-    """Train the chain retriever (see the module's docstring)."""
+    """Train the chain retriever: cross-entropy of the chain, and InfoNCE of the embeddings."""
 
     chains: list[str] | None = option(
         None, "JSONL files of chains, if the records do not hold them."
@@ -35,22 +37,24 @@ class SftArguments(QwenArguments):
     chain_dropout: float | None = option(None, "Share of rows trained without their chain" + HELP)
     train_only: Literal["all", "readout"] = option(
         "all",
-        "readout: freeze the reasoner, so that no chain changes, and train what reads the vector.",
+        "readout: freeze the language model, so that no chain changes, and train the readout of "
+        "the embedding alone.",
     )
     target_encoder: str | None = option(
-        None, "CLIP or SigLIP checkpoint in whose space targets are, frozen."
+        None, "Frozen CLIP or SigLIP checkpoint whose embeddings of the targets are learned."
     )
     features: str | None = option(
-        None, "Folder that keeps those vectors; default: OUTPUT_DIR/features."
+        None, "Folder that keeps those embeddings; default: OUTPUT_DIR/features."
     )
 
 
 def read_rows(args: SftArguments) -> CirDataset:
-    """Read records with their chains, and pictures; chains are needed unless they weigh nothing."""
+    """Load records with their chains and pictures; chains are needed unless their weight is 0."""
     rows, left_out = load_rows(args, args.chains or ())
     if args.lm_weight and all(record.cot is None for record in rows.records):
         raise InputError(
-            f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train without"
+            f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train "
+            "without"
         )
     if left_out and args.should_save:
         print(left_out)
@@ -58,53 +62,72 @@ def read_rows(args: SftArguments) -> CirDataset:
 
 
 def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> CirDataset:
-    """Encode every target picture once -> the rows with the frozen vectors in their place; training sees no other."""
+    """Encode every target picture once with the frozen encoder.
+
+    Returns:
+        The same rows with an embedding in place of each target picture.
+    """
     encoder = head.foreign.to(args.device)
     names = [record.targets[0] for record in rows.records]
-    with args.main_process_first(
-        local=False, desc="target vectors"
-    ):  # the others find them on the disk
-        cache = FeatureCache(
-            args.features or Path(args.output_dir) / "features", encoder.identity()
-        )
+    folder = args.features or args.folder / "features"
+    # The first process computes the embeddings; the others find them on the disk.
+    with args.main_process_first(local=False, desc="target vectors"):
+        cache = FeatureCache(folder, encoder.identity())
         targets = picture_vectors(cache, encoder.encode_images, rows.images, names)
     return CirDataset(rows.records, rows.images, rows.captions, targets)
 
 
 def freeze(head: CotRetriever, args: SftArguments) -> None:
-    """Leave trainable what this stage trains: without a contrastive loss no readout, in the decoupled stage only it."""
+    """Freeze what a stage does not train.
+
+    Without a contrastive loss that is the readout, with `train_only readout` everything else.
+    """
     readout = [*head.project.parameters(), head.log_temperature]
     if args.contrastive_weight == 0:
         for parameter in readout:
             parameter.requires_grad_(False)
     if args.train_only == "readout":
-        # The retrieval token's row only where it is not the output row too: that one decides when a chain ends.
-        if head.backbone.adapted and not head.backbone.config.tie_word_embeddings:
-            readout += head.backbone.plain.get_input_embeddings().parameters()
-        kept = [parameter for parameter in readout if parameter.requires_grad]
-        if not kept:
-            raise InputError(
-                "train_only readout has nothing to train here; give --projection D from the first stage on"
-            )
-        head.requires_grad_(False)
-        for parameter in kept:
-            parameter.requires_grad_(True)
-        for module in head.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # a frozen reasoner reads as it will at evaluation
+        freeze_reasoner(head, readout)
+
+
+def freeze_reasoner(head: CotRetriever, readout: list[nn.Parameter]) -> None:
+    """Freeze all weights except the trainable ones of the readout."""
+    # The embedding of the retrieval token is trained too, unless it is the output row as well:
+    # that one decides when a chain ends.
+    if head.backbone.adapted and not head.backbone.config.tie_word_embeddings:
+        readout = [*readout, *head.backbone.plain.get_input_embeddings().parameters()]
+    trained = [parameter for parameter in readout if parameter.requires_grad]
+    if not trained:
+        raise InputError(
+            "train_only readout has nothing to train here; give --projection D from the first "
+            "stage on"
+        )
+    head.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    # Without dropout the frozen model computes what it will compute at evaluation.
+    for module in head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
+    # 1. Parse the arguments, and refuse a folder that holds another run.
     args = parse_arguments(SftArguments, argv)
     check_run_folder(args)
+    # 2. Load the data.
     rows = read_rows(args)
-    head = load_head(CotRetriever, args, ("chain_dropout", "target_encoder"))
+    # 3. Build the head.
+    head = load_head(CotRetriever, args, SETTINGS)
     freeze(head, args)
     with run_folder(args):
         if head.foreign is not None and args.contrastive_weight:
             rows = encode_targets(head, rows, args)
-        done = train_and_save(CirTrainer(head, args, rows), argv, announce=print)
+        # 4. Create the trainer.
+        trainer = CirTrainer(head, args, rows)
+        # 5. Train, and save the run folder.
+        done = train_and_save(trainer, argv, announce=print)
     if args.should_save:
         print(done)
     return 0
