@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_server import Server, good
 from tiny_training import COLOURS, Pictures, records, tiny_head, write_dataset
+
+from cir_cot.records import read_records
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "python.md"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -28,15 +31,16 @@ def session(tmp_path_factory):
     tiny_head(lora=False, max_new_tokens=24).save(folder / "runs" / "model")
 
     names: dict = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Server(good) as server:
         patch.chdir(folder)
         for number, example in enumerate(EXAMPLE.findall(PAGE.read_text(encoding="utf-8")), 1):
-            exec(compile(example, f"example {number} of {PAGE.name}", "exec"), names)
-    return names
+            local = example.replace("http://localhost:8000/v1", server.url)
+            exec(compile(local, f"example {number} of {PAGE.name}", "exec"), names)
+    return names | {"folder": folder}
 
 
 def test_the_page_has_examples():
-    assert len(EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))) >= 6
+    assert len(EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))) >= 7
 
 
 def test_every_name_of_the_public_face_is_on_the_page():
@@ -71,6 +75,13 @@ def test_the_evaluation_has_numbers_with_their_protocol(session):
     assert 0 <= result.metrics["R@1"] <= 100
     assert result.protocol["reading"] == "fast"
     assert len(result.rankings) == 12
+
+
+def test_the_teacher_wrote_a_chain_for_each_query(session):
+    written = read_records(session["folder"] / "chains.jsonl")
+    assert {record.id for record in written} == {"1", "2"}
+    assert all(record.cot for record in written)
+    assert session["outcome"].counts["quarantined"] == 0
 
 
 def test_training_took_its_steps_and_the_retriever_loads_again(session):
