@@ -30,7 +30,7 @@ from cir_cot.evaluation.readings import record_encoder
 from cir_cot.evaluation.tables import Table, text_table
 from cir_cot.files import write_json, write_text_atomic
 from cir_cot.heads import load_retriever
-from cir_cot.heads.moe import MoeCombiner, count_parameters, hidden_for
+from cir_cot.heads.combiners import MoeCombiner, count_parameters, hidden_for
 from cir_cot.models.tiny_clip import write_tiny_clip
 from cir_cot.profiling.counters import flops, seconds
 from cir_cot.provenance import git_state, package_versions

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cir_cot.cli import run
-from cir_cot.heads.moe import SparseMoe
+from cir_cot.heads.combiners import SparseMoe
 from cir_cot.profiling.counters import seconds, write_ratios
 
 

@@ -1,10 +1,10 @@
-"""What every method is downstream: the Retriever protocol, and the folder that a trained one is saved in."""
+"""The Retriever protocol that every head implements, and the on-disk format of a saved retriever."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,22 +13,52 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import read_json
-from .prompts import PROMPTS_VERSION
+from .prompts import PARTS, PROMPTS_VERSION
+from .records import Cot
 
-ALIKE = 0.999  # cosine of two encodings of one picture by one model; bfloat16 against float32 stays above
-SIDE = 224  # of the probe pictures, pixels
-
+# Least cosine of two encodings of one image by one model: bfloat16 against float32 stays above it.
+ALIKE = 0.999
+# Side in pixels of the images that a fingerprint encodes.
+SIDE = 224
 
 FORMAT = 1
-SETTINGS_FILE, HEAD_FILE = "retriever.json", "head.safetensors"
+SETTINGS_FILE = "retriever.json"
+HEAD_FILE = "head.safetensors"
+
+
+class Flag(str):
+    """Warning about a generated chain: a text, as it is printed and stored, with its kind.
+
+    An empty flag means that there is nothing to report.
+
+    Attributes:
+        kind: "missing_token" if a section was cut at its token budget, so that the model never got to write the
+            retrieval token itself; "forced_form" if a token or a tag was forced to keep the chain valid.
+    """
+
+    __slots__ = ("kind",)
+    kind: Literal["", "missing_token", "forced_form"]
+
+    def __new__(cls, kind: Literal["", "missing_token", "forced_form"], text: str) -> Self:
+        """Return a flag that prints as `text`."""
+        flag = super().__new__(cls, text)
+        flag.kind = kind
+        return flag
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str has one, a flag two
+        return self.kind, str(self)
 
 
 @dataclass(frozen=True)
 class QueryOutput:
-    """Query vectors (B, D), float32 and unit, and for each row an explanation and a flag ("" = nothing to report).
+    """Embeddings of composed queries, with an explanation and a flag for each.
 
-    `routing`, of a head that routes each query through some of its parts, holds every part's share of the row, by name:
-    they sum to 1, and a part that was not chosen has 0.
+    Attributes:
+        embeddings: query embeddings (B, D), float32 and unit.
+        explanations: B texts: generated chains, or what a head says about its choice; "" for none.
+        flags: B warnings, "" where there is nothing to report; an empty list means none at all.
+        routing: of a head that routes each query through some of its modules, each module's share of the row by
+            name. The shares of a row sum to 1; a module that was not chosen has 0. Empty for other heads.
     """
 
     embeddings: Tensor
@@ -38,102 +68,186 @@ class QueryOutput:
 
 
 def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
-    """Join the outputs of batches; none of them give (0, dim)."""
-    vectors = (
-        torch.cat([part.embeddings.float().cpu() for part in parts])
-        if parts
-        else torch.zeros(0, dim)
-    )
-    flags = [flag for part in parts for flag in part.flags or [""] * len(part.explanations)]
-    routing = [shares for part in parts for shares in part.routing]
-    return QueryOutput(
-        vectors, [text for part in parts for text in part.explanations], flags, routing
-    )
+    """Join the outputs of several batches; without any, the embeddings are (0, dim)."""
+    embeddings = [torch.zeros(0, dim)] if not parts else []
+    explanations: list[str] = []
+    flags: list[str] = []
+    routing: list[dict[str, float]] = []
+    for part in parts:
+        embeddings.append(part.embeddings.float().cpu())
+        explanations += part.explanations
+        flags += part.flags or [""] * len(part.explanations)
+        routing += part.routing
+    return QueryOutput(torch.cat(embeddings), explanations, flags, routing)
 
 
 class Retriever(Protocol):
-    """All that index, evaluation, submission and demo may use. Raw pictures and words go in."""
+    """Encoder of queries and images into one space: all that evaluation, indexes, submission and demo use.
+
+    Example:
+        query = retriever.encode_query([image], ["the same, but red"])
+        scores = query.embeddings @ retriever.encode_target(gallery).T  # (1, N)
+    """
 
     dim: int
 
     def encode_query(self, images: Sequence[Image.Image], texts: Sequence[str]) -> QueryOutput:
-        """Encode B composed queries, reference picture + modification text."""
+        """Encode B composed queries, each a reference image and a modification text."""
         ...
 
     def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
-        """Encode N candidate pictures -> (N, D), float32 and unit, in the space of the queries."""
+        """Encode N candidate images -> (N, D), float32 and unit, in the space of the queries."""
         ...
 
 
+@runtime_checkable
+class ChainReader(Retriever, Protocol):
+    """Retriever that encodes a query with a chain of thought, generated or supplied.
+
+    Attributes:
+        reading: the reading that is used when none is asked for.
+        readings: names of the readings that `encode_query` offers, see READINGS.
+    """
+
+    reading: str
+    readings: Sequence[str]
+
+    def encode_query(
+        self, images: Sequence[Image.Image], texts: Sequence[str], reading: str | None = None
+    ) -> QueryOutput:
+        """Encode B composed queries by one of `readings`, by default `reading`."""
+        ...
+
+    def embed_with(
+        self, images: Sequence[Image.Image], texts: Sequence[str], chains: Sequence[Cot]
+    ) -> QueryOutput:
+        """Encode B composed queries with supplied chains instead of generated ones."""
+        ...
+
+    def stream(
+        self, images: Sequence[Image.Image], texts: Sequence[str], reading: str | None = None
+    ) -> Iterator[QueryOutput]:
+        """Encode B composed queries, yielding the chains generated so far; the last output is complete."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to encode queries, listed in READINGS.
+
+    Attributes:
+        name: as commands and results spell it.
+        parts: sections of the chain that the model generates before the retrieval token.
+        needs_chains: whether the records must bring chains of their own.
+        baseline: whether it leaves out one half of the query; any retriever can do that.
+    """
+
+    name: str
+    parts: tuple[str, ...] = ()
+    needs_chains: bool = False
+    baseline: bool = False
+
+    @property
+    def by_head(self) -> bool:
+        """Whether a ChainReader offers it as an argument of `encode_query`."""
+        return not (self.needs_chains or self.baseline)
+
+
+_READINGS = (
+    # The model generates the chain, its conclusion alone, or a chain only where it is unsure without one.
+    Reading("full", parts=PARTS),
+    Reading("short", parts=("conclusion",)),
+    Reading("adaptive", parts=PARTS),
+    # The retrieval token follows the prompt at once.
+    Reading("fast"),
+    # The annotated chain is encoded: an upper bound, because the annotator may have seen the target.
+    Reading("oracle", needs_chains=True),
+    # Baselines: what the reference image alone, or the text alone, would find.
+    Reading("image_only", baseline=True),
+    Reading("text_only", baseline=True),
+)
+READINGS = {reading.name: reading for reading in _READINGS}
+CHAIN_READINGS = tuple(reading.name for reading in _READINGS if reading.by_head)
+
+
+_SETTING_TYPES: dict[str, type] = {
+    "format": int,
+    "kind": str,
+    "backbone": str,
+    "dim": int,
+    "prompts": str,
+    "settings": dict,
+}
+
+
 def read_settings(folder: str | Path) -> dict:
-    """Return retriever.json of a saved folder; InputError when it is no retriever, unfinished, or of another format."""
+    """Return retriever.json of a saved folder.
+
+    Raises:
+        InputError: the folder holds no retriever, an unfinished one, or one of another format or prompt version.
+    """
     path = Path(folder) / SETTINGS_FILE
     if not path.exists():
         raise InputError(f"{folder}: no {SETTINGS_FILE} here; give the folder that training wrote")
-    facts = read_json(path)
-    wanted = {
-        "format": int,
-        "kind": str,
-        "backbone": str,
-        "dim": int,
-        "prompts": str,
-        "settings": dict,
-    }
-    for key, kind in wanted.items():
-        if not isinstance(facts, dict) or type(facts.get(key)) is not kind:
+    settings = read_json(path)
+    # Types of all required entries. `frozen` is optional: older folders lack it.
+    for key, kind in _SETTING_TYPES.items():
+        if not isinstance(settings, dict) or type(settings.get(key)) is not kind:
             raise InputError(
                 f"{path}: {key!r} is missing or no {kind.__name__}; save the retriever again"
             )
-    if type(facts.get("frozen", False)) is not bool:
+    assert isinstance(settings, dict)
+    if type(settings.get("frozen", False)) is not bool:
         raise InputError(
-            f"{path}: 'frozen' is {facts['frozen']!r}, neither true nor false; save the retriever again"
+            f"{path}: 'frozen' is {settings['frozen']!r}, neither true nor false; save the retriever again"
         )
-    if facts["format"] != FORMAT:
+    # Versions that this code can read.
+    if settings["format"] != FORMAT:
         raise InputError(
-            f"{path}: format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path}: format {settings['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
-    if facts["prompts"] != PROMPTS_VERSION:
+    if settings["prompts"] != PROMPTS_VERSION:
         raise InputError(
-            f"{path}: trained with prompts {facts['prompts']!r}, this version writes {PROMPTS_VERSION!r}; "
+            f"{path}: trained with prompts {settings['prompts']!r}, this version writes {PROMPTS_VERSION!r}; "
             "use the version that trained it, or train again"
         )
-    return facts
+    return settings
 
 
 def fingerprint(retriever: Retriever) -> np.ndarray:
-    """Return the vectors (3, D) of three made pictures: the fingerprint of what a retriever makes of candidates."""
+    """Return the embeddings (3, D) of three synthetic images, which tell one retriever from another."""
     colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    pictures = [
-        Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST) for part in colours
-    ]
+    images = []
+    for cells in colours:
+        small = Image.fromarray(cells)
+        images.append(small.resize((SIDE, SIDE), Image.Resampling.NEAREST))
     with inference(retriever):
-        return retriever.encode_target(pictures).float().cpu().numpy()
+        return retriever.encode_target(images).float().cpu().numpy()
 
 
 def check_fingerprint(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
-    """Refuse a retriever that encodes pictures otherwise than the one that the stored probe (3, D) is of."""
-    theirs, ours = np.array(stored, dtype=np.float64), fingerprint(retriever).astype(np.float64)
-    alike = (theirs * ours).sum(axis=1).min() if theirs.shape == ours.shape else -1.0
-    if not alike >= ALIKE:
-        how = (
-            f"cosine {alike:.3f}"
-            if theirs.shape == ours.shape
-            else f"{theirs.shape[1]} and {ours.shape[1]} numbers"
-        )
+    """Raise InputError if a stored fingerprint (3, D) is not the retriever's; `where` names what stores it."""
+    theirs = np.array(stored, dtype=np.float64)
+    ours = fingerprint(retriever).astype(np.float64)
+    if theirs.shape == ours.shape:
+        cosine = (theirs * ours).sum(axis=1).min()
+        difference = f"cosine {cosine:.3f}"
+    else:
+        cosine = -1.0
+        difference = f"{theirs.shape[1]} and {ours.shape[1]} numbers"
+    if not cosine >= ALIKE:  # a NaN is refused, too
         raise InputError(
-            f"{where}: encoded by another retriever ({how} for the same picture); give the checkpoint that it was "
-            "encoded with, or encode the gallery into a new folder"
+            f"{where}: encoded by another retriever ({difference} for the same picture); give the checkpoint that "
+            "it was encoded with, or encode the gallery into a new folder"
         )
 
 
 @contextmanager
 def inference(retriever: Retriever) -> Iterator[None]:
-    """Without gradients and without dropout; a model in training goes on as it was."""
-    modes = (
-        {module: module.training for module in retriever.modules()}
-        if isinstance(retriever, torch.nn.Module)
-        else {}
-    )
+    """Turn off gradients and dropout; afterwards each module is back in its mode, training or not."""
+    modes: dict[torch.nn.Module, bool] = {}
+    if isinstance(retriever, torch.nn.Module):
+        modes = {module: module.training for module in retriever.modules()}
     for module in modes:
         module.training = False
     try:

@@ -10,7 +10,7 @@ from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
-from cir_cot.evaluation.readings import READINGS, record_encoder, with_chains
+from cir_cot.evaluation.readings import record_encoder, with_chains
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import Result, result_files, results_json, save_results
 from cir_cot.evaluation.results_folder import REPORT, check_results_folder
@@ -31,6 +31,7 @@ from cir_cot.options import (
     add_seed,
     command_parser,
 )
+from cir_cot.retriever import READINGS
 from cir_cot.storage import locked
 
 

@@ -805,15 +805,15 @@ MUTANTS = [
     # ---- cir_cot/heads/decoding.py
     (
         "cir_cot/heads/decoding.py",
-        "not said[: tag.start()].strip(WHITESPACE)",
-        "not said[: tag.start()]",
+        "not text[: tag.start()].strip(WHITESPACE)",
+        "not text[: tag.start()]",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "a part of white space alone",
     ),
     (
         "cir_cot/heads/decoding.py",
-        "return None if after else ChainState(part)",
-        "return ChainState(part)",
+        "return None if rest else ChainState(section)",
+        "return ChainState(section)",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "words behind the last part",
     ),
@@ -843,8 +843,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "NO_CHAIN.format(part=part) if rank else",
-        "NO_CHAIN.format(part=part) if rank > 1 else",
+        "forced_form(section) if rank else",
+        "forced_form(section) if rank > 1 else",
         [
             "tests/heads/test_decoding.py::test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there",
             "tests/heads/test_decoding.py::test_a_second_choice_is_taken_and_flagged",
@@ -855,7 +855,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        'close if said else "-" + close',
+        'close if text else "-" + close',
         "close",
         [
             "tests/heads/test_decoding.py::test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there",
@@ -898,8 +898,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "(before if before_ret else hidden)[ended]",
-        "hidden[ended]",
+        "before if before_ret else active.hidden",
+        "active.hidden",
         [
             "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
         ],
@@ -907,8 +907,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "positions = positions + 1",
-        "positions = positions",
+        "active.positions = active.positions + 1",
+        "active.positions = active.positions",
         [
             "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
         ],
@@ -916,8 +916,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "row.used + 1 if place.part == row.place.part and not row.place.due else 0",
-        "row.used + 1 if place.part == row.place.part else 0",
+        "state.section == row.state.section and not row.state.pending_tag",
+        "state.section == row.state.section",
         [
             "tests/heads/test_decoding.py::test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there",
             "tests/heads/test_decoding.py::test_a_second_choice_is_taken_and_flagged",
@@ -1748,7 +1748,7 @@ MUTANTS = [
     # ---- cir_cot/heads/__init__.py
     (
         "cir_cot/heads/__init__.py",
-        'if facts["kind"] not in HEADS:',
+        'if metadata["kind"] not in HEADS:',
         "if False:",
         [
             "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
@@ -1758,8 +1758,8 @@ MUTANTS = [
     # ---- cir_cot/heads/clip.py
     (
         "cir_cot/heads/clip.py",
-        "return image + text, {}",
-        "return image - text, {}",
+        "Combination(image + text)",
+        "Combination(image - text)",
         ["tests/models/test_clip.py::test_the_query_is_the_sum_and_the_loss_clip4cirs"],
         "the query is a difference",
     ),
@@ -1786,9 +1786,9 @@ MUTANTS = [
     ),
     # ---- cir_cot/heads/cot.py
     (
-        "cir_cot/heads/cot.py",
-        '"full": PARTS,\n    "short": ("conclusion",)',
-        '"full": PARTS, "short": PARTS',
+        "cir_cot/retriever.py",
+        'Reading("short", parts=("conclusion",))',
+        'Reading("short", parts=PARTS)',
         [
             "tests/heads/test_decoding.py::test_whatever_the_model_would_write_the_chain_is_in_form_and_within_its_budget"
         ],
@@ -1851,49 +1851,49 @@ MUTANTS = [
     ),
     # ---- cir_cot/heads/moe.py
     (
-        "cir_cot/heads/moe.py",
-        "back = passed[order.argsort()]",
-        "back = passed[order]",
+        "cir_cot/heads/combiners.py",
+        "torch.cat(passed)[order.argsort()]",
+        "torch.cat(passed)[order]",
         ["tests/heads/test_moe.py::test_sorted_by_expert_equals_row_by_row"],
         "experts' outputs go to other rows",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "top.softmax(dim=1), logits)",
         "logits.softmax(dim=1).gather(1, chosen), logits)",
         ["tests/heads/test_moe.py::test_sorted_by_expert_equals_row_by_row"],
         "weights of the chosen do not sum to 1",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "out if self.shared is None else out + self.shared(z)",
         "out",
         ["tests/heads/test_moe.py::test_every_row_passes_the_shared_expert_of_the_improved_layer"],
         "the shared expert is left out",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "self.mix(z) + weight * text + (1 - weight) * image, weight, None",
         "self.mix(z) + weight * image + (1 - weight) * text, weight, None",
         ["tests/heads/test_moe.py::test_dense_is_clip4cirs_formula"],
         "the gate weighs the picture",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "self.mix(mixed) + weight * text",
         "weight * text",
         ["tests/heads/test_moe.py::test_faithful_is_the_published_formula"],
         "the mixture is left out",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "self.norm(tokens + attended)",
         "self.norm(attended)",
         ["tests/heads/test_moe.py::test_faithful_is_the_published_formula"],
         "no residual around the attention",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "                nn.init.zeros_(layer.weight)",
         "                pass",
         ["tests/heads/test_moe.py::test_the_improved_combiner_starts_at_the_sum_of_stage_one"],
@@ -1914,7 +1914,7 @@ MUTANTS = [
         "no expert a row",
     ),
     (
-        "cir_cot/heads/moe.py",
+        "cir_cot/heads/combiners.py",
         "(rows, count), 1 / count)",
         "(rows, count), 1.0)",
         [
@@ -1924,16 +1924,16 @@ MUTANTS = [
     ),
     # ---- cir_cot/heads/prompt_pool.py
     (
-        "cir_cot/heads/prompt_pool.py",
-        "torch.logsumexp(SHARPNESS * choice",
-        "torch.logsumexp(choice",
+        "cir_cot/heads/prompt_choice.py",
+        "torch.logsumexp(SHARPNESS * self.scores",
+        "torch.logsumexp(self.scores",
         ["tests/heads/test_prompt_pool.py::test_losses_have_their_closed_form"],
         "the push is blunt",
     ),
     (
-        "cir_cot/heads/prompt_pool.py",
-        "+ even_use(probabilities)\n                )",
-        ")",
+        "cir_cot/heads/prompt_choice.py",
+        " + even_use(probabilities)",
+        "",
         ["tests/heads/test_prompt_pool.py::test_losses_have_their_closed_form"],
         "nothing revives an idle prompt",
     ),
@@ -1945,7 +1945,7 @@ MUTANTS = [
         "targets' choices are not balanced",
     ),
     (
-        "cir_cot/heads/prompt_pool.py",
+        "cir_cot/heads/prompt_choice.py",
         "SHARPNESS = 10.0",
         "SHARPNESS = 1.0",
         ["tests/heads/test_prompt_pool.py::test_losses_have_their_closed_form"],
@@ -1971,24 +1971,24 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/connector.py",
-        "functional.scaled_dot_product_attention(asked, keys, values, picture[:, None, None])",
-        "functional.scaled_dot_product_attention(asked, keys, values)",
+        "            picture[:, None, None],\n",
+        "",
         [
             "tests/heads/test_prompt_pool.py::test_the_connector_reads_the_picture_alone_and_starts_at_its_queries"
         ],
         "the Connector reads the words",
     ),
     (
-        "cir_cot/heads/prompt_pool.py",
-        ".clamp(\n        min=1\n    )",
+        "cir_cot/heads/prompt_choice.py",
+        ".clamp(min=1)",
         "",
         ["tests/heads/test_prompt_pool.py::test_a_query_without_words_is_read"],
         "a mean over no word is not a number",
     ),
     (
-        "cir_cot/heads/prompt_pool.py",
-        "key=lambda prompt: -scores[prompt])",
-        "key=lambda prompt: scores[prompt])",
+        "cir_cot/heads/prompt_choice.py",
+        "[(-scores[prompt], prompt)",
+        "[(scores[prompt], prompt)",
         [
             "tests/heads/test_prompt_pool.py::test_explanations_name_the_chosen_best_first_and_shares_sum_to_one"
         ],
@@ -1996,15 +1996,15 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/prompt_pool.py",
-        "1 <= top <= pool and length >= 1",
-        "0 <= top <= pool and length >= 1",
+        "not 1 <= top <= pool:",
+        "not 0 <= top <= pool:",
         ["tests/heads/test_prompt_pool.py::test_unusable_settings_are_named"],
         "a row takes no prompt",
     ),
     (
         "cir_cot/heads/prompt_pool.py",
-        'task if side == "query" else 0',
-        "task",
+        'self.task_tokens if side == "query" else 0',
+        "self.task_tokens",
         ["tests/heads/test_prompt_pool.py::test_the_users_words_fill_no_places_and_are_found"],
         "a target's task prompt is cut",
     ),
@@ -2072,7 +2072,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/qwen.py",
-        "        head.check(facts, folder)\n",
+        "        head.check(metadata, folder)\n",
         "",
         [
             "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[retriever.json: dim other]"
@@ -3465,8 +3465,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/readings.py",
-        '    if reading == "oracle":\n        check_reader',
-        '    if reading == "never":\n        check_reader',
+        "partial(encode_oracle, chain_reader(retriever, reading))",
+        "partial(encode_oracle, retriever)",
         ["tests/evaluation/test_evaluate.py::test_a_reading_that_the_retriever_lacks_is_refused"],
         "the oracle of a head without chains",
     ),
@@ -3494,8 +3494,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "for r in annotated\n            )",
-        "for r in records if r.cot)",
+        "if record.cot is not None}\n",
+        "if record.cot}\n",
         [
             "tests/evaluation/test_evaluate.py::test_chain_metrics_in_closed_form",
             "tests/evaluation/test_evaluate.py::test_lent_chains_come_from_queries_with_other_answers",
@@ -3517,8 +3517,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "not set(donor.targets) & set(record.targets) and",
-        "",
+        "apart = not set(donor.targets) & set(record.targets)",
+        "apart = True",
         [
             "tests/evaluation/test_evaluate.py::test_chain_metrics_in_closed_form",
             "tests/evaluation/test_evaluate.py::test_lent_chains_come_from_queries_with_other_answers",
@@ -3548,8 +3548,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "both[name not in written][name]",
-        "both[name in written][name]",
+        "(full if name in written else fast)[name]",
+        "(fast if name in written else full)[name]",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
         ],
@@ -3557,7 +3557,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "sum(tokens[name] for name in written) / len(stop_confidence)",
+        "sum(tokens[name] for name in written) / count",
         "sum(tokens[name] for name in written) / max(1, len(written))",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
@@ -3566,8 +3566,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        ">= best - tolerance)",
-        ">= best + tolerance)",
+        ">= best - tolerance]",
+        ">= best + tolerance]",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
         ],
@@ -3575,7 +3575,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        'key=lambda point: point["tokens"],\n    )',
+        'key=lambda point: point["tokens"])',
         'key=lambda point: -point["tokens"])',
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
@@ -3584,8 +3584,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/chain_quality.py",
-        "values[-1] + 1e-6,\n    ]",
-        "values[-1]]",
+        "values[-1] + 1e-6}",
+        "values[-1]}",
         [
             "tests/evaluation/test_calibrate.py::test_the_curve_runs_from_no_chain_to_a_chain_for_each_and_mixes_query_by_query"
         ],
@@ -4062,15 +4062,15 @@ MUTANTS = [
     # ---- cir_cot/retriever.py
     (
         "cir_cot/retriever.py",
-        "flag for part in parts for flag in part.flags or",
-        "flag for part in parts for flag in",
+        'part.flags or [""] * len(part.explanations)',
+        "part.flags",
         ["tests/evaluation/test_tables.py::test_outputs_of_batches_are_joined_in_order"],
         "flags of a batch are emptied",
     ),
     (
         "cir_cot/retriever.py",
-        "else torch.zeros(0, dim)",
-        "else torch.zeros(1, dim)",
+        "[torch.zeros(0, dim)]",
+        "[torch.zeros(1, dim)]",
         ["tests/evaluation/test_tables.py::test_outputs_of_batches_are_joined_in_order"],
         "no query has an embedding",
     ),
@@ -4085,7 +4085,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/retriever.py",
-        'if facts["prompts"] != PROMPTS_VERSION:',
+        'if settings["prompts"] != PROMPTS_VERSION:',
         "if False:",
         [
             "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
@@ -4094,7 +4094,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/retriever.py",
-        'if facts["format"] != FORMAT:',
+        'if settings["format"] != FORMAT:',
         "if False:",
         [
             "tests/contract/test_retriever_contract.py::test_a_folder_that_is_no_such_retriever_is_refused_by_name"
@@ -4124,22 +4124,22 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/base.py",
-        '{**facts, **facts["settings"]}.items()\n        if key != "settings"',
-        'facts.items() if key != "settings"',
+        '{**metadata, **metadata["settings"]}',
+        "{**metadata}",
         ["tests/contract/test_retriever_contract.py::test_the_card_states_every_setting"],
         "the card leaves out the settings",
     ),
     (
         "cir_cot/heads/base.py",
-        'base_model: {json.dumps(facts["backbone"])}',
-        'base_model: {facts["backbone"]}',
+        'base_model: {json.dumps(metadata["backbone"])}',
+        'base_model: {metadata["backbone"]}',
         ["tests/contract/test_retriever_contract.py::test_the_card_states_every_setting"],
         "a base's name breaks the card's header",
     ),
     (
         "cir_cot/retriever.py",
-        "type(facts.get(key)) is not kind",
-        "not isinstance(facts.get(key), kind)",
+        "type(settings.get(key)) is not kind",
+        "not isinstance(settings.get(key), kind)",
         [
             "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[retriever.json: format true]"
         ],
@@ -4147,7 +4147,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/retriever.py",
-        '    if type(facts.get("frozen", False)) is not bool:',
+        '    if type(settings.get("frozen", False)) is not bool:',
         "    if False:",
         [
             "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[retriever.json: frozen text]"

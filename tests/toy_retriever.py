@@ -13,7 +13,7 @@ from PIL import Image
 
 from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot, Record, write_records
-from cir_cot.retriever import QueryOutput
+from cir_cot.retriever import CHAIN_READINGS, Flag, QueryOutput
 
 
 def point(shade: float) -> list[float]:
@@ -47,8 +47,13 @@ class Plain:
 class Toy(Plain):
     """A retriever that writes chains; it forgets the last part of every chain whose number is in `forgets`."""
 
+    readings = CHAIN_READINGS
+
     def __init__(self, forgets=()):
         self.reading, self.forgets = "full", forgets
+
+    def stream(self, images, texts, reading=None):
+        yield self.encode_query(images, texts, reading)
 
     def encode_query(self, images, texts, reading=None):
         if (reading or self.reading) == "fast":
@@ -62,7 +67,9 @@ class Toy(Plain):
             for word, t in zip(words, texts, strict=True)
         ]
         flags = [
-            "no retrieval token: forced at the length limit" if t in self.forgets else ""
+            Flag("missing_token", "no retrieval token: forced at the length limit")
+            if t in self.forgets
+            else ""
             for t in texts
         ]
         return QueryOutput(super().encode_query(images, texts).embeddings, cut, flags)

@@ -25,11 +25,11 @@ from cir_cot.images import ImageStore
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Record
-from cir_cot.retriever import Retriever, inference
+from cir_cot.retriever import ChainReader, Retriever, inference
 
 from .encode import encode_gallery, encode_queries
 from .ranking import rank
-from .readings import ChainReader, Encode, record_encoder
+from .readings import Encode, record_encoder
 from .results import Result
 
 

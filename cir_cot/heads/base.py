@@ -1,10 +1,12 @@
-"""TODO."""
+"""What every head provides, what it returns in training, and how it is saved and loaded."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import safetensors.torch
 import torch
@@ -16,7 +18,24 @@ from cir_cot.errors import InputError
 from cir_cot.models.loading import load_tensors
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.records import Record
-from cir_cot.retriever import FORMAT, HEAD_FILE, SETTINGS_FILE
+from cir_cot.retriever import FORMAT, HEAD_FILE, SETTINGS_FILE, QueryOutput
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One training row: a record with its images.
+
+    Attributes:
+        record: texts, chain and image ids.
+        reference: reference image, or its feature vector (D,) where features are cached.
+        target: target image, or its feature vector (D,).
+        draw: random number drawn with the row; every random choice about the row comes from it.
+    """
+
+    record: Record
+    reference: Image.Image | Tensor
+    target: Image.Image | Tensor
+    draw: int
 
 
 class HeadOutput(NamedTuple):
@@ -42,54 +61,134 @@ class HeadOutput(NamedTuple):
     stats: dict[str, Tensor]
 
 
-class Head(nn.Module):
-    """What every head has in common: it works in batches, and is saved and filled again like a checkpoint."""
+class Encoder(Protocol):
+    """Pretrained model below a head: a Qwen-VL `Backbone` or a `ClipEncoder`."""
 
-    batch_size = 64
+    frozen: bool
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it has a LoRA adapter."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Save its trained weights, if it has any, and its processor."""
+        ...
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Load the weights that `save` wrote."""
+        ...
+
+
+class Head(nn.Module, ABC):
+    """Retrieval method around a pretrained model: trained by `CirTrainer`, used as a `Retriever`.
+
+    A new method subclasses it in a file of its own, is added to `cir_cot.heads.HEADS`, and is then tested by
+    tests/contract.
+
+    Attributes:
+        kind: name of the method in retriever.json, a key of `cir_cot.heads.HEADS`.
+        backbone: the pretrained model. Its weights are saved by itself, those of the head in head.safetensors.
+        base: checkpoint that the backbone was loaded from.
+        dim: D of the embeddings.
+        batch_size: rows that `encode_query` and `encode_target` send through the model together.
+    """
+
+    kind: ClassVar[str]
+    backbone: Encoder
+    base: str
+    dim: int
+    batch_size: int = 64
+
+    @abstractmethod
+    def settings(self) -> dict:
+        """Return the keyword arguments that build this head again; retriever.json stores them."""
+
+    @abstractmethod
+    def collator(self) -> Callable[[Sequence[TrainingRow]], dict]:
+        """Return the function that turns training rows into a batch.
+
+        It runs in loading workers: it may hold the processor, never the model. The batch has "query" and "target"
+        (model inputs), "ids" (B,) (`image_hash` of each target) and, for a head that generates chains, "labels" (B, T).
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        query: dict[str, Tensor],
+        target: dict[str, Tensor] | None = None,
+        labels: Tensor | None = None,
+    ) -> HeadOutput:
+        """Encode a collated batch for training; without `target` only the queries."""
+
+    @abstractmethod
+    def encode_query(self, images: Sequence[Image.Image], texts: Sequence[str]) -> QueryOutput:
+        """Encode B composed queries, each a reference image and a modification text."""
+
+    @abstractmethod
+    def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
+        """Encode N candidate images -> (N, D), float32 and unit, on the CPU."""
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, folder: str | Path, metadata: dict, device: str | None = None, dtype: str = "float32"
+    ) -> Self:
+        """Load a saved folder for inference; `metadata` is its retriever.json, already checked."""
+
+    def batch_losses(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return losses that need all rows of a batch -> scalars by name; none by default.
+
+        Args:
+            rows: `HeadOutput.rows`, gathered from all processes.
+        """
+        return {}
 
     def batches(self, count: int) -> list[slice]:
         """Cut `count` rows into slices of `batch_size`."""
         return [slice(at, at + self.batch_size) for at in range(0, count, self.batch_size)]
 
     def save(self, folder: str | Path) -> None:
-        """Save as a retriever folder; `load` and `cir_cot.heads.load_retriever` read it."""
+        """Save as a retriever folder, which `load` and `cir_cot.heads.load_retriever` read."""
         save_retriever(self, folder)
 
     def load_weights(self, folder: str | Path) -> None:
-        """Take the weights of a saved folder of the same settings, e.g. to resume."""
+        """Load the weights of a saved folder with the same settings, for example to resume training."""
         self.backbone.load_weights(folder)
         load_head_weights(self, folder)
 
 
 def save_retriever(head: Head, folder: str | Path) -> None:
-    """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, card, retriever.json last.
+    """Write a head as a folder: backbone weights or adapter, head.safetensors, processor, model card, retriever.json.
 
-    Of a frozen backbone nothing is written but its name.
-
-    A folder without retriever.json is an unfinished save, and `read_settings` says so.
+    Of a frozen backbone only the name is stored. retriever.json is written last: a folder without it is an unfinished
+    save, and `read_settings` says so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
+    # Weights.
     head.backbone.save(folder)
     own = {name: value.contiguous() for name, value in own_weights(head).items()}
     safetensors.torch.save_file(own, folder / HEAD_FILE)
-    facts = {
+    # Metadata: "." stands for a complete backbone in the same folder.
+    complete = not (head.backbone.adapted or head.backbone.frozen)
+    metadata = {
         "format": FORMAT,
         "kind": head.kind,
-        "backbone": head.base if head.backbone.adapted or head.backbone.frozen else ".",
+        "backbone": "." if complete else head.base,
         "frozen": head.backbone.frozen,
         "dim": head.dim,
         "prompts": PROMPTS_VERSION,
         "settings": head.settings(),
         "version": __version__,
     }
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(metadata), encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def own_weights(head) -> dict[str, Tensor]:
-    """Return a head's own weights: neither its backbone's nor those of a foreign encoder that its settings name."""
+def own_weights(head: Head) -> dict[str, Tensor]:
+    """Return the weights of a head without those of its backbone or of a foreign encoder that its settings name."""
     return {
         name: value
         for name, value in head.state_dict().items()
@@ -97,27 +196,29 @@ def own_weights(head) -> dict[str, Tensor]:
     }
 
 
-def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -> None:
-    """Load head.safetensors of a saved folder into a head; InputError names what does not fit.
+def load_head_weights(head: Head, folder: str | Path, without: tuple[str, ...] = ()) -> None:
+    """Load head.safetensors of a saved folder into a head.
 
-    Tensors whose names begin as one of `without` stay as they are.
+    Args:
+        head: the head, built with the settings of the folder.
+        folder: the saved folder.
+        without: prefixes of the names of tensors that stay as they are.
+
+    Raises:
+        InputError: the file is missing, or a tensor does not fit the head.
     """
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise InputError(f"{path}: missing; give the folder that training wrote")
-    stored = load_tensors(path)
-    stored, own = (
-        {name: value for name, value in weights.items() if not name.startswith(without)}
-        for weights in (stored, own_weights(head))
-    )
+    stored = _unless_prefixed(load_tensors(path), without)
+    own = _unless_prefixed(own_weights(head), without)
     if odd := sorted(stored.keys() ^ own.keys()):
         raise InputError(
             f"{path}: tensors {', '.join(odd)} do not fit a {head.kind!r} head; use its own checkpoint"
         )
     for name, value in stored.items():
-        value = (
-            value.reshape(1) if value.dim() == 0 else value
-        )  # a temperature of before it had a dimension
+        # Older checkpoints store the temperature as a 0-d tensor.
+        value = value.reshape(1) if value.dim() == 0 else value
         if value.shape != own[name].shape:
             raise InputError(
                 f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}"
@@ -126,19 +227,21 @@ def load_head_weights(head, folder: str | Path, without: tuple[str, ...] = ()) -
             own[name].copy_(value)
 
 
-def model_card(facts: dict) -> str:
-    """Return the README.md of a saved retriever."""
-    rows = "\n".join(
-        f"| {key} | `{value}` |"
-        for key, value in {**facts, **facts["settings"]}.items()
-        if key != "settings"
-    )
+def _unless_prefixed(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith(prefixes)}
+
+
+def model_card(metadata: dict) -> str:
+    """Return the README.md of a saved retriever; `metadata` is the content of its retriever.json."""
+    shown = {**metadata, **metadata["settings"]}
+    del shown["settings"]
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())
     return f"""---
 library_name: cir-cot
-base_model: {json.dumps(facts["backbone"])}
+base_model: {json.dumps(metadata["backbone"])}
 tags: [composed-image-retrieval, chain-of-thought]
 ---
-# A `{facts["kind"]}` retriever for composed image retrieval
+# A `{metadata["kind"]}` retriever for composed image retrieval
 
 Trained with cir-cot. A reference image and a modification text go in, a query vector and an explanation come out.
 
@@ -156,19 +259,6 @@ scores = query.embeddings @ retriever.encode_target(gallery).T
 """
 
 
-@dataclass(frozen=True)
-class TrainingRow:
-    """One training row; `draw` is a random number drawn with it, the source of every random choice made about it.
-
-    A picture that has been encoded before is its vector (D,).
-    """
-
-    record: Record
-    reference: Image.Image | Tensor
-    target: Image.Image | Tensor
-    draw: int
-
-
 def image_hash(image: str) -> int:
-    """Return a 63-bit number that stands for an image id, the same in every process."""
+    """Return a 63-bit number for an image id, the same in every process and version."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,12 +1,13 @@
-"""CLIP4Cir's first stage: the sum of a picture's and a sentence's CLIP features is the query.
+"""CLIP4Cir's first stage: the sum of an image's and a text's CLIP features is the query.
 
 CLIP4Cir (Baldrati et al., TOMM 2023): query = L2(image + text) on un-normalised features, target = L2(image), in-batch
 cross-entropy at logits of 100 times the cosine. `combine` is what the second stage replaces (`heads/moe.py`).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from PIL.Image import Image
@@ -22,109 +23,148 @@ from .base import Head, HeadOutput, TrainingRow, image_hash, load_head_weights
 
 
 class ClipCollator:
-    """list[TrainingRow] -> {"query": inputs, "target": inputs, "ids": (B,)} for heads on CLIP.
+    """Collate rows for heads on CLIP: query and target inputs, ids (B,).
 
-    Rows hold pictures, or vectors of pictures; with these go `texts`, the vectors of all texts.
+    Args:
+        inputs: preprocessing of images and texts.
+        texts: feature vectors (D,) of all texts, where rows hold feature vectors of their images instead of images.
     """
 
     def __init__(self, inputs: ClipInputs, texts: Mapping[str, Tensor] | None = None):
-        self.inputs, self.texts = inputs, texts
+        self.inputs = inputs
+        self.texts = texts
 
     def __call__(self, rows: Sequence[TrainingRow]) -> dict:
         texts = [row.record.text for row in rows]
+        references = [row.reference for row in rows]
+        targets = [row.target for row in rows]
+        ids = torch.tensor([image_hash(row.record.targets[0]) for row in rows])  # (B,)
         if self.texts is None:
-            query = self.inputs.pictures([row.reference for row in rows]) | self.inputs.texts(texts)
-            target = self.inputs.pictures([row.target for row in rows])
+            # Images and texts, preprocessed.
+            query = self.inputs.pictures(cast(list[Image], references)) | self.inputs.texts(texts)
+            target = self.inputs.pictures(cast(list[Image], targets))
         else:
-            words = torch.stack([self.texts[text] for text in texts])
-            query = {"image": torch.stack([row.reference for row in rows]), "text": words}
-            target = {"image": torch.stack([row.target for row in rows])}
-        return {
-            "query": query,
-            "target": target,
-            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
-        }
+            # Cached features (B, D).
+            text_features = torch.stack([self.texts[text] for text in texts])
+            query = {"image": torch.stack(cast(list[Tensor], references)), "text": text_features}
+            target = {"image": torch.stack(cast(list[Tensor], targets))}
+        return {"query": query, "target": target, "ids": ids}
+
+
+@dataclass
+class Combination:
+    """Features of composed queries, with what a Combiner reports beside them.
+
+    Attributes:
+        features: (B, D), not normalised.
+        aux, rows, stats: as in HeadOutput.
+        text_weight: (B,) mean weight of the text against the image, or None where both weigh the same.
+        shares: (B, E) each row's weights of the experts, or None without experts.
+    """
+
+    features: Tensor
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    text_weight: Tensor | None = None
+    shares: Tensor | None = None
 
 
 class ClipRetriever(Head):
-    """Sum of CLIP features; embeddings are (B, D), float32 and unit. `base` names the encoder's checkpoint."""
+    """Sum of CLIP features; embeddings are (B, D), float32 and unit.
+
+    Args:
+        backbone: both towers of a CLIP or SigLIP.
+        base: checkpoint that they were loaded from.
+        temperature: fixed temperature of InfoNCE.
+
+    Example:
+        head = ClipRetriever(load_clip("openai/clip-vit-base-patch32"), "openai/clip-vit-base-patch32")
+        scores = head.encode_query([image], ["in red"]).embeddings @ head.encode_target(gallery).T
+    """
 
     kind = "clip"
+    backbone: ClipEncoder
 
     def __init__(self, backbone: ClipEncoder, base: str, temperature: float = 0.01):
         super().__init__()
-        self.backbone, self.base, self.temperature = backbone, base, temperature
-        self.dim, self.batch_size = backbone.dim, 64
-        self.texts: Mapping[str, Tensor] | None = (
-            None  # vectors of all training texts, where rows hold vectors
-        )
+        self.backbone = backbone
+        self.base = base
+        self.temperature = temperature
+        self.dim = backbone.dim
+        # Feature vectors of all training texts, where rows hold feature vectors.
+        self.texts: Mapping[str, Tensor] | None = None
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head and its encoder again."""
         return {"temperature": self.temperature, "pad_ratio": self.backbone.inputs.pad_ratio}
 
     def collator(self) -> ClipCollator:
-        """Return what turns training rows into batches; it holds the processor, never the model."""
+        """Return the function that turns training rows into a batch; it holds the processor, never the model."""
         return ClipCollator(self.backbone.inputs, self.texts)
 
     def forward(
-        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+        self,
+        query: dict[str, Tensor],
+        target: dict[str, Tensor] | None = None,
+        labels: Tensor | None = None,
     ) -> HeadOutput:
-        """Return query (B, D), target (B, D) unless no target is given, and what `combine` reports beside them."""
+        """Encode a batch of images and texts, or of their cached features; `labels` are for heads with chains."""
         text = query["text"] if "text" in query else self.backbone.texts(query)  # (B, D)
-        combined, report = self.combine(self._image(query), text)
+        combined = self.combine(self._image(query), text)
         return HeadOutput(
-            query=_unit(combined),
+            query=_unit(combined.features),
             target=None if target is None else _unit(self._image(target)),
             temperature=self.temperature,
-            aux=report.get("aux", {}),
-            rows=report.get("rows", {}),
-            stats=report.get("stats", {}),
+            aux=combined.aux,
+            rows=combined.rows,
+            stats=combined.stats,
         )
 
-    def _image(self, inputs: dict) -> Tensor:
-        return inputs["image"] if "image" in inputs else self.backbone.images(inputs)
+    def _image(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs["image"] if "image" in inputs else self.backbone.images(inputs)  # (B, D)
 
-    def combine(self, image: Tensor, text: Tensor) -> tuple[Tensor, dict]:
-        """Combine features (B, D) of picture and text -> (B, D), and {} as there is nothing to report."""
-        return image + text, {}
+    def combine(self, image: Tensor, text: Tensor) -> Combination:
+        """Combine features (B, D) of images and texts."""
+        return Combination(image + text)
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N pictures -> (N, D)."""
-        parts = [self.backbone.encode_images(images[rows]) for rows in self.batches(len(images))]
-        return _unit(torch.cat([torch.zeros(0, self.dim), *parts]))
+        """Encode N candidate images -> (N, D)."""
+        features = [torch.zeros(0, self.dim)]
+        for rows in self.batches(len(images)):
+            features.append(self.backbone.encode_images(images[rows]))
+        return _unit(torch.cat(features))
 
     @torch.no_grad()
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
-        """Encode B composed queries; `explain` says what each was made of."""
-        parts = []
+        """Encode B composed queries, with the explanations of `explain`."""
+        outputs = []
         for rows in self.batches(len(images)):
             image = self.backbone.images(self.backbone.inputs.pictures(images[rows]))
-            combined, report = self.combine(
-                image, self.backbone.texts(self.backbone.inputs.texts(texts[rows]))
-            )
-            explanations, choices = self.explain(report, len(combined))
-            parts.append(
-                QueryOutput(_unit(combined).cpu(), explanations, [""] * len(combined), choices)
-            )
-        return concatenate_outputs(parts, self.dim)
+            text = self.backbone.texts(self.backbone.inputs.texts(texts[rows]))
+            combined = self.combine(image, text)
+            explanations, routing = self.explain(combined)
+            vectors = _unit(combined.features).cpu()
+            outputs.append(QueryOutput(vectors, explanations, [""] * len(vectors), routing))
+        return concatenate_outputs(outputs, self.dim)
 
-    def explain(self, report: dict, rows: int) -> tuple[list[str], list[dict[str, float]]]:
-        """Put in words what `combine` did for each of B rows -> (explanations, choices)."""
-        return [""] * rows, []
+    def explain(self, combined: Combination) -> tuple[list[str], list[dict[str, float]]]:
+        """Describe how `combine` treated each of B rows -> explanations and routing, as in QueryOutput."""
+        return [""] * len(combined.features), []
 
     @classmethod
     def load(
-        cls, folder: str | Path, facts: dict, device: str | None = None, dtype: str = "float32"
+        cls, folder: str | Path, metadata: dict, device: str | None = None, dtype: str = "float32"
     ) -> Self:
-        """Load a saved folder to use it."""
-        place = pick_device(device)  # before weights are read
-        settings, frozen = dict(facts["settings"]), facts.get("frozen", False)
-        base = facts["backbone"] if frozen else str(folder)
+        """Load a saved folder for inference."""
+        place = pick_device(device)  # an unknown device is refused before weights are read
+        settings = dict(metadata["settings"])
+        frozen = metadata.get("frozen", False)  # older folders lack the entry
+        base = metadata["backbone"] if frozen else str(folder)
         encoder = load_clip(base, settings.pop("pad_ratio", None), dtype, frozen)
         with loading(f"{Path(folder) / SETTINGS_FILE}: no such head can be built"):
-            head = cls(encoder, facts["backbone"], **settings)
+            head = cls(encoder, metadata["backbone"], **settings)
         load_head_weights(head, folder)
         return head.to(place).eval()
 

@@ -1,16 +1,19 @@
-"""The chain-of-thought retriever: a Qwen-VL model writes caption -> reasoning -> conclusion, then one retrieval token.
+"""Chain-of-thought retriever: a Qwen-VL generates caption -> reasoning -> conclusion, then one retrieval token.
 
-CIR-CoT-style (arXiv 2510.08003): L = lm_weight * CE(chain) + contrastive_weight * InfoNCE. The query vector is the
-last hidden state at the retrieval token (or at the token before it), the target vector that of the same model reading
-a picture, a fixed prompt and the retrieval token. Template, projection and temperature are our choices (docs/cot.md).
+CIR-CoT-style (arXiv 2510.08003): L = lm_weight * CE(chain) + contrastive_weight * InfoNCE. The query embedding is the
+last hidden state at the retrieval token (or at the token before it), the target embedding that of the same model on an
+image, a fixed prompt and the retrieval token. Template, projection and temperature are our choices (docs/cot.md).
 
-Readings of a query: full writes its own chain first, short its conclusion alone, fast places the retrieval token at
-once, adaptive decides for each query whether to write (full) or not (fast). A given chain is read by `embed_with`:
-a person's, or the annotated one (oracle), an upper bound that is never a result.
+Readings of a query: `full` generates the chain first, `short` its conclusion only, `fast` places the retrieval token at
+once, `adaptive` decides for each query whether to generate (full) or not (fast). `embed_with` encodes queries with
+chains you supply: edited by a person, or annotated (the oracle reading, an upper bound that must never be reported as
+a result).
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Unpack, cast
 
 import torch
 from PIL.Image import Image
@@ -24,69 +27,79 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.clip import load_clip
 from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
-from cir_cot.retriever import QueryOutput, concatenate_outputs
+from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, concatenate_outputs
 
 from .base import HeadOutput, TrainingRow, image_hash
 from .decoding import DecodingState, Grammar, decode
-from .qwen import QwenHead
+from .qwen import QwenHead, Readout
 
 
 class ChainCollator:
-    """list[TrainingRow] -> {"query": inputs, "target": inputs, "labels": (B, T), "ids": (B,)} for the chain retriever.
+    """Collate rows for the chain retriever: query and target inputs, labels (B, T), ids (B,).
 
     With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
-    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no words.
-    `targets` encodes target pictures, by default as prompts of the same model; targets that are vectors stay vectors.
+    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no text.
+
+    `targets` encodes target images, by default as prompts of the same model. Targets that are feature vectors stay
+    vectors.
     """
 
     def __init__(
-        self, encoder: ChatEncoder, chain_dropout: float = 0.0, targets: Callable | None = None
+        self,
+        encoder: ChatEncoder,
+        chain_dropout: float = 0.0,
+        targets: Callable[[Sequence[Image]], dict[str, Tensor]] | None = None,
     ):
-        self.encoder, self.chain_dropout, self.targets = (
-            encoder,
-            chain_dropout,
-            targets or encoder.target,
-        )
+        self.encoder = encoder
+        self.chain_dropout = chain_dropout
+        self.targets = targets or encoder.target
 
     def __call__(self, rows: Sequence[TrainingRow]) -> dict:
-        dropped = [random.Random(row.draw).random() < self.chain_dropout for row in rows]
-        chains = [None if drop else row.record.cot for row, drop in zip(rows, dropped, strict=True)]
-        written = iter(
-            self.encoder.answer_token_ids([cot_to_text(chain) for chain in chains if chain])
-        )
+        chains = [self._kept_chain(row) for row in rows]
+        # Answers: the chain with the retrieval token, or the token alone.
+        texts = [cot_to_text(chain) for chain in chains if chain]
+        written = iter(self.encoder.answer_token_ids(texts))
         answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
-        query, labels = self.encoder.query(
-            [r.reference for r in rows], [r.record.text for r in rows], answers
-        )
+        # Queries: reference image, modification text, answer.
+        references = cast(list[Image], [row.reference for row in rows])
+        query, labels = self.encoder.query(references, [row.record.text for row in rows], answers)
         labels[torch.tensor([chain is None for chain in chains])] = IGNORE
-        targets = [row.target for row in rows]
         return {
             "query": query,
-            "target": {"vectors": torch.stack(targets)}
-            if torch.is_tensor(targets[0])
-            else self.targets(targets),
+            "target": self._collate_targets([row.target for row in rows]),
             "labels": labels,
             "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
         }
 
+    def _kept_chain(self, row: TrainingRow) -> Cot | None:
+        dropped = random.Random(row.draw).random() < self.chain_dropout
+        return None if dropped else row.record.cot
 
-WRITTEN = {
-    "full": PARTS,
-    "short": ("conclusion",),
-    "adaptive": PARTS,
-}  # the parts that a reading writes
-READINGS = (*WRITTEN, "fast")
+    def _collate_targets(self, targets: Sequence[Image | Tensor]) -> dict[str, Tensor]:
+        if torch.is_tensor(targets[0]):
+            return {"vectors": torch.stack(cast(list[Tensor], targets))}  # (B, D)
+        return self.targets(cast(list[Image], targets))
 
 
 class CotRetriever(QwenHead):
-    """Chain-of-thought head around a backbone; `readout` are the settings of QwenHead.
+    """Chain-of-thought head around a Qwen-VL.
 
-    `max_new_tokens` bounds a chain, a quarter, a half and a quarter of it its three parts; a longer part is closed and
-    the row flagged. `threshold` is that of the adaptive reading, see `stop_confidence`; `cir-cot calibrate` finds one.
-    `target_encoder` names a CLIP or SigLIP checkpoint: targets are then its vectors, and the projection leads there.
+    Args:
+        backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
+        chain_dropout: probability that a training row has no chain, see ChainCollator.
+        max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
+            is closed and the row flagged.
+        threshold: `stop_confidence` from which the adaptive reading generates no chain; `cir-cot calibrate` finds one.
+        target_encoder: a CLIP or SigLIP checkpoint. Targets are then its vectors, and the projection leads to them.
+        readout: further arguments of QwenHead.
+
+    Example:
+        head = CotRetriever(load_backbone("Qwen/Qwen2.5-VL-3B-Instruct"), "Qwen/Qwen2.5-VL-3B-Instruct")
+        output = head.encode_query([image], ["the same, but red"], "short")
     """
 
     kind = "cot"
+    readings = CHAIN_READINGS
 
     def __init__(
         self,
@@ -96,8 +109,9 @@ class CotRetriever(QwenHead):
         max_new_tokens: int = 384,
         threshold: float = 0.5,
         target_encoder: str | None = None,
-        **readout: object,
+        **readout: Unpack[Readout],
     ):
+        # A foreign target space fixes the width of the projection.
         foreign = load_clip(target_encoder) if target_encoder else None
         if foreign:
             readout["projection"] = readout.get("projection") or foreign.dim
@@ -106,50 +120,53 @@ class CotRetriever(QwenHead):
                     f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}"
                 )
         super().__init__(backbone, base, **readout)
-        self.target_encoder, self.foreign = target_encoder, foreign
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
         if max_new_tokens < 1:
             raise InputError(
                 f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384"
             )
-        self.chain_dropout, self.max_new_tokens, self.reading = (
-            chain_dropout,
-            max_new_tokens,
-            "full",
-        )
+        self.target_encoder = target_encoder
+        self.foreign = foreign
+        self.chain_dropout = chain_dropout
+        self.max_new_tokens = max_new_tokens
         self.threshold = float(threshold)
+        self.reading = "full"
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
-        names = ("chain_dropout", "max_new_tokens", "threshold", "target_encoder")
-        return super().settings() | {name: getattr(self, name) for name in names}
+        return super().settings() | {
+            "chain_dropout": self.chain_dropout,
+            "max_new_tokens": self.max_new_tokens,
+            "threshold": self.threshold,
+            "target_encoder": self.target_encoder,
+        }
 
     def encoder(self, side: str = "right") -> ChatEncoder:
-        """Return the encoder of this backbone's prompts."""
+        """Return the encoder of prompts; it pads on the `side` "right" to encode, "left" to generate."""
         return ChatEncoder(self.backbone.processor, self.backbone.ret_id, side)
 
     def collator(self) -> ChainCollator:
-        """Return what turns training rows into batches; it holds the processor, never the model."""
+        """Return the function that turns training rows into a batch; it holds the processor, never the model."""
         return ChainCollator(self.encoder(), self.chain_dropout, self._target_inputs())
 
     def _target_inputs(self) -> Callable[[Sequence[Image]], dict[str, Tensor]]:
         return self.foreign.inputs.pictures if self.foreign else self.encoder().target
 
     def _target(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Read target pictures, or vectors of them, -> (B, D) unit."""
+        """Embed target images, or their feature vectors -> (B, D) unit."""
         if self.foreign is None:
             return self.read(inputs)
         vectors = inputs["vectors"] if "vectors" in inputs else self.foreign.images(inputs)
         return functional.normalize(vectors.float(), dim=-1)
 
     def forward(
-        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+        self,
+        query: dict[str, Tensor],
+        target: dict[str, Tensor] | None = None,
+        labels: Tensor | None = None,
     ) -> HeadOutput:
-        """Return query (B, D), target (B, D) unless no target is given, and the chain's cross-entropy as aux `lm`.
-
-        The vocabulary is only ever multiplied with the supervised positions: (S, V) instead of (B, T, V).
-        """
+        """Encode a batch; with `labels` the cross-entropy of the chains comes as aux loss `lm`."""
         hidden = self.backbone(query)  # (B, T, H)
         return HeadOutput(
             query=self._embed(hidden, query["input_ids"]),
@@ -161,115 +178,124 @@ class CotRetriever(QwenHead):
         )
 
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        wanted = labels[:, 1:]
+        """Return the mean cross-entropy of the chains; logits exist at the S supervised positions only: (S, V)."""
+        wanted = labels[:, 1:]  # (B, T - 1)
         at = wanted != IGNORE  # (B, T - 1)
-        words = self.backbone.config.get_text_config().vocab_size
-        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at], words)
+        vocabulary = self.backbone.config.get_text_config().vocab_size
+        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at], vocabulary)
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N pictures -> (N, D)."""
-        inputs, parts = self._target_inputs(), [torch.zeros(0, self.dim)]
+        """Encode N candidate images -> (N, D)."""
+        inputs = self._target_inputs()
+        vectors = [torch.zeros(0, self.dim)]
         for rows in self.batches(len(images)):
-            parts.append(self._target(self._to_device(inputs(images[rows]))).cpu())
-        return torch.cat(parts)
+            vectors.append(self._target(self._to_device(inputs(images[rows]))).cpu())
+        return torch.cat(vectors)
 
     def encode_query(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
     ) -> QueryOutput:
-        """Encode B composed queries; explanations are chains as tagged text ("" where none is written).
+        """Encode B composed queries.
 
-        `reading` is one of READINGS, default `self.reading`. A row whose chain had to be forced or cut is flagged.
+        Returns:
+            Embeddings, and the generated chains as tagged text ("" for none). A row whose chain had to be forced or
+            cut is flagged. `reading` is one of `readings`, by default `self.reading`.
         """
         reading = self._checked_reading(reading)
-        parts = []
+        outputs = []
         for rows in self.batches(len(images)):
-            asked = images[rows], texts[rows]
             if reading == "fast":
-                parts.append(self._read(*asked, [""] * len(asked[0])))
+                outputs.append(self._encode(images[rows], texts[rows], [""] * len(images[rows])))
             else:
-                *_, last = self.decode_chains(*asked, reading)
-                parts.append(self._to_output(last))
-        return concatenate_outputs(parts, self.dim)
+                *_, last = self.decode_chains(images[rows], texts[rows], reading)
+                outputs.append(self._to_output(last))
+        return concatenate_outputs(outputs, self.dim)
 
     def stream(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
     ) -> Iterator[QueryOutput]:
-        """Encode as `encode_query` does, and yield what is written after every token; vectors are whole at the end."""
+        """Encode as `encode_query` does, yielding after every token; embeddings are complete at the end."""
         reading = self._checked_reading(reading)
         if reading == "fast":
             yield self.encode_query(images, texts, "fast")
-        else:
-            yield from (
-                self._to_output(writing) for writing in self.decode_chains(images, texts, reading)
-            )
+            return
+        yield from map(self._to_output, self.decode_chains(images, texts, reading))
 
     def _checked_reading(self, reading: str | None) -> str:
         reading = reading or self.reading
-        if reading not in READINGS:
+        if reading not in self.readings:
             raise InputError(
-                f"reading {reading!r} is not one of {', '.join(READINGS)}; oracle needs chains: embed_with"
+                f"reading {reading!r} is not one of {', '.join(self.readings)}; oracle needs chains: embed_with"
             )
         return reading
 
     def embed_with(
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]
     ) -> QueryOutput:
-        """Encode B composed queries with given chains: an oracle's, or ones that a person has corrected."""
-        written, parts = [cot_to_text(chain) for chain in chains], []
+        """Encode B composed queries with supplied chains: annotated ones, or ones that a person has edited."""
+        written = [cot_to_text(chain) for chain in chains]
+        outputs = []
         for rows in self.batches(len(images)):
-            parts.append(self._read(images[rows], texts[rows], written[rows]))
-        return concatenate_outputs(parts, self.dim)
+            outputs.append(self._encode(images[rows], texts[rows], written[rows]))
+        return concatenate_outputs(outputs, self.dim)
 
     @torch.no_grad()
-    def _read(
+    def _encode(
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]
     ) -> QueryOutput:
+        """Encode one batch with chains as tagged text, "" for none."""
         encoder = self.encoder()
-        inputs = self._to_device(encoder.query(images, texts, encoder.answer_token_ids(chains))[0])
-        return QueryOutput(self.read(inputs).cpu(), list(chains), [""] * len(chains))
+        inputs, _ = encoder.query(images, texts, encoder.answer_token_ids(chains))
+        vectors = self.read(self._to_device(inputs)).cpu()  # (B, D)
+        return QueryOutput(vectors, list(chains), [""] * len(chains))
 
     def decode_chains(
         self, images: Sequence[Image], texts: Sequence[str], reading: str = "full"
     ) -> Iterator[DecodingState]:
-        """Write the chains of one batch greedily, one pass in all; see `decoding.decode`."""
-        encoder, adaptive = self.encoder("left"), reading == "adaptive"
-        grammar = Grammar(encoder, WRITTEN[reading], self.max_new_tokens)
+        """Generate the chains of one batch greedily, in a single pass; see `decoding.decode`."""
+        encoder = self.encoder("left")
+        grammar = Grammar(encoder, READINGS[reading].parts, self.max_new_tokens)
+        # The adaptive reading decides at the end of the prompt, so the start of the chain comes after the decision.
+        adaptive = reading == "adaptive"
         rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
-        inputs = self._to_device(encoder.query(images, texts, [row.ids for row in rows])[0])
-        skip = None
-        if (
-            adaptive
-        ):  # the decision is made at the prompt's end, so that the chain's start comes behind it
-
-            def skip(hidden: Tensor) -> Tensor:
-                return self._stop_confidence(hidden, grammar.start[0]) >= self.threshold
-
+        if adaptive:
             for row in rows:
                 row.forced = list(grammar.start)
+        inputs, _ = encoder.query(images, texts, [row.ids for row in rows])
         return decode(
-            self.backbone, grammar, inputs, rows, self._unit, self.readout == "before_ret", skip
+            self.backbone,
+            grammar,
+            self._to_device(inputs),
+            rows,
+            embed=self._unit,
+            before_ret=self.readout == "before_ret",
+            skip=partial(self._is_sure, grammar.start[0]) if adaptive else None,
         )
 
-    def _to_output(self, writing: DecodingState) -> QueryOutput:
-        words = self.backbone.processor.tokenizer.batch_decode([row.ids for row in writing.rows])
-        return QueryOutput(writing.vectors, words, [row.flag for row in writing.rows])
+    def _to_output(self, state: DecodingState) -> QueryOutput:
+        texts = self.backbone.processor.tokenizer.batch_decode([row.ids for row in state.rows])
+        return QueryOutput(state.vectors, texts, [row.flag for row in state.rows])
+
+    def _is_sure(self, start: int, hidden: Tensor) -> Tensor:
+        """Return bool (B,): whether the adaptive reading generates no chain, from hidden states (B, H)."""
+        return self._stop_confidence(hidden, start) >= self.threshold
 
     def _stop_confidence(self, hidden: Tensor, start: int) -> Tensor:
-        logits = self.backbone.logits(hidden).float()
+        logits = self.backbone.logits(hidden).float()  # (B, V)
         return torch.sigmoid(logits[:, self.backbone.ret_id] - logits[:, start])  # (B,)
 
     @torch.no_grad()
     def stop_confidence(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """Return (B,), in 0 .. 1, how much rather the model ends a query without a chain than starts one.
+        """Return how strongly the model prefers to end each query without a chain -> (B,), 0 .. 1.
 
-        The adaptive reading writes a chain where it is below `self.threshold`.
+        The adaptive reading generates a chain where it is below `self.threshold`.
         """
-        encoder, parts = self.encoder("left"), [torch.zeros(0)]
+        encoder = self.encoder("left")
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
+        found = [torch.zeros(0)]
         for rows in self.batches(len(images)):
-            inputs = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))[0]
-            parts.append(
-                self._stop_confidence(self.backbone(self._to_device(inputs))[:, -1], start).cpu()
-            )
-        return torch.cat(parts)
+            inputs, _ = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))
+            hidden = self.backbone(self._to_device(inputs))[:, -1]  # (B, H)
+            found.append(self._stop_confidence(hidden, start).cpu())
+        return torch.cat(found)

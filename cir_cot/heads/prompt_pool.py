@@ -1,15 +1,16 @@
-"""The prompt-pool encoder: a Qwen-VL reads picture, words and soft prompts chosen for them, in one forward pass.
+"""Prompt-pool encoder: a Qwen-VL reads image, text and soft prompts chosen for them in one forward pass.
 
-CIR-LVLM-style (arXiv 2412.11087): a task prompt that differs between composed query and candidate picture; soft prompts
+CIR-LVLM-style (arXiv 2412.11087): a task prompt that differs between composed query and candidate image; soft prompts
 that each row chooses from a learned pool by its visual and text features; a Connector whose learned queries turn the
 visual tokens into a sentence-level prompt. What the paper leaves open follows Learning to Prompt (arXiv 2112.08654):
 the top K of M prompts by the cosine of a query feature with their keys (docs/prompt_pool.md says what is ours).
 
-The chosen prompts take the places of reserved tokens between picture and words, where the language model reads its
-input: the visual tokens are there already, no second vision pass is needed, and M-RoPE positions stay what they were.
+The chosen prompts replace the embeddings of reserved tokens between image and text, at the input of the language model:
+the visual tokens are in place by then, no second vision pass is needed, and M-RoPE positions are unchanged.
 """
 
 from collections.abc import Sequence
+from typing import Unpack, cast
 
 import torch
 from PIL.Image import Image
@@ -17,24 +18,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cir_cot.errors import InputError
-from cir_cot.losses import choice_share, even_use, load_balance, pool_pull
+from cir_cot.losses import choice_share
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
 from cir_cot.retriever import QueryOutput, concatenate_outputs
 
-from .base import HeadOutput, image_hash
+from .base import HeadOutput, TrainingRow, image_hash
 from .connector import Connector
-from .qwen import QwenHead
-
-SHARPNESS = 10.0  # ours: cosines become probabilities as softmax(10 cos), so that the best key can stand out
+from .prompt_choice import Choice, masked_mean, pool_balance
+from .qwen import QwenHead, Readout
 
 
 class PromptPoolRetriever(QwenHead):
-    """Prompt-pool head around a backbone; `readout` are the settings of QwenHead.
+    """Prompt-pool head around a Qwen-VL; without pool and Connector it is a plain one-pass encoder.
 
-    `pool` prompts (M) of `length` tokens each (L), of which a row takes `top` (K); `connector` learned queries (N). A
-    pool or connector of 0 is left out; without both it is a plain one-pass encoder.
+    Args:
+        backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
+        pool: number of prompts (M), 0 for no pool.
+        length: tokens of a prompt (L).
+        top: prompts that a row takes (K).
+        connector: learned queries of the Connector (N), 0 for none.
+        readout: further arguments of QwenHead.
     """
 
     kind = "prompt_pool"
@@ -47,27 +52,23 @@ class PromptPoolRetriever(QwenHead):
         length: int = 5,
         top: int = 5,
         connector: int = 32,
-        **readout: object,
+        **readout: Unpack[Readout],
     ):
         super().__init__(backbone, base, **readout)
-        if pool < 0 or connector < 0:
-            raise InputError(
-                f"pool {pool}, connector {connector}: give numbers of prompts, or 0 for none"
-            )
-        if pool and not (1 <= top <= pool and length >= 1):
-            raise InputError(
-                f"top {top} of a pool of {pool} prompts of length {length}: a row takes 1 to {pool}"
-            )
-        self.pool, self.length, self.top, self.connector = pool, length, top, connector
-        if (
-            not backbone.config.tie_word_embeddings
-        ):  # nothing is written here: the output layer has nothing to learn
+        _check_sizes(pool, length, top, connector)
+        self.pool = pool
+        self.length = length
+        self.top = top
+        self.connector = connector
+        # Nothing is generated, so the output layer has nothing to learn.
+        if not backbone.config.tie_word_embeddings:
             backbone.plain.get_output_embeddings().requires_grad_(False)
-        if (
-            backbone.adapted and self.readout == "before_ret"
-        ):  # nothing is read at the token, or after it
+        # Nothing is read at the retrieval token or after it, so its row has nothing to learn.
+        if backbone.adapted and self.readout == "before_ret":
             backbone.plain.get_input_embeddings().requires_grad_(False)
-        width, scale = backbone.hidden_size, _scale(backbone)
+        # Prompts and queries start as large as word embeddings.
+        width = backbone.hidden_size
+        scale = _embedding_scale(backbone)
         if pool:
             self.prompts = nn.Parameter(torch.randn(pool, length, width) * scale)
             self.keys = nn.Parameter(torch.randn(pool, width) * width**-0.5)
@@ -76,182 +77,179 @@ class PromptPoolRetriever(QwenHead):
             )
         if connector:
             self.connect = Connector(connector, width, scale)
+        # Tokens of a query around the user's text: of the task prompt before it, of the template after it.
         encoder = self.encoder()
-        self.around = (
-            len(encoder.plain_ids([COMPOSE.partition(" {text}")[0]])[0]),
-            len(encoder.closing),
-        )
+        self.task_tokens = len(encoder.plain_ids([COMPOSE.partition(" {text}")[0]])[0])
+        self.closing_tokens = len(encoder.closing)
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this head again."""
         return super().settings() | {
-            name: getattr(self, name) for name in ("pool", "length", "top", "connector")
+            "pool": self.pool,
+            "length": self.length,
+            "top": self.top,
+            "connector": self.connector,
         }
 
     @property
-    def slots(self) -> int:
+    def reserved_tokens(self) -> int:
         """Reserved tokens in a row: those of the Connector, then those of the chosen prompts."""
         return self.connector + (self.top * self.length if self.pool else 0)
 
     def encoder(self, side: str = "right") -> ChatEncoder:
-        """Return the encoder of this backbone's prompts."""
-        return ChatEncoder(self.backbone.processor, self.backbone.ret_id, side, self.slots)
+        """Return the encoder of prompts; rows are padded on `side`."""
+        return ChatEncoder(
+            self.backbone.processor, self.backbone.ret_id, side, self.reserved_tokens
+        )
 
     def collator(self) -> "PoolCollator":
-        """Return what turns training rows into batches; it holds the processor, never the model."""
+        """Return the function that turns training rows into a batch; it holds the processor, never the model."""
         return PoolCollator(self.encoder())
 
     def forward(
-        self, query: dict, target: dict | None = None, labels: Tensor | None = None
+        self,
+        query: dict[str, Tensor],
+        target: dict[str, Tensor] | None = None,
+        labels: Tensor | None = None,
     ) -> HeadOutput:
-        """Return query (B, D), target (B, D) unless no target is given; aux `pull`, the mean of both sides.
-
-        `rows` are what `batch_losses` needs, `stats` the loads of the pool by the queries. `labels` are for heads that
-        write.
-        """
-        sides = {"query": query} if target is None else {"query": query, "target": target}
-        read = {side: self.choose_and_read(inputs, side) for side, inputs in sides.items()}
+        """Encode a batch; aux `pull` is the mean of both sides, stats are the loads of the prompts by the queries."""
+        encoded = {"query": self.choose_and_read(query, "query")}
+        if target is not None:
+            encoded["target"] = self.choose_and_read(target, "target")
         out = HeadOutput(
-            query=read["query"][0],
-            target=None if target is None else read["target"][0],
+            query=encoded["query"][0],
+            target=None if target is None else encoded["target"][0],
             temperature=self.temperature(),
             aux={},
             rows={},
             stats={},
         )
-        if self.pool:
-            pulls = [self._pull(choice) for _, choice in read.values()]
+        # Losses and statistics of the choices, by side.
+        pulls = []
+        for side, (_, choice) in encoded.items():
+            if choice is not None:
+                pulls.append(choice.pull(self.keys))
+                out.rows[f"{side}_scores"] = choice.scores
+                out.rows[f"{side}_chosen"] = choice.chosen
+        if pulls:
             out.aux["pull"] = torch.stack(pulls).mean()
-            for side, (_, choice) in read.items():
-                out.rows[f"{side}_scores"] = choice["scores"]
-                out.rows[f"{side}_chosen"] = choice["chosen"]
-            share = choice_share(read["query"][1]["chosen"], self.pool)
+            share = choice_share(out.rows["query_chosen"], self.pool)  # (M,)
             for number, name in enumerate(self.names()):
                 out.stats[name.replace(" ", "_")] = share[number]
         return out
 
-    def _pull(self, choice: dict[str, Tensor]) -> Tensor:
-        """Learning to Prompt's key loss and, ours, a push away from all keys: their sum is a cross-entropy -> scalar.
-
-        Alone, the pull is least where the features of all rows are one and the same, and then the choice says nothing.
-        """
-        push = torch.logsumexp(SHARPNESS * choice["scores"], dim=1).mean() / SHARPNESS
-        return pool_pull(choice["feature"], self.keys, choice["chosen"]) + push
-
     def batch_losses(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Balance of the choices of a whole batch, the mean of its sides."""
+        """Return the balance of the choices over the batch of all processes, the mean of its sides."""
         balances = []
         for side in ("query", "target"):
             if f"{side}_scores" in rows:
-                probabilities = (SHARPNESS * rows[f"{side}_scores"]).softmax(dim=1)  # (B, M)
-                balances.append(
-                    load_balance(probabilities, rows[f"{side}_chosen"]) + even_use(probabilities)
-                )
+                balances.append(pool_balance(rows[f"{side}_scores"], rows[f"{side}_chosen"]))
         return {"balance": torch.stack(balances).mean()}
 
-    def choose_and_read(
-        self, inputs: dict[str, Tensor], side: str
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Read the model inputs of a side -> (B, D) unit; of a pool: feature (B, H), scores (B, M), chosen (B, K)."""
-        choice: dict[str, Tensor] = {}
-        slots = (inputs["input_ids"] == self._slot_id) & inputs[
-            "attention_mask"
-        ].bool()  # padding has the same id
-        picture = inputs["input_ids"] == self.backbone.image_token_id
+    def choose_and_read(self, inputs: dict[str, Tensor], side: str) -> tuple[Tensor, Choice | None]:
+        """Embed the model inputs of a side ("query" or "target") -> (B, D) unit, and the choice of prompts."""
+        # Padding has the id of the reserved tokens, too.
+        at_padding_id = inputs["input_ids"] == self._reserved_id
+        reserved = at_padding_id & inputs["attention_mask"].bool()  # (B, T)
+        picture = inputs["input_ids"] == self.backbone.image_token_id  # (B, T)
+        choice: Choice | None = None
 
         def fill(embedded: Tensor) -> Tensor:
-            parts = [self.connect(embedded, picture)] if self.connector else []  # (B, N, H)
+            """Replace the reserved tokens of input embeddings (B, T, H) by prompts."""
+            nonlocal choice
+            prompts = []
+            if self.connector:
+                prompts.append(self.connect(embedded, picture))  # (B, N, H)
             if self.pool:
-                choice.update(self.choose(embedded, picture, self._words(inputs, slots, side)))
-                parts.append(self.prompts[choice["chosen"]].flatten(1, 2))  # (B, K * L, H)
-            return embedded.masked_scatter(
-                slots[..., None], torch.cat(parts, dim=1).to(embedded.dtype)
-            )
+                choice = self.choose(embedded, picture, self._text_at(inputs, reserved, side))
+                prompts.append(self.prompts[choice.chosen].flatten(1, 2))  # (B, K * L, H)
+            filling = torch.cat(prompts, dim=1).to(embedded.dtype)
+            return embedded.masked_scatter(reserved[..., None], filling)
 
-        return self.read(inputs, fill if self.slots else None), choice
+        vectors = self.read(inputs, fill if self.reserved_tokens else None)
+        return vectors, choice
 
-    def choose(self, embedded: Tensor, picture: Tensor, words: Tensor) -> dict[str, Tensor]:
-        """Choose prompts by what stands at `picture` and at `words` (B, T) of the embedded input (B, T, H).
+    def choose(self, embedded: Tensor, picture: Tensor, text: Tensor) -> Choice:
+        """Choose prompts by the input embeddings (B, T, H) at the positions `picture` and `text` (B, T).
 
-        Always in float32: whether a prompt is chosen must not depend on rounding. The chosen are in the pool's order.
+        Always in float32: whether a prompt is chosen must not depend on rounding.
         """
         with torch.autocast(embedded.device.type, enabled=False):
-            means = [_mean(embedded.float(), at) for at in (picture, words)]
-            # each by its own size: visual tokens are far larger than words
-            feature = self.feature(
-                torch.cat([functional.layer_norm(mean, mean.shape[1:]) for mean in means], dim=1)
-            )
+            # Each mean is normalised by itself: visual tokens are far larger than word embeddings.
+            means = [masked_mean(embedded.float(), at) for at in (picture, text)]
+            normalised = [functional.layer_norm(mean, mean.shape[1:]) for mean in means]
+            feature = self.feature(torch.cat(normalised, dim=1))  # (B, H)
             scores = functional.normalize(feature, dim=1) @ functional.normalize(self.keys, dim=1).T
             chosen = scores.topk(self.top, dim=1).indices.sort(dim=1).values  # (B, K)
-        return {"feature": feature, "scores": scores, "chosen": chosen}
+        return Choice(feature, scores, chosen)
 
-    def _words(self, inputs: dict[str, Tensor], slots: Tensor, side: str) -> Tensor:
-        """Where the user's words are (B, T), or in a target, which has none, those of its task prompt."""
-        task, closing = self.around
-        after = (slots.cumsum(dim=1) == self.slots) & ~slots & inputs["attention_mask"].bool()
-        place, count = (
-            after.cumsum(dim=1),
-            after.sum(dim=1, keepdim=True) - closing - 1,
-        )  # 1: the retrieval token
-        return after & (place > (task if side == "query" else 0)) & (place <= count)
+    def _text_at(self, inputs: dict[str, Tensor], reserved: Tensor, side: str) -> Tensor:
+        """Return where the user's text is (B, T); a target has none, there it is the task prompt."""
+        # All tokens after the reserved ones: task prompt, user's text, end of the template, retrieval token.
+        after = reserved.cumsum(dim=1) == self.reserved_tokens
+        after = after & ~reserved & inputs["attention_mask"].bool()
+        place = after.cumsum(dim=1)  # 1, 2, ... from the first of them
+        last = after.sum(dim=1, keepdim=True) - self.closing_tokens - 1  # 1: the retrieval token
+        return after & (place > (self.task_tokens if side == "query" else 0)) & (place <= last)
 
     @property
-    def _slot_id(self) -> int:
+    def _reserved_id(self) -> int:
         return self.backbone.processor.tokenizer.pad_token_id
 
     def names(self) -> list[str]:
-        """Name the prompts of the pool."""
+        """Return the names of the prompts."""
         return [f"prompt {number}" for number in range(self.pool)]
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N pictures -> (N, D)."""
-        encoder, parts = self.encoder(), [torch.zeros(0, self.dim)]
+        """Encode N candidate images -> (N, D)."""
+        encoder = self.encoder()
+        encoded = [torch.zeros(0, self.dim)]
         for rows in self.batches(len(images)):
-            parts.append(
-                self.choose_and_read(self._to_device(encoder.target(images[rows])), "target")[
-                    0
-                ].cpu()
-            )
-        return torch.cat(parts)
+            inputs = self._to_device(encoder.target(images[rows]))
+            vectors, _ = self.choose_and_read(inputs, "target")
+            encoded.append(vectors.cpu())
+        return torch.cat(encoded)
 
     @torch.no_grad()
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
         """Encode B composed queries; explanations name the chosen prompts with their scores, best first."""
-        encoder, parts = self.encoder(), []
+        encoder = self.encoder()
+        outputs = []
         for rows in self.batches(len(images)):
             inputs = compose(encoder, images[rows], texts[rows])
             vectors, choice = self.choose_and_read(self._to_device(inputs), "query")
-            words, shares = self._say(choice) if self.pool else ([""] * len(vectors), [])
-            parts.append(QueryOutput(vectors.cpu(), words, [""] * len(vectors), shares))
-        return concatenate_outputs(parts, self.dim)
+            nothing = [""] * len(vectors)
+            explanations = nothing if choice is None else choice.explain(self.names())
+            shares = [] if choice is None else choice.routing(self.names())
+            outputs.append(QueryOutput(vectors.cpu(), explanations, nothing, shares))
+        return concatenate_outputs(outputs, self.dim)
 
-    def _say(self, choice: dict[str, Tensor]) -> tuple[list[str], list[dict[str, float]]]:
-        """Explanations, and each prompt's share of its row."""
-        words, shares, names = [], [], self.names()
-        for scores, chosen in zip(
-            choice["scores"].tolist(), choice["chosen"].tolist(), strict=True
-        ):
-            best = sorted(chosen, key=lambda prompt: -scores[prompt])
-            words.append(", ".join(f"{names[prompt]} ({scores[prompt]:.2f})" for prompt in best))
-            shares.append(
-                {name: (number in chosen) / self.top for number, name in enumerate(names)}
-            )
-        return words, shares
+
+def _check_sizes(pool: int, length: int, top: int, connector: int) -> None:
+    """Raise InputError if the pool or the Connector cannot have these sizes."""
+    if pool < 0 or connector < 0:
+        raise InputError(
+            f"pool {pool}, connector {connector}: give numbers of prompts, or 0 for none"
+        )
+    if pool and length < 1:
+        raise InputError(f"length must be at least 1, got {length}")
+    if pool and not 1 <= top <= pool:
+        raise InputError(f"top must be between 1 and pool ({pool}), got {top}")
 
 
 class PoolCollator:
-    """list[TrainingRow] -> {"query": inputs, "target": inputs, "ids": (B,)} for the prompt-pool encoder."""
+    """Collate rows for the prompt-pool encoder: query and target inputs, ids (B,)."""
 
     def __init__(self, encoder: ChatEncoder):
         self.encoder = encoder
 
-    def __call__(self, rows: Sequence) -> dict:
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict:
+        references = cast(list[Image], [row.reference for row in rows])
+        targets = cast(list[Image], [row.target for row in rows])
         return {
-            "query": compose(
-                self.encoder, [r.reference for r in rows], [r.record.text for r in rows]
-            ),
-            "target": self.encoder.target([row.target for row in rows]),
+            "query": compose(self.encoder, references, [row.record.text for row in rows]),
+            "target": self.encoder.target(targets),
             "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
         }
 
@@ -259,18 +257,12 @@ class PoolCollator:
 def compose(
     encoder: ChatEncoder, images: Sequence[Image], texts: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Encode references and modification texts with the task prompt of a composed query -> model inputs."""
-    return encoder.query(images, texts, [[encoder.ret_id]] * len(texts), COMPOSE)[0]
+    """Encode reference images and modification texts with the task prompt of a composed query -> model inputs."""
+    inputs, _ = encoder.query(images, texts, [[encoder.ret_id]] * len(texts), COMPOSE)
+    return inputs
 
 
-def _mean(embedded: Tensor, at: Tensor) -> Tensor:
-    """Mean over the tokens at (B, T) of (B, T, H) -> (B, H); 0 where there is none."""
-    weight = at.to(embedded.dtype)
-    return torch.einsum("bt,bth->bh", weight, embedded) / weight.sum(dim=1, keepdim=True).clamp(
-        min=1
-    )
-
-
-def _scale(backbone: Backbone) -> float:
-    """Spread of the entries of word embeddings: soft prompts that start as large as words are read as words."""
-    return backbone.plain.get_input_embeddings().weight[:4096].detach().float().std().item()
+def _embedding_scale(backbone: Backbone) -> float:
+    """Return the standard deviation of word embeddings: soft prompts that start as large are read like words."""
+    weight = backbone.plain.get_input_embeddings().weight
+    return weight[:4096].detach().float().std().item()

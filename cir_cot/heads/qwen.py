@@ -1,9 +1,9 @@
-"""What the heads on a Qwen-VL share: a vector read from its hidden states, and how a head is saved and loaded."""
+"""Shared base of the heads on a Qwen-VL: an embedding from its hidden states, loading, and resuming."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -20,18 +20,33 @@ from cir_cot.retriever import SETTINGS_FILE
 from .base import Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
-COLDEST, WARMEST = (
-    0.01,
-    1.0,
-)  # bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020)
+# Bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020).
+COLDEST = 0.01
+WARMEST = 1.0
+
+
+class Readout(TypedDict, total=False):
+    """Keyword arguments of QwenHead, which heads on a Qwen-VL pass on."""
+
+    readout: str
+    projection: int | None
+    temperature: float
+    learn_temperature: bool
 
 
 class QwenHead(Head):
-    """A backbone and a readout: the hidden state at the retrieval token -> embeddings (B, D), float32 and unit.
+    """Backbone with a readout: the hidden state at the retrieval token -> embeddings (B, D), float32 and unit.
 
-    `base` names the checkpoint the backbone was loaded from. `projection` is D of a linear map, None = the hidden
-    state itself. `temperature` is where InfoNCE's starts; it is trained with `learn_temperature`, within 0.01 .. 1.
+    Args:
+        backbone: the Qwen-VL.
+        base: checkpoint that the backbone was loaded from.
+        readout: "ret" reads the retrieval token, "before_ret" the token before it.
+        projection: D of a linear map to the embedding; None takes the hidden state itself.
+        temperature: where the temperature of InfoNCE starts, within 0.01 .. 1.
+        learn_temperature: whether the temperature is trained.
     """
+
+    backbone: Backbone
 
     def __init__(
         self,
@@ -47,50 +62,51 @@ class QwenHead(Head):
             raise InputError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")
         if not COLDEST <= temperature <= WARMEST:
             raise InputError(f"temperature {temperature} is outside {COLDEST} .. {WARMEST}")
-        self.backbone, self.base, self.readout, self.projection = (
-            backbone,
-            base,
-            readout,
-            projection,
-        )
+        self.backbone = backbone
+        self.base = base
+        self.readout = readout
+        self.projection = projection
         self.learn_temperature = learn_temperature
+        self.dim = projection or backbone.hidden_size
         self.project = (
             nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
         )
-        # (1,): DeepSpeed cannot broadcast a parameter without dimensions
+        # (1,): DeepSpeed cannot broadcast a parameter without dimensions.
         self.log_temperature = nn.Parameter(
             torch.tensor([math.log(temperature)]), requires_grad=learn_temperature
         )
-        self.dim = projection or backbone.hidden_size
 
     def settings(self) -> dict:
         """Return the keyword arguments that build this readout again."""
-        names = ("readout", "projection", "learn_temperature")
-        return {name: getattr(self, name) for name in names} | {
-            "temperature": round(self.temperature().item(), 6)
+        return {
+            "readout": self.readout,
+            "projection": self.projection,
+            "learn_temperature": self.learn_temperature,
+            "temperature": round(self.temperature().item(), 6),
         }
 
     def temperature(self) -> Tensor:
-        """Return InfoNCE's temperature, clamped to its bounds; a scalar."""
+        """Return the temperature of InfoNCE, clamped to its bounds; a scalar."""
         return self.log_temperature.squeeze().exp().clamp(COLDEST, WARMEST)
 
     def read(
         self, inputs: dict[str, Tensor], edit: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Read model inputs in one forward pass -> (B, D) unit; `edit` as in `Backbone.forward`."""
+        """Embed model inputs in one forward pass -> (B, D) unit; `edit` as in `Backbone.forward`."""
         return self._embed(self.backbone(inputs, edit=edit), inputs["input_ids"])
 
     def _embed(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Read hidden states (B, T, H) at each row's one retrieval token, or before it -> (B, D) unit."""
-        found = ids == self.backbone.ret_id
+        """Embed hidden states (B, T, H) at each row's retrieval token, or before it -> (B, D) unit."""
+        found = ids == self.backbone.ret_id  # (B, T)
         assert (found.sum(dim=1) == 1).all(), "every row holds exactly one retrieval token"
-        at = found.int().argmax(dim=1) - int(self.readout == "before_ret")
+        at = found.int().argmax(dim=1) - int(self.readout == "before_ret")  # (B,)
         return self._unit(hidden[torch.arange(len(ids), device=ids.device), at])
 
     def _unit(self, hidden: Tensor) -> Tensor:
-        """Project states (B, H) in the type of the projection's own weights, the norm in float32 -> (B, D)."""
+        """Project states (B, H) in the dtype of the projection, normalise in float32 -> (B, D)."""
         if self.projection:
-            hidden = self.project(hidden.to(self.project.weight.dtype))
+            weight = cast(nn.Linear, self.project).weight
+            hidden = self.project(hidden.to(weight.dtype))  # (B, D)
         return functional.normalize(hidden.float(), dim=-1)
 
     def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,38 +114,57 @@ class QwenHead(Head):
 
     @classmethod
     def resume(
-        cls, folder: str | Path, facts: dict, trainable: bool, settings: dict, **options
+        cls, folder: str | Path, metadata: dict, trainable: bool, settings: dict, **options
     ) -> Self:
-        """Build a saved head again, on the CPU; `settings` replace its own, `options` go to `load_backbone`.
+        """Rebuild a saved head on the CPU, to train it further or to use it.
 
-        With another `target_encoder` among the settings, the projection leads elsewhere, so it starts anew.
+        Args:
+            folder: the saved folder.
+            metadata: its retriever.json, already checked.
+            trainable: whether its adapter is trained.
+            settings: settings that replace the stored ones. With another `target_encoder` among them, the projection
+                leads to another space, so it starts anew.
+            options: go to `load_backbone`.
         """
-        folder, base = Path(folder), facts["backbone"]
-        frozen = facts.get("frozen", False)  # folders from before there were frozen ones lack it
+        folder = Path(folder)
+        # Load the backbone: the folder's own, or the named one with the folder's adapter.
+        base = metadata["backbone"]
+        frozen = metadata.get("frozen", False)  # older folders lack the entry
         backbone = load_backbone(folder if base == "." else base, frozen=frozen, **options)
         if base != "." and not frozen:
             backbone.load_adapter(folder, trainable)
-        own = facts["settings"]
-        anew = settings.get("target_encoder") not in (None, own.get("target_encoder"))
+        # Build the head around it.
+        stored = dict(metadata["settings"])
+        anew = settings.get("target_encoder") not in (None, stored.get("target_encoder"))
+        if anew:
+            stored["projection"] = None
         with loading(f"{folder / SETTINGS_FILE}: no such head can be built"):
-            head = cls(backbone, base, **own | ({"projection": None} if anew else {}) | settings)
-        head.check(facts, folder)
+            head = cls(backbone, base, **(stored | settings))
+        head.check(metadata, folder)
         load_head_weights(head, folder, without=("project.",) if anew else ())
         return head
 
-    def check(self, facts: dict, folder: Path) -> None:
-        """Encode a picture's inputs once, so that damaged processor files show now and not at the first query."""
+    def check(self, metadata: dict, folder: Path) -> None:
+        """Encode the inputs of one image, so that damaged processor files show now and not at the first query."""
         encoder = ChatEncoder(self.backbone.processor, self.backbone.ret_id)
         with loading(f"{folder}: the image processor cannot be used"):
             encoder.target([Image.new("RGB", (56, 56))])
-        if self.dim != facts["dim"] and self.projection == facts["settings"].get("projection"):
+        same_space = self.projection == metadata["settings"].get("projection")
+        if self.dim != metadata["dim"] and same_space:
             raise InputError(
-                f"{folder / SETTINGS_FILE}: dim is {facts['dim']}, the head's is {self.dim}"
+                f"{folder / SETTINGS_FILE}: dim is {metadata['dim']}, the head's is {self.dim}"
             )
 
     @classmethod
-    def load(cls, folder: str | Path, facts: dict, device: str | None = None, **options) -> Self:
-        """Load a saved folder to use it; `options` (dtype, attn, quantization, pixels) go to `load_backbone`."""
-        place = pick_device(device)  # before weights are read
-        head = cls.resume(folder, facts, trainable=False, settings={}, **options)
+    def load(
+        cls,
+        folder: str | Path,
+        metadata: dict,
+        device: str | None = None,
+        dtype: str = "float32",
+        **options,
+    ) -> Self:
+        """Load a saved folder for inference; `options` (attn, quantization, pixels) go to `load_backbone`."""
+        place = pick_device(device)  # an unknown device is refused before weights are read
+        head = cls.resume(folder, metadata, trainable=False, settings={}, dtype=dtype, **options)
         return head.to(place).eval()

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from cir_cot.errors import InputError, shown
-from cir_cot.evaluation.readings import OWN_READINGS, ChainReader
 from cir_cot.images import ImageStore, decode
 from cir_cot.prompts import PARTS, written_parts
 from cir_cot.records import Cot, check_text
+from cir_cot.retriever import ChainReader
 
 from .search import Answer, Search
 
@@ -118,7 +118,7 @@ def modes_of(search: Search, name: str = "") -> dict[str, tuple[Search, str | No
     """Return the modes of a retriever, {label: (search, reading)}; labels begin with `name`."""
     readings: Sequence[str | None] = (None,)
     if isinstance(search.retriever, ChainReader):
-        readings = OWN_READINGS
+        readings = search.retriever.readings
     modes = {}
     for reading in readings:
         label = " ".join(filter(None, (name, reading or OWN_MODE)))

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from cir_cot.errors import InputError, shown
-from cir_cot.evaluation.readings import ChainReader, query_encoder, query_stream
+from cir_cot.evaluation.readings import query_encoder, query_stream
 from cir_cot.heads import load_retriever
 from cir_cot.images import ImageStore
 from cir_cot.records import Cot, check_chain, check_text
-from cir_cot.retriever import QueryOutput, Retriever, inference
+from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
 from .build import open_index
 from .gallery_index import GalleryIndex, Hit

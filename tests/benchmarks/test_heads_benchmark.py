@@ -10,7 +10,7 @@ import pytest
 
 from cir_cot.cli import COMMANDS
 from cir_cot.errors import InputError
-from cir_cot.heads.moe import DenseCombiner, MoeCombiner, count_parameters
+from cir_cot.heads.combiners import DenseCombiner, MoeCombiner, count_parameters
 from cir_cot.training.arguments import CirArguments, parse_arguments
 from cir_cot.webpage import scatter
 

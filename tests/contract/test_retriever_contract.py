@@ -10,7 +10,6 @@ import yaml
 from contract_heads import LORA, difference, make_prompt_pool, references, scene_rows, train_a_step
 
 from cir_cot.errors import InputError
-from cir_cot.evaluation.readings import ChainReader
 from cir_cot.heads import HEADS, load_retriever
 from cir_cot.heads.base import model_card
 from cir_cot.heads.clip import ClipRetriever
@@ -21,6 +20,7 @@ from cir_cot.models.clip import load_clip
 from cir_cot.models.tiny_clip import write_tiny_clip
 from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot
+from cir_cot.retriever import ChainReader
 
 
 def make_cot(tiny, lora=True, **settings):

@@ -16,14 +16,14 @@ from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
-from cir_cot.heads.moe import (
+from cir_cot.heads.combiners import (
     DenseCombiner,
     MoeCombiner,
-    MoeRetriever,
     SparseMoe,
     count_parameters,
     hidden_for,
 )
+from cir_cot.heads.moe import MoeRetriever
 from cir_cot.losses import load_balance
 from cir_cot.models.clip import load_clip
 from cir_cot.models.tiny_clip import write_tiny_clip
@@ -273,26 +273,26 @@ def test_explanations_name_experts_and_weights(tiny):
         assert list(choice) == ["expert 0", "expert 1", "expert 2", "expert 3"]
         assert sum(choice.values()) == pytest.approx(1)
         (first, one), (second, two) = sorted(choice.items(), key=lambda item: -item[1])[:2]
-        assert words == f"{first} ({one:.2f}), {second} ({two:.2f}); the words weigh 0.50"
+        assert words == f"{first} ({one:.2f}), {second} ({two:.2f}); text weight 0.50"
     dense = make_head(tiny, combiner="dense").eval().encode_query(images, texts)
     assert dense.routing == []
-    assert all(re.fullmatch(r"the words weigh 0\.\d\d", words) for words in dense.explanations)
+    assert all(re.fullmatch(r"text weight 0\.\d\d", words) for words in dense.explanations)
 
 
 def test_the_losses_of_the_router_are_those_of_the_batch(tiny):
     head = make_head(tiny).train()
     image, text = features(32, head.dim)
     torch.manual_seed(3)
-    _, report = head.combine(image, text)
+    combined = head.combine(image, text)
     torch.manual_seed(3)
     route = head.combiner(image, text)[2]
     probabilities = route.logits.softmax(dim=1)
-    balance = head.batch_losses(report["rows"])["balance"]
+    balance = head.batch_losses(combined.rows)["balance"]
     assert balance.item() == pytest.approx(load_balance(probabilities, route.chosen).item())
     z = route.logits.exp().sum(dim=1).log().square().mean()
-    assert report["aux"]["router_z"].item() == pytest.approx(z.item(), rel=1e-5)
-    assert report["stats"]["expert_1"].item() == pytest.approx(route.shares(4)[:, 1].mean().item())
-    assert "aux" not in head.eval().combine(image, text)[1]
+    assert combined.aux["router_z"].item() == pytest.approx(z.item(), rel=1e-5)
+    assert combined.stats["expert_1"].item() == pytest.approx(route.shares(4)[:, 1].mean().item())
+    assert head.eval().combine(image, text).aux == {}
 
 
 @pytest.mark.parametrize(
@@ -327,12 +327,12 @@ def test_balance_brings_idle_experts_back_and_without_it_they_stay_idle(tiny):
         assert min(loads(head, image, text)) < 0.05
         optimizer = torch.optim.Adam(head.combiner.parameters(), lr=3e-3)
         for _ in range(60):
-            query, report = head.train().combine(image, text)
+            combined = head.train().combine(image, text)
             loss = functional.cross_entropy(
-                functional.normalize(query, dim=-1) @ target.T / 0.1, torch.arange(256)
+                functional.normalize(combined.features, dim=-1) @ target.T / 0.1, torch.arange(256)
             )
             optimizer.zero_grad()
-            (loss + balance * head.batch_losses(report["rows"])["balance"]).backward()
+            (loss + balance * head.batch_losses(combined.rows)["balance"]).backward()
             optimizer.step()
         least[balance] = min(loads(head, image, text))
     assert least[0.0] < 0.05 < least[0.1]

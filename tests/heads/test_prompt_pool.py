@@ -17,7 +17,8 @@ from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import save_results
 from cir_cot.heads import load_retriever
-from cir_cot.heads.prompt_pool import PromptPoolRetriever, _mean, compose
+from cir_cot.heads.prompt_choice import masked_mean
+from cir_cot.heads.prompt_pool import PromptPoolRetriever, compose
 from cir_cot.losses import even_use, load_balance
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
@@ -64,7 +65,7 @@ def head_of(model_type="qwen2_5_vl", **settings):
 
 
 def slots_of(head, inputs):
-    return (inputs["input_ids"] == head._slot_id) & inputs["attention_mask"].bool()
+    return (inputs["input_ids"] == head._reserved_id) & inputs["attention_mask"].bool()
 
 
 # ---- reserved places
@@ -117,12 +118,12 @@ def test_the_users_words_fill_no_places_and_are_found():
     texts = ["remove cyan object", hostile, "add small gray circle to top-left"]
     inputs = compose(encoder, references()[0][:3], texts)
     slots = slots_of(head, inputs)
-    assert (slots.sum(dim=1) == head.slots).all()
-    said = head._words(inputs, slots, "query")
+    assert (slots.sum(dim=1) == head.reserved_tokens).all()
+    said = head._text_at(inputs, slots, "query")
     for row, text in enumerate(texts):
         assert encoder.tokenizer.decode(inputs["input_ids"][row][said[row]]).strip() == text
     target = encoder.target(references()[0][:1])
-    told = head._words(target, slots_of(head, target), "target")
+    told = head._text_at(target, slots_of(head, target), "target")
     assert encoder.tokenizer.decode(target["input_ids"][told]) == "Represent this picture."
 
 
@@ -148,7 +149,7 @@ def test_the_chosen_are_the_best_by_cosine_of_picture_and_words():
     ).pooler_output
     embedded, said = (
         model.get_input_embeddings()(inputs["input_ids"]),
-        head._words(inputs, slots, "query"),
+        head._text_at(inputs, slots, "query"),
     )
     for row, picture in enumerate(pictures):
         means = picture.mean(dim=0), embedded[row][said[row]].mean(dim=0)
@@ -158,8 +159,8 @@ def test_the_chosen_are_the_best_by_cosine_of_picture_and_words():
         cosines = torch.stack(
             [functional.cosine_similarity(feature, key, dim=0) for key in head.keys]
         )
-        assert difference(choice["scores"][row], cosines) < 1e-5
-        assert sorted(cosines.topk(3).indices.tolist()) == choice["chosen"][row].tolist()
+        assert difference(choice.scores[row], cosines) < 1e-5
+        assert sorted(cosines.topk(3).indices.tolist()) == choice.chosen[row].tolist()
 
 
 @torch.no_grad()
@@ -167,9 +168,9 @@ def test_other_words_or_another_picture_give_other_scores():
     head = head_of()
     (image, *_, other), texts = references()
     rows = [(image, texts[0]), (image, texts[1]), (other, texts[0])]
-    scores = head.choose_and_read(compose(head.encoder(), *zip(*rows, strict=True)), "query")[1][
-        "scores"
-    ]
+    scores = head.choose_and_read(compose(head.encoder(), *zip(*rows, strict=True)), "query")[
+        1
+    ].scores
     assert min(difference(scores[0], scores[1]), difference(scores[0], scores[2])) > 1e-3
 
 
@@ -179,7 +180,7 @@ def test_the_vector_follows_the_chosen_prompts_and_no_others():
     images, texts = references()
     inputs = compose(head.encoder(), images[:1], texts[:1])
     before, choice = head.choose_and_read(inputs, "query")
-    used = choice["chosen"][0]
+    used = choice.chosen[0]
     others = [prompt for prompt in range(head.pool) if prompt not in used]
     head.prompts[others] += 1
     assert torch.equal(head.choose_and_read(inputs, "query")[0], before)
@@ -190,7 +191,7 @@ def test_the_vector_follows_the_chosen_prompts_and_no_others():
 def test_a_query_without_words_is_read():
     assert head_of().encode_query(references()[0][:1], [""]).embeddings.isfinite().all()
     at = torch.tensor([[False, False], [True, True]])
-    assert _mean(torch.tensor([[[1.0], [3.0]]] * 2), at).tolist() == [[0], [2]]
+    assert masked_mean(torch.tensor([[[1.0], [3.0]]] * 2), at).tolist() == [[0], [2]]
 
 
 def test_explanations_name_the_chosen_best_first_and_shares_sum_to_one():
@@ -210,19 +211,18 @@ def test_losses_have_their_closed_form():
     batch = head.collator()(scene_rows())
     out = head(batch["query"], batch["target"])
     sides = [head.choose_and_read(batch[side], side)[1] for side in ("query", "target")]
-    chances = [(10 * side["scores"]).softmax(dim=1) for side in sides]
+    chances = [(10 * side.scores).softmax(dim=1) for side in sides]
     # a cross-entropy of softmax(10 cos), in units of the cosine
     pulls = [
-        -p.gather(1, side["chosen"]).log().mean() / 10
-        for p, side in zip(chances, sides, strict=True)
+        -p.gather(1, side.chosen).log().mean() / 10 for p, side in zip(chances, sides, strict=True)
     ]
     balances = [
-        load_balance(p, s["chosen"]) + even_use(p) for p, s in zip(chances, sides, strict=True)
+        load_balance(p, s.chosen) + even_use(p) for p, s in zip(chances, sides, strict=True)
     ]
     assert difference(out.aux["pull"], sum(pulls) / 2) < 1e-5
     assert difference(head.batch_losses(out.rows)["balance"], sum(balances) / 2) < 1e-5
     loads = torch.stack(list(out.stats.values()))
-    assert difference(loads, torch.bincount(sides[0]["chosen"].flatten(), minlength=6) / 12) < 1e-6
+    assert difference(loads, torch.bincount(sides[0].chosen.flatten(), minlength=6) / 12) < 1e-6
     alone = head(batch["query"])
     assert "target" not in alone
     assert difference(alone.aux["pull"], pulls[0]) < 1e-5
@@ -244,12 +244,12 @@ def usage_after(balance: float, steps: int = 300) -> torch.Tensor:
     for step in range(steps):
         part = slice(step % 8 * 32, step % 8 * 32 + 32)
         choice = head.choose(rows[part], at[part], ~at[part])
-        choices = {f"query_{name}": choice[name] for name in ("scores", "chosen")}
-        (head._pull(choice) + balance * head.batch_losses(choices)["balance"]).backward()
+        choices = {"query_scores": choice.scores, "query_chosen": choice.chosen}
+        (choice.pull(head.keys) + balance * head.batch_losses(choices)["balance"]).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        chosen = head.choose(rows, at, ~at)["chosen"]
+        chosen = head.choose(rows, at, ~at).chosen
     return torch.bincount(chosen.flatten(), minlength=10) / chosen.numel()
 
 
@@ -285,7 +285,7 @@ def test_the_connector_reads_the_picture_alone_and_starts_at_its_queries():
 @torch.no_grad()
 def test_without_pool_and_connector_it_is_a_plain_one_pass_encoder():
     head = head_of(pool=0, connector=0)
-    assert head.slots == 0
+    assert head.reserved_tokens == 0
     assert not [
         name
         for name, _ in head.named_parameters()
@@ -307,9 +307,9 @@ def test_without_pool_and_connector_it_is_a_plain_one_pass_encoder():
     [
         ({"pool": -1}, "pool -1"),
         ({"connector": -2}, "connector -2"),
-        ({"top": 7}, "top 7 of a pool of 6"),
-        ({"top": 0}, "top 0"),
-        ({"length": 0}, "length 0"),
+        ({"top": 7}, "top must be between 1 and pool .6., got 7"),
+        ({"top": 0}, "top must be between 1 and pool .6., got 0"),
+        ({"length": 0}, "length must be at least 1, got 0"),
         ({"readout": "eos"}, "eos"),
     ],
 )
