@@ -20,7 +20,7 @@ from cir_cot.evaluation.results import save_results
 from cir_cot.images import ImageStore
 from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot, Record
-from cir_cot.retriever import QueryOutput
+from cir_cot.retriever import Flag, QueryOutput
 from cir_cot.scripts.eval import score
 
 
@@ -486,7 +486,7 @@ def test_chain_metrics_in_closed_form():
     flags = {
         "0": "",
         "1": "chain is not valid: forced",
-        "2": "no retrieval token: forced",
+        "2": Flag("missing_token", "no retrieval token: forced"),
         "3": "not valid",
         "4": "",
     }
