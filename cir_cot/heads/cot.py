@@ -86,7 +86,7 @@ class CotRetriever(QwenHead):
 
     Args:
         backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
-        chain_dropout: probability that a training row has no chain, see ChainCollator.
+        chain_dropout: of ChainCollator.
         max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
             is closed and the row flagged.
         threshold: `stop_confidence` from which the adaptive reading generates no chain; `cir-cot calibrate` finds one.
@@ -94,7 +94,6 @@ class CotRetriever(QwenHead):
         readout: further arguments of QwenHead.
 
     Example:
-        head = CotRetriever(load_backbone("Qwen/Qwen2.5-VL-3B-Instruct"), "Qwen/Qwen2.5-VL-3B-Instruct")
         output = head.encode_query([image], ["the same, but red"], "short")
     """
 
