@@ -15,6 +15,7 @@ from cir_cot.prompts import PARTS, written_parts
 from cir_cot.webpage import thumbnail
 
 from .dialogue import Dialogue, State, after_search, status_line
+from .search import Answer
 
 TICK = 0.1  # seconds between two updates of a chain that grows
 NOTHING = "nothing"  # the choice not to compare modes
@@ -69,15 +70,18 @@ class Buttons:
         try:
             # Show the chain while it is written, at most once a TICK.
             shown = 0.0
-            for answer in self.dialogue.ask(state, text, mode):
-                if isinstance(answer, str) and time.monotonic() - shown > TICK:
+            for update in self.dialogue.ask(state, text, mode):
+                if isinstance(update, Answer):
+                    answer = update
+                elif time.monotonic() - shown > TICK:
                     shown = time.monotonic()
-                    yield same, *sections_of(answer), same, same, note("Writing the chain …"), same
+                    writing = note("Writing the chain …")
+                    yield same, *sections_of(update), same, same, writing, same
             status = status_line(answer, mode, self.count)
             # Search in the other mode.
             second = []
             if other != NOTHING:
-                *_, compared = self.dialogue.ask(state, text, other)
+                compared = self.dialogue.answer(state, text, other)
                 second = self.dialogue.pictures(compared)
                 status = f"{status} {status_line(compared, other, self.count)}"
             # Show both.

@@ -118,8 +118,12 @@ def layout(dialogue: Dialogue) -> gr.Blocks:
             )
         history = gr.HTML()
         # Searches wait for the model, one at a time; everything else is answered at once.
-        queued = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        direct = {"api_visibility": "private"}
+        queued: dict[str, Any] = {
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "api_visibility": "private",
+        }
+        direct: dict[str, Any] = {"api_visibility": "private"}
         query = [state, ask.text, ask.mode]
         answers = [state, *ask.boxes, found, second, ask.status, history]
         corrected = [state, found, second, ask.status, history]

@@ -91,6 +91,12 @@ class Dialogue:
             checked_picture(state), checked_text(text), FOUND, reading, without
         )
 
+    def answer(self, state: State, text: str, mode: str) -> Answer:
+        """Return the answer alone."""
+        *_, last = self.ask(state, text, mode)
+        assert isinstance(last, Answer), "a stream ends with its answer"
+        return last
+
     def ask_again(self, state: State, text: str, mode: str, sections: Sequence[str]) -> Answer:
         """Search with a chain that a person has edited, given as its three sections."""
         checked = []
