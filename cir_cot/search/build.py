@@ -61,6 +61,7 @@ def open_index(folder: str | Path) -> GalleryIndex:
 @contextmanager
 def change(folder: str | Path) -> Iterator[GalleryIndex]:
     """Open an index to change and save it; other processes that would write it are refused meanwhile."""
+    # Locking makes the folder: refuse one without an index first.
     read_metadata(Path(folder))
     with locked(Path(folder)):
         index = open_index(folder)
@@ -91,7 +92,7 @@ def build(
         names: their ids, in the order of the gallery.
         folder: the index.
         settings: how vectors are stored; an update cannot change it.
-        payloads: {image id: payload}; None keeps the payloads of an index that is updated.
+        payloads: {image id: payload}; None keeps those of an index that is updated.
         batch_size: pictures encoded at a time.
         ranks: this process among those that build together.
         progress: show a progress bar.
@@ -147,6 +148,7 @@ def split_names(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     valid = []
     problems = {}
     for name in names:
+        # JSON holds text only, so a name of other bytes cannot be an id.
         if escaped(name) == name:
             valid.append(name)
         else:
@@ -165,6 +167,7 @@ def _open_old(folder: Path, retriever: Retriever, metadata: Metadata) -> Gallery
         return None
     old = open_index(folder)
     old.check(retriever, str(folder))
+    # kind, dtype, dim and width are settled by the first build.
     for key, wanted in metadata.items():
         held = old.metadata[key]
         if held != wanted:
@@ -180,6 +183,7 @@ def _read_gallery(
     """Read what all processes found -> (id, hash) of each readable picture, {id: problem} of the others."""
     hashes, unreadable = read_scan(logs, world)
     unreadable |= unnamed
+    # Rows are in the order of the gallery, however many processes encoded it.
     rows = [(name, hashes[name]) for name in names if name in hashes]
     if not rows:
         first = next(iter(unreadable.values()), "none is there")
@@ -206,5 +210,6 @@ def _save(
         index = index_class(metadata["kind"]).create(rows, fresh, held, metadata)
     else:
         index = old.update(rows, fresh, held, metadata)
+    # Write index.json last; it names what was written.
     index.save(folder)
     index.close()

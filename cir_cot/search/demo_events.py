@@ -66,7 +66,7 @@ class Buttons:
         Yields:
             state, three sections, pictures found, pictures found by the other mode, status, dialogue.
         """
-        same = gr.skip()
+        same = gr.skip()  # leaves a component as it is
         try:
             # Show the chain while it is written, at most once a TICK.
             shown = 0.0
@@ -98,11 +98,12 @@ class Buttons:
         Returns:
             state, pictures found, pictures found by the other mode, status, dialogue.
         """
-        same = gr.skip()
+        same = gr.skip()  # leaves a component as it is
         try:
             answer = self.dialogue.ask_again(state, text, mode, sections)
         except InputError as error:
             return same, same, same, note(str(error), bad=True), same
+        # The corrected chain is not compared: the second gallery is emptied.
         state = after_search(state, f"{text.strip()} (chain corrected)", answer)
         status = status_line(answer, f"{mode}, with your chain", self.count)
         return state, self.dialogue.pictures(answer), [], note(status), turns_of(state)

@@ -22,6 +22,7 @@ from .local_server import LOCAL, checks
 
 WAITING = 16  # requests that may wait for the model
 STYLE = Path(__file__).with_name("demo.css")
+# Options of every gallery of pictures.
 GRID: dict[str, Any] = {
     "allow_preview": False,
     "interactive": False,
@@ -57,6 +58,7 @@ class QueryControls:
 
 def reference_column() -> ReferenceControls:
     """Add the column with the reference and the controls that choose another."""
+    # gradio places components where they are made.
     with gr.Column(min_width=280):
         reference = gr.Image(
             label="Reference",
@@ -65,6 +67,7 @@ def reference_column() -> ReferenceControls:
             alt_text="The reference picture",
             buttons=[],
         )
+        # A picture of the gallery, its id, or an upload.
         with gr.Accordion("Choose a reference", open=True):
             starters = gr.Gallery(label="Pictures of the gallery", columns=4, **GRID)
             shuffle = gr.Button("Show others", size="sm")
@@ -124,6 +127,7 @@ def layout(dialogue: Dialogue) -> gr.Blocks:
             "api_visibility": "private",
         }
         direct: dict[str, Any] = {"api_visibility": "private"}
+        # Inputs and outputs of each event, in the order of the handlers' arguments and results.
         query = [state, ask.text, ask.mode]
         answers = [state, *ask.boxes, found, second, ask.status, history]
         corrected = [state, found, second, ask.status, history]
@@ -155,9 +159,11 @@ def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI
         blocks: the page.
         hosts: host names to answer to, beside this machine's own.
     """
+    # Bound what visitors who come and go leave in memory.
     blocks.state_session_capacity = 200
     # Only with this does gradio refuse, as an upload, a file that was not uploaded.
     blocks.has_launched = True
+    # The reader's own fonts: nothing is loaded from elsewhere.
     fonts: dict[str, Any] = {
         "font": ["system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
@@ -182,5 +188,6 @@ def application(blocks: gr.Blocks, hosts: Sequence[str] = ()) -> fastapi.FastAPI
 
 def keep_copies_in(folder: Path) -> None:
     """Make gradio, and everything else that makes temporary files, use a folder."""
+    # gradio reads the variable; uploads in progress use Python's default.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     tempfile.tempdir = str(folder)

@@ -26,9 +26,9 @@ STARTERS = 8  # pictures offered to start from
 FOUND = 12  # pictures found by a search
 TURNS = 20  # turns remembered
 SIDE = 144  # pixels, of a remembered picture
-OWN_MODE = "as trained"
+OWN_MODE = "as trained"  # label of a retriever without readings
 
-State = dict[str, Any]
+State = dict[str, Any]  # picture, id, hits, turns
 Modes = Mapping[str, tuple[Search, str | None]]  # label -> (search, reading)
 
 
@@ -49,6 +49,7 @@ class Dialogue:
     def __init__(self, modes: Modes, images: ImageStore):
         self.modes = modes
         self.images = images
+        # Offer the pictures that the first index holds and the folder still has.
         search, _ = next(iter(modes.values()))
         self.ids = [name for name in search.index.list_ids() if name in images]
         self.known = set(self.ids)
@@ -75,6 +76,7 @@ class Dialogue:
 
     def upload(self, data: bytes | None) -> State:
         """Return the state with an uploaded picture as the reference; InputError for no picture or a large one."""
+        # The page sends nothing when the visitor removes the file.
         if not data:
             return empty_state()
         if len(data) > MAX_BYTES:
@@ -99,6 +101,7 @@ class Dialogue:
 
     def ask_again(self, state: State, text: str, mode: str, sections: Sequence[str]) -> Answer:
         """Search with a chain that a person has edited, given as its three sections."""
+        # Check each section, so that an error names it.
         checked = []
         for section, name in zip(sections, PARTS, strict=True):
             checked.append(checked_text(section, name))
@@ -122,6 +125,7 @@ class Dialogue:
 
 def modes_of(search: Search, name: str = "") -> dict[str, tuple[Search, str | None]]:
     """Return the modes of a retriever, {label: (search, reading)}; labels begin with `name`."""
+    # A head that writes chains has a mode for each of its readings.
     readings: Sequence[str | None] = (None,)
     if isinstance(search.retriever, ChainReader):
         readings = search.retriever.readings
@@ -142,8 +146,10 @@ def empty_state() -> State:
 
 def after_search(state: State, text: str, answer: Answer) -> State:
     """Return the state with the hits of a search, and with the search as a further turn."""
+    # Remember a small copy of the reference.
     small = state["picture"].copy()
     small.thumbnail((SIDE, SIDE))
+    # Forget the oldest turns.
     first = answer.hits[0][0] if answer.hits else "nothing"
     turns = [*state["turns"], {"picture": small, "text": text, "first": first}][-TURNS:]
     return state | {"hits": [name for name, _ in answer.hits], "turns": turns}

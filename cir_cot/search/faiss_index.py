@@ -151,7 +151,9 @@ class Index:
         cls, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
     ) -> Self:
         """Make an index of the pictures `rows`, whose vectors (D,) are in `fresh`."""
-        read = _reader(rows, fresh, metadata["width"])
+        hashes = [digest for _, digest in rows]
+        read = faiss_stores.vector_reader(hashes, fresh, metadata["width"])
+        # Train and fill the store.
         store = faiss_stores.new_store(metadata, len(rows), read)
         faiss_stores.fill(store, len(rows), read)
         return cls._assemble(rows, store, payloads, metadata)
@@ -160,7 +162,10 @@ class Index:
         self, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
     ) -> Self:
         """Return an index of the pictures `rows`: vectors of this one by content hash, else from `fresh`."""
-        read = _reader(rows, fresh, metadata["width"], old=self)
+        hashes = [digest for _, digest in rows]
+        held = {digest: row for row, digest in enumerate(self.hashes)}
+        read = faiss_stores.vector_reader(hashes, fresh, metadata["width"], held, self.vectors)
+        # A new store with the ranges of the old one: vectors that stay are not rounded again.
         store = faiss_stores.empty_like(self.store)
         faiss_stores.fill(store, len(rows), read)
         if self.metadata.get("tuned"):
@@ -170,6 +175,7 @@ class Index:
     def remove(self, ids: Collection[str]) -> Self:
         """Return the index without the pictures `ids`, to be saved; InputError names one that it lacks."""
         check_held(ids, self.ids)
+        # Move the other vectors to a new store.
         gone = set(ids)
         kept = np.array([row for row, name in enumerate(self.ids) if name not in gone], dtype=int)
         store = faiss_stores.empty_like(self.store)
@@ -202,6 +208,7 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Write the index; readers see the old state or the complete new one, then the old files are removed."""
+        # Rows are written one at a time, as they are made.
         stores: dict[str, faiss.Index] = {"vectors": self.store}
         if self.approximate is not None:
             stores["near"] = self.approximate
@@ -248,6 +255,7 @@ class Index:
         )
         if metadata["kind"] != "exact":
             index.approximate = read_store(paths["near"], digests.get("near"), width, count)
+        # Check what no digest can tell.
         index._check_files(paths)
         if metadata.get("tuned"):
             index.tune(metadata["tuned"])
@@ -273,25 +281,3 @@ class Index:
                 raise InputError(
                     f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
                 )
-
-
-def _reader(
-    rows: Rows, fresh: Vectors, width: int, old: Index | None = None
-) -> faiss_stores.ReadRows:
-    """Return a function from numbers (n,) of `rows` to their vectors (n, width), of `old` or else fresh."""
-    hashes = [digest for _, digest in rows]
-    held: dict[str, int] = {}
-    if old is not None:
-        held = {digest: row for row, digest in enumerate(old.hashes)}
-
-    def read(numbers: np.ndarray) -> np.ndarray:
-        wanted = [hashes[number] for number in numbers]
-        kept = [at for at, digest in enumerate(wanted) if digest in held]
-        new = [at for at, digest in enumerate(wanted) if digest not in held]
-        vectors = np.zeros((len(wanted), width), dtype=np.float32)
-        if old is not None and kept:
-            vectors[kept] = old.vectors(np.array([held[wanted[at]] for at in kept]))
-        vectors[new] = truncate_dims(fresh[[wanted[at] for at in new]], width)
-        return vectors
-
-    return read

@@ -1,6 +1,7 @@
 """Make, fill, search and read the FAISS indexes that hold the vectors of a gallery."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 import faiss
@@ -9,6 +10,7 @@ import numpy as np
 from cir_cot.errors import InputError
 
 from .index_files import STORES, Metadata, faiss_message
+from .vector_store import Vectors, truncate_dims
 
 CODE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a stored number
 BLOCK = 65536  # vectors moved at a time
@@ -33,6 +35,7 @@ def check_kind(kind: str, width: int) -> None:
 
 def new_store(metadata: Metadata, count: int, read: ReadRows) -> faiss.IndexFlatCodes:
     """Make an empty store of the dtype of `metadata`; int8's ranges come from a sample of `count` vectors."""
+    # int8 needs training: it learns the range of each dimension.
     store = faiss.index_factory(
         metadata["width"], STORES[metadata["dtype"]], faiss.METRIC_INNER_PRODUCT
     )
@@ -43,6 +46,7 @@ def new_store(metadata: Metadata, count: int, read: ReadRows) -> faiss.IndexFlat
 
 def empty_like(store: faiss.Index) -> faiss.IndexFlatCodes:
     """Return an empty copy of a store; it keeps int8's ranges, so vectors stored again do not change."""
+    # A copy of all vectors for a moment; reset removes them and keeps what was trained.
     copy = faiss.clone_index(store)
     copy.reset()
     return cast(faiss.IndexFlatCodes, copy)
@@ -56,14 +60,48 @@ def fill(store: faiss.Index, count: int, read: ReadRows) -> None:
 
 def decode(store: faiss.IndexFlatCodes, rows: np.ndarray) -> np.ndarray:
     """Return the vectors (n, width) of the rows (n,) of a store, as float32."""
+    # View the stored codes as an array without copying them.
     codes = faiss.rev_swig_ptr(store.codes.data(), store.ntotal * store.code_size)
     codes = codes.reshape(store.ntotal, -1)  # (N, code_size)
     return store.sa_decode(np.ascontiguousarray(codes[rows]))
 
 
+def vector_reader(
+    hashes: Sequence[str],
+    fresh: Vectors,
+    width: int,
+    held: Mapping[str, int] = MappingProxyType({}),
+    read_held: ReadRows | None = None,
+) -> ReadRows:
+    """Return a function that reads vectors by row number.
+
+    Args:
+        hashes: content hash of each row.
+        fresh: vectors (D,) by content hash.
+        width: dimensions of a stored vector.
+        held: rows of another index by content hash; their vectors are read from there.
+        read_held: reads vectors (n, width) of that index.
+    """
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        # Split by where the vectors come from.
+        wanted = [hashes[number] for number in numbers]
+        kept = [at for at, digest in enumerate(wanted) if digest in held]
+        new = [at for at, digest in enumerate(wanted) if digest not in held]
+        # Read both kinds into their places.
+        vectors = np.zeros((len(wanted), width), dtype=np.float32)  # (n, width)
+        if read_held is not None and kept:
+            vectors[kept] = read_held(np.array([held[wanted[at]] for at in kept]))
+        vectors[new] = truncate_dims(fresh[[wanted[at] for at in new]], width)
+        return vectors
+
+    return read
+
+
 def make_approximate(metadata: Metadata, count: int, read: ReadRows) -> faiss.Index:
     """Train and fill an index of an approximate kind; InputError when the gallery is too small for it."""
     kind = metadata["kind"]
+    # Train on a sample: clusters, or nothing for a graph.
     try:
         index = faiss.index_factory(metadata["width"], kind, faiss.METRIC_INNER_PRODUCT)
         index.train(read(sample(count)))
@@ -71,6 +109,7 @@ def make_approximate(metadata: Metadata, count: int, read: ReadRows) -> faiss.In
         raise InputError(
             f"{kind!r} cannot be made of {count} pictures ({faiss_message(error)})"
         ) from None
+    # Add every vector.
     fill(index, count, read)
     return index
 
@@ -79,6 +118,7 @@ def sample(count: int) -> np.ndarray:
     """Return at most TRAINING of `count` row numbers, drawn with a fixed seed, in ascending order."""
     if count <= TRAINING:
         return np.arange(count)
+    # Ascending order reads the vectors in one pass.
     return np.sort(np.random.default_rng(0).choice(count, TRAINING, replace=False))
 
 
@@ -98,6 +138,7 @@ def search_exact(
     """
     # Twice the error bound of a float32 sum, for unit vectors.
     slack = queries.shape[1] * 2.0**-23
+    # Restrict the search to the rows of `among`.
     params = None
     count = store.ntotal
     if among is not None:
@@ -122,4 +163,5 @@ def search_exact(
 def search_approximate(index: faiss.Index, queries: np.ndarray, k: int) -> list[np.ndarray]:
     """Find for each of queries (B, D) a few more than k rows, as an approximate kind finds them."""
     _, rows = index.search(queries, min(index.ntotal, k + DEEPER))  # (B, k + DEEPER)
+    # FAISS fills up with -1 where it finds fewer.
     return [row[row >= 0] for row in rows]

@@ -46,7 +46,7 @@ class Ranks:
     wait: Callable[[], None] = _return_at_once
 
 
-ALONE = Ranks()
+ALONE = Ranks()  # one process
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def encode_rank(
         inference(retriever),
         tqdm(total=len(share), desc="gallery", unit=" images", disable=not progress) as bar,
     ):
+        # Threads hash and decode; the model encodes the pictures that are new.
         for found in _scan_ahead(images, share, done, batch_size):
             bar.update()
             scan.append((found.name, found.digest, found.problem))
@@ -116,6 +117,7 @@ def encode_rank(
             if found.picture is not None and found.digest not in done:
                 done.add(found.digest)
                 batch.append(found)
+            # Store a full batch before the next picture is looked at.
             if len(batch) == batch_size:
                 encoded += _store_batch(retriever, log, batch)
                 batch = []
@@ -129,6 +131,7 @@ def _store_batch(retriever: Retriever, log: VectorLog, batch: Sequence[Scanned])
     """Encode a batch and append it to the log; return its size."""
     if not batch:
         return 0
+    # Encode, and refuse numbers that are not finite before they are stored.
     pictures = [found.picture for found in batch if found.picture is not None]
     vectors = retriever.encode_target(pictures)  # (B, D)
     check_embeddings(vectors, [found.name for found in batch])
@@ -142,6 +145,7 @@ def _scan_ahead(
 ) -> Iterator[Scanned]:
     """Yield what is found of each picture, in order, while threads read up to `ahead` pictures in advance."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # Submit in order and take results in order.
         pending: deque[Future[Scanned]] = deque()
         for name in names:
             pending.append(pool.submit(_scan, images, name, done))
@@ -155,6 +159,7 @@ def _scan(images: ImageStore, name: str, done: Collection[str]) -> Scanned:
     """Hash a picture, and decode it unless its vector is `done`."""
     try:
         digest = hash_picture(images, name)
+        # Pictures encoded meanwhile are dropped by the caller, so reading `done` here needs no lock.
         if digest in done:
             return Scanned(name, digest)
         picture = images.load(name)

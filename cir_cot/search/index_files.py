@@ -24,9 +24,10 @@ from cir_cot.storage import written
 
 from .vector_store import is_fingerprint
 
-FORMAT = 1
+FORMAT = 1  # of index.json
 STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}  # dtype -> FAISS factory string
-SAVING = ".saving.json"
+SAVING = ".saving.json"  # the numbers of a save in progress
+# What to do about every damaged file.
 CURE = "restore the file, or encode the gallery into a new folder"
 
 _FAISS_IO: Any = faiss  # for the two classes that its type stubs lack
@@ -109,6 +110,7 @@ def settle(folder: Path) -> int:
 def _read_saving(path: Path) -> list[int]:
     """Return the numbers of a save in progress; InputError when the file is damaged."""
     saving = read_json(path)
+    # A list of integers, and nothing else: files of these numbers are removed.
     numbers = saving.get("numbers") if isinstance(saving, dict) else None
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise InputError(f"{path}: damaged; remove it")
@@ -125,6 +127,7 @@ def _used_numbers(folder: Path) -> list[int]:
 def _write_new(path: Path, chunks: Iterable[bytes]) -> str:
     """Write a file that must not exist yet; return its digest once it is on the disk."""
     digest = new_digest()
+    # "x" refuses to open a file that exists: it would be somebody else's.
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
@@ -140,6 +143,7 @@ def _write_store(path: Path, store: faiss.Index) -> str:
     with path.open("xb") as file:
 
         def write(chunk: bytes) -> int:
+            # FAISS calls this for each piece it writes.
             digest.update(chunk)
             return file.write(chunk)
 
@@ -187,6 +191,7 @@ def read_metadata(folder: Path) -> Metadata:
     width, dim = metadata["width"], metadata["dim"]
     if width > dim:
         raise InputError(f"{path}: width {width} of {dim} numbers, so it is damaged; {CURE}")
+    # Earlier versions did not list unreadable pictures.
     metadata.setdefault("unreadable", {})
     return metadata
 
@@ -205,6 +210,7 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
+# What index.json must hold: key -> check of its value; None is the value of a missing key.
 CHECKS: dict[str, Callable[[object], bool]] = {
     "kind": _is_text,
     "dtype": lambda value: isinstance(value, str) and value in STORES,
@@ -213,8 +219,8 @@ CHECKS: dict[str, Callable[[object], bool]] = {
     "count": _is_count,
     "number": lambda value: value is None or _is_count(value),  # a Qdrant collection has none
     "probe": is_fingerprint,
-    "digests": _is_texts,
-    "unreadable": _is_texts,
+    "digests": _is_texts,  # file -> digest
+    "unreadable": _is_texts,  # image id -> problem
     "tuned": lambda value: value is None or _is_text(value),
 }
 
@@ -245,6 +251,7 @@ def read_store(path: Path, digest: str | None, width: int, count: int) -> faiss.
             store = faiss.read_index(_FAISS_IO.PyCallbackIOReader(file.read))
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read ({faiss_message(error)}); {CURE}") from None
+    # A readable file may still be another index's.
     if (store.ntotal, store.d) != (count, width):
         raise InputError(
             f"{path}: {store.ntotal} vectors of {store.d} numbers, not {count} of {width}, "

@@ -13,8 +13,8 @@ from cir_cot.errors import InputError
 
 from .same_origin import SameOrigin
 
-LOCAL = "127.0.0.1"
-HOSTS = ("localhost", LOCAL, "[::1]")
+LOCAL = "127.0.0.1"  # only this machine can reach it
+HOSTS = ("localhost", LOCAL, "[::1]")  # the names of this machine
 
 
 def checks(hosts: Sequence[str], data: str) -> list[Middleware]:
@@ -54,4 +54,5 @@ def address_of(listening: socket.socket) -> str:
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server that stops on a signal, once running requests have had a second to finish."""
+    # Streams that never end would otherwise keep the server alive.
     return uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))

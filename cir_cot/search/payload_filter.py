@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from cir_cot.errors import InputError
 
+# Bounds on a number, by name.
 BOUNDS = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 
 
@@ -19,6 +20,7 @@ def check_filter(where: object) -> dict:
             f'a filter is an object like {{"category": "dress", "price": {{"lt": 50}}}}, '
             f"not {where!r}"
         )
+    # Values and lists of values may be anything; bounds must be numbers.
     for key, wanted in where.items():
         if isinstance(wanted, dict):
             _check_bounds(key, wanted)
@@ -46,6 +48,7 @@ def matches_filter(payload: Mapping, where: Mapping) -> bool:
 
 def _matches(value: object, wanted: object) -> bool:
     """Tell whether a value of a payload lies within bounds, is in a list, or equals what is wanted."""
+    # Bounds hold for numbers only.
     if isinstance(wanted, Mapping):
         if not isinstance(value, (int, float)):
             return False

@@ -1,7 +1,8 @@
-"""A temporary folder that nobody else can read and that does not outlive its process for long.
+"""Make a temporary folder that no other user can read and that does not outlive its process for long.
 
-It is removed at any end that Python sees, signals included. What a killed process leaves is removed by the next one:
-each folder holds a file that its process has locked, and the system lets go of a lock with the process.
+The folder is removed however the process ends, as far as Python notices: by return, exception or signal. What a killed
+process leaves behind is removed by the next process: each folder holds a file that its process keeps locked, and the
+operating system releases the lock when the process ends.
 """
 
 import atexit
@@ -19,17 +20,21 @@ LOCK = "in-use.lock"
 
 @contextmanager
 def private_folder(prefix: str) -> Iterator[Path]:
-    """Make a folder (mode 0700) among the temporary ones for the time of the block -> its path.
+    """Yield a new temporary folder (mode 0700) and remove it at the end of the block.
 
-    Folders of `prefix` whose processes are gone are removed first: one's own, with a lock that nobody holds.
+    Folders of the same prefix whose processes are gone are removed first: only this user's, and only those with a
+    lock file that nobody holds.
+
+    Example:
+        with private_folder("cir-cot-demo-") as folder:
+            (folder / "copy.png").write_bytes(data)
     """
     remove_stale(Path(tempfile.gettempdir()), prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    atexit.register(
-        shutil.rmtree, folder, ignore_errors=True
-    )  # a thread that the block left may write once more
+    # A thread that the block leaves running may write once more: remove the folder again at exit.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        # The lock gets its name when it is held: until then no other process takes the folder for a stale one.
+        # The lock gets its name once it is held; before that, another process would take the folder for stale.
         with (folder / f"{LOCK}.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.rename(lock.name, folder / LOCK)
@@ -39,23 +44,26 @@ def private_folder(prefix: str) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path, prefix: str) -> None:
-    """Remove the folders of `prefix` that this user's processes made and left behind."""
+    """Remove the folders of `prefix` that this user's ended processes left behind."""
     for folder in parent.glob(f"{prefix}*"):
-        with suppress(FileNotFoundError, BlockingIOError):  # no lock yet or gone meanwhile; in use
+        # FileNotFoundError: no lock yet, or removed meanwhile. BlockingIOError: in use.
+        with suppress(FileNotFoundError, BlockingIOError):
             if folder.stat().st_uid != os.getuid():
                 continue
             with (folder / LOCK).open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)  # of a link it removes nothing
+                # rmtree removes nothing through a symbolic link.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit(128 + signal) for the time of the block, so that cleaning up happens."""
+    """Turn SIGTERM and SIGHUP into SystemExit(128 + signal) within the block, so that clean-up runs."""
 
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
+    # Remember the handlers that are set, and restore them.
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

@@ -5,8 +5,6 @@ qdrant-client keeps a small collection itself, for tests and trials. The server'
 point holds the picture's id, its content hash and its payload; Qdrant filters by payload while it searches.
 """
 
-import os
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -19,28 +17,14 @@ from cir_cot.retriever import Retriever, check_fingerprint
 
 from .gallery_index import Hit, Rows, check_held, check_queries
 from .index_files import Metadata, read_metadata, write_metadata
+from .qdrant_address import address, connect, point_id
 from .vector_store import Vectors, truncate_dims
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import models
 
-PREFIX = "qdrant:"
-SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # namespace of point ids
 ROW = {"id", "hash", "payload"}  # what a point of an index holds
 BLOCK = 512  # points sent or fetched at a time
-
-
-def address(kind: str) -> tuple[str, str]:
-    """Return (server or folder, collection) of a kind; InputError when it is no address."""
-    place, _, collection = kind.removeprefix(PREFIX).rpartition("#")
-    if not place or not collection:
-        raise InputError(f"{kind!r} is no address; write qdrant:<server or folder>#<collection>")
-    return place, collection
-
-
-def point_id(image: str) -> str:
-    """Return the id of the point that holds a picture."""
-    return str(uuid.uuid5(SPACE, image))
 
 
 class QdrantIndex:
@@ -52,34 +36,12 @@ class QdrantIndex:
 
     def __init__(self, metadata: Metadata):
         place, self.collection = address(metadata["kind"])
-        try:
-            import qdrant_client
-        except ImportError:
-            raise InputError(
-                "a Qdrant collection needs the package: pip install 'cir-cot[qdrant]'"
-            ) from None
+        self.client = connect(place, self.collection)
+        # An optional package, so it is imported here: `connect` has reported if it is missing.
+        from qdrant_client import models
+
         self.metadata = metadata
-        self.models = qdrant_client.models
-        self.client = self._connect(place)
-
-    def _connect(self, place: str) -> "QdrantClient":
-        """Open a server or a folder; InputError when neither can be had."""
-        from qdrant_client import QdrantClient
-        from qdrant_client.http.exceptions import ApiException
-
-        try:
-            if not place.startswith(("http://", "https://")):
-                return QdrantClient(path=place)
-            key = os.environ.get("QDRANT_API_KEY")
-            client = QdrantClient(url=place, api_key=key, check_compatibility=False)
-            client.collection_exists(self.collection)  # the first call that reaches the server
-            return client
-        except (RuntimeError, OSError, ValueError, ApiException) as error:
-            why = str(error).partition("\n")[0]
-            raise InputError(
-                f"{place}: no Qdrant collection can be opened here ({why}); start the server, or wait "
-                "for whoever has the folder open"
-            ) from error
+        self.models = models
 
     def close(self) -> None:
         """Close the connection to the server, or release the folder's lock."""
@@ -103,6 +65,7 @@ class QdrantIndex:
         """Return the k best pictures for each of queries (B, D), best first, of those that match `where`."""
         check_queries(queries, k, self.metadata)
         condition = None if where is None else self._condition(where)
+        # One request for each query: results come back in the order of the queries.
         answers = []
         for query in truncate_dims(queries, self.metadata["width"]):
             found = self.client.query_points(
@@ -120,7 +83,7 @@ class QdrantIndex:
         models = self.models
         conditions: list[Any] = []
         for key, wanted in where.items():
-            name = f"payload.{key}"
+            name = f"payload.{key}"  # payloads are stored below the key of their own
             if isinstance(wanted, Mapping):
                 condition = models.FieldCondition(key=name, range=models.Range(**wanted))
             elif isinstance(wanted, list):
@@ -139,6 +102,7 @@ class QdrantIndex:
     def _read_points(self) -> dict[str, dict[str, Any]]:
         """Read {image id: {"id", "hash", "payload"}} of every point; InputError at a point of no index."""
         rows: dict[str, dict[str, Any]] = {}
+        # Scroll through the collection; the last page has no next offset.
         offset = None
         while self._exists():
             points, offset = self.client.scroll(
@@ -184,6 +148,7 @@ class QdrantIndex:
         index = cls(metadata)
         if not index._exists():
             index._create_collection()
+        # Refuse to replace or remove another index's pictures; points of an interrupted run may stay.
         held = index._read_points()
         hashes = dict(rows)
         foreign = [name for name, row in held.items() if hashes.get(name) != row["hash"]]
@@ -250,6 +215,7 @@ class QdrantIndex:
         self, hashes: Sequence[str], fresh: Vectors, names: Mapping[str, str]
     ) -> dict[str, list[float]]:
         """Return {content hash: vector (width,)}: fresh ones, else those of the stored pictures `names`."""
+        # Fresh vectors are truncated here; stored ones already are.
         new = [digest for digest in hashes if digest in fresh]
         truncated = truncate_dims(fresh[new], self.metadata["width"])  # (n, width)
         vectors = dict(zip(new, truncated.tolist(), strict=True))
@@ -281,11 +247,13 @@ class QdrantIndex:
         models = self.models
         dtype = self.metadata["dtype"]
         half = dtype == "float16"
+        # Unit vectors: the dot product is the cosine.
         params = models.VectorParams(
             size=self.metadata["width"],
             distance=models.Distance.DOT,
             datatype=models.Datatype.FLOAT16 if half else models.Datatype.FLOAT32,
         )
+        # int8 is a quantised copy that is searched; the vectors stay beside it.
         quantization = None
         if dtype == "int8":
             quantization = models.ScalarQuantization(

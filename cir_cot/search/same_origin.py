@@ -1,7 +1,8 @@
-"""Refuse what other web sites ask of a local page: an ASGI middleware that compares each request's origin with its own.
+"""Refuse requests that other web sites send to a local page, by an ASGI middleware that compares origins.
 
-A browser says who asks, in Sec-Fetch-Site, Origin or Referer, and no page can change these. The Host header must have
-been checked before (DNS rebinding: another site's name that leads to this machine): the own origin is taken from it.
+A browser names the site that sends a request in Sec-Fetch-Site, Origin or Referer, and no page can change these
+headers. The page's own origin is taken from the Host header, which must have been checked before: by DNS rebinding
+another site's name can lead to this machine.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -11,12 +12,14 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-READING = ("GET", "HEAD")
-POLICY = (  # gradio's own scripts need inline and eval; nothing comes from elsewhere
+READING = ("GET", "HEAD")  # methods that change nothing
+# Gradio's own scripts need inline and eval; nothing is loaded from elsewhere.
+POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-HEADERS = {  # of every answer
+# Headers of every response.
+HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -27,27 +30,33 @@ HEADERS = {  # of every answer
 
 
 def refusal(method: str, path: str, headers: Mapping[str, str], data: str) -> str:
-    """Return why a request is refused, or "" for one of the page itself.
+    """Return why a request is refused, or "" when it is allowed.
 
-    `headers` have lower-case names. Paths below `data` hold what visitors see and send: there, and for every method
-    that changes something, the browser must say that the page itself asks. Elsewhere only a foreign origin is refused.
+    Below the path `data`, and for every method that changes something, the browser must say that the page itself sends
+    the request. Elsewhere only requests of a foreign origin are refused.
+
+    Args:
+        method: HTTP method.
+        path: path of the request.
+        headers: headers of the request, with lower-case names.
+        data: path below which are the files that visitors see and send.
     """
     host = headers.get("host", "").lower()
-    own = (f"http://{host}", f"https://{host}")  # a proxy may add the s
+    own = (f"http://{host}", f"https://{host}")  # a proxy may add encryption
     reading = method in READING
     site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
     referer = headers.get("referer")
-    # 1. A foreign origin, whatever else is said.
+    # 1. A foreign Origin is refused, whatever the other headers say.
     if origin is not None and origin.lower() not in own:
         return f"origin {origin!r} is not this page"
-    # 2. What current browsers say; a link from another site may open the page, and nothing else.
+    # 2. Sec-Fetch-Site, of current browsers. A link from another site may open the page, and nothing else.
     if site is not None:
         link = reading and path == "/" and headers.get("sec-fetch-mode") == "navigate"
         if site == "same-origin" or (site == "none" and reading) or link:
             return ""
         return f"a {site} request is not this page's"
-    # 3. What other browsers say, e.g. of a page that is served without encryption under another name.
+    # 3. The headers of other browsers, or of a page that is served without encryption under another name.
     if origin is not None:
         return ""
     if referer is not None:
@@ -60,10 +69,11 @@ class SameOrigin:
     """ASGI middleware that answers 403 to requests of other origins and adds HEADERS to every answer."""
 
     def __init__(self, app: Callable, data: str):
-        self.app, self.data = app, data
+        self.app = app
+        self.data = data
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Pass a request of the page on; refuse any other, and web sockets, which the page has none of."""
+        """Pass a request of the page on; refuse every other one, and web sockets, which the page does not use."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -72,11 +82,13 @@ class SameOrigin:
             return
 
         async def send_with_headers(message: Message) -> None:
+            # Add the headers to the first message of a response.
             if message["type"] == "http.response.start":
                 added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
+        # Decide by the headers; latin-1 decodes any bytes.
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -85,6 +97,7 @@ class SameOrigin:
         if not reason:
             await self.app(scope, receive, send_with_headers)
             return
+        # Answer a refused request here; the application never sees it.
         body = f"refused: {reason}\n".encode()
         start = [
             (b"content-type", b"text/plain; charset=utf-8"),

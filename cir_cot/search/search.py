@@ -69,6 +69,7 @@ def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search
         index: folder of the index.
         **options: device and dtype of the model, see `load_retriever`.
     """
+    # Open the index first: it is quicker to fail than a model.
     opened = open_index(index)
     retriever = load_retriever(model, **options)
     opened.check(retriever, str(index))
@@ -85,6 +86,7 @@ def open_picture(path: str | Path) -> Image.Image:
         raise InputError(
             f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})"
         ) from error
+    # A store of one file decodes it with the usual limits.
     if not found:
         raise InputError(f"{path}: no such file")
     return ImageStore(path.parent, {path.name: path.name}).load(path.name)
@@ -155,10 +157,12 @@ class Search:
         chains: Sequence[Cot] | None = None,
     ) -> QueryOutput:
         """Check and encode B queries; the arguments are those of `many`."""
+        # Texts come from users: refuse long ones and control characters before they are encoded.
         for text in texts:
             check_text(text, "the text of the query")
         for chain in chains or ():
             check_chain(chain, "the chain of the query")
+        # Encode with the model's own chains, or with the given ones.
         if chains is None:
             return query_encoder(self.retriever, reading)(images, texts)
         if not isinstance(self.retriever, ChainReader):
@@ -177,6 +181,7 @@ class Search:
         check_text(text, "the text of the query")
         started = time.perf_counter()
         output = None
+        # Every output holds the chain so far; the last one also the embedding.
         with inference(self.retriever):
             for output in query_stream(self.retriever, reading)([image], [text]):
                 yield output.explanations[0]

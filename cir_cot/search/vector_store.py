@@ -29,7 +29,7 @@ from cir_cot.storage import written
 
 HASH = 2 * DIGEST_BYTES  # hexadecimal digits of a content hash
 CHECKSUM = 8  # bytes, of a stored row
-ENCODED = ".encoded"
+ENCODED = ".encoded"  # suffix of a log
 FINGERPRINT = "probe.json"  # the fingerprint of the retriever, beside the logs
 # What encoding writes: logs, scans, the fingerprint, temporary files; and the logs of an earlier version.
 OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.[0-9a-f]{16}\.tmp")
@@ -78,17 +78,19 @@ class VectorLog:
     def repair(self) -> "VectorLog":
         """Cut off an incomplete last row; call it in the process that appends, before it appends."""
         self.path.touch()
+        # An incomplete row would shift every row appended after it.
         os.truncate(self.path, self.count * self.layout.itemsize)
         sync(self.path.parent)
         return self
 
     def append(self, hashes: Sequence[str], vectors: np.ndarray) -> None:
         """Append a batch of vectors (B, D); it is on the disk when this returns."""
-        rows = np.zeros(len(hashes), dtype=self.layout)
+        rows = np.zeros(len(hashes), dtype=self.layout)  # (B,)
         rows["vector"] = vectors
         for row, digest in zip(rows, hashes, strict=True):
             row["hash"] = np.void(bytes.fromhex(digest))
             row["checksum"] = np.void(_checksum(row))
+        # Append in one write, and wait until it is on the disk.
         with self.path.open("ab") as file:
             file.write(rows.tobytes())
             file.flush()
@@ -103,6 +105,7 @@ def _checksum(row: np.void) -> bytes:
 
 def open_logs(folder: Path, dim: int) -> list[VectorLog]:
     """Open all logs of a folder, whichever processes wrote them."""
+    # Files of other names are not logs.
     names = [path.name.removesuffix(ENCODED) for path in folder.glob(f"*{ENCODED}")]
     ranks = sorted(int(name) for name in names if name.isdecimal())
     return [VectorLog(folder, rank, dim) for rank in ranks]
@@ -119,6 +122,7 @@ class Vectors:
     def __init__(self, folder: Path, dim: int):
         logs = open_logs(folder, dim)
         self.dim = dim
+        # Of a hash that occurs twice, either vector will do.
         self.tables = [log.table for log in logs]
         self.places: dict[str, tuple[int, int]] = {}  # hash -> (log, row)
         for number, log in enumerate(logs):
@@ -130,7 +134,7 @@ class Vectors:
 
     def __getitem__(self, hashes: Sequence[str]) -> np.ndarray:
         """Return the vectors (n, D) of n hashes."""
-        found = np.zeros((len(hashes), self.dim), dtype=np.float32)
+        found = np.zeros((len(hashes), self.dim), dtype=np.float32)  # (n, D)
         for at, digest in enumerate(hashes):
             log, row = self.places[digest]
             found[at] = self.tables[log][row]["vector"]
@@ -147,9 +151,10 @@ def truncate_dims(vectors: np.ndarray | torch.Tensor, width: int) -> np.ndarray:
     Returns:
         Unit vectors (n, width), float32; at full width the vectors exactly as they were given.
     """
-    kept = np.ascontiguousarray(np.asarray(vectors, dtype=np.float32)[:, :width])
+    kept = np.ascontiguousarray(np.asarray(vectors, dtype=np.float32)[:, :width])  # (n, width)
     if kept.shape[1] == vectors.shape[1]:
         return kept  # as the retriever gave them, not rounded once more
+    # The small constant keeps a vector of zeros finite.
     return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.float32(1e-12))
 
 
@@ -163,6 +168,7 @@ def claim_logs(folder: Path, retriever: Retriever) -> None:
         InputError: the logs are of another retriever, or the folder holds files that no index wrote.
     """
     path = folder / FINGERPRINT
+    # Continue a run of the same retriever, refuse a user's folder, or begin.
     if path.exists():
         check_fingerprint(read_fingerprint(path), retriever, str(folder))
     elif folder.exists() and any(not OWN.fullmatch(file.name) for file in folder.iterdir()):
@@ -195,6 +201,7 @@ def is_fingerprint(value: object) -> TypeGuard[list[list[float]]]:
         return False
     numbers = [number for row in value for number in row]
     lengths = {len(row) for row in value}
+    # type() rather than isinstance: True and False are no numbers here.
     in_range = all(type(number) in (int, float) and -2 < number < 2 for number in numbers)
     return in_range and len(lengths) <= 1
 
@@ -202,6 +209,7 @@ def is_fingerprint(value: object) -> TypeGuard[list[list[float]]]:
 def remove_logs(folder: Path) -> None:
     """Remove what encoding wrote, and the folder unless it holds anything else."""
     with written(folder):
+        # Other files are the user's.
         for path in sorted(folder.iterdir()):
             if OWN.fullmatch(path.name):
                 path.unlink()
