@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from cir_cot.integrations.export import (
     embeddings,
     probes,
     read_embeddings,
+    report_lines,
     sentence_embeddings,
     write_export,
 )
@@ -73,50 +73,28 @@ def parity(
     pictures: Sequence[Image.Image],
     ours: dict[str, torch.Tensor],
 ) -> dict:
-    """Compare `ours` with the export, and with what sentence-transformers reads in it, or with given embeddings."""
+    """Compare `ours` with the export, and with what sentence-transformers reads in it, or with --embeddings."""
     from cir_cot.heads import load_retriever
 
     if args.embeddings:
         return compare(ours, read_embeddings(args.embeddings), args.tolerance)
-    theirs = embeddings(load_retriever(out, device=args.device, dtype=args.dtype), pictures)
-    report, found = (
-        compare(ours, theirs, args.tolerance),
-        sentence_embeddings(out, pictures, args.device),
-    )
+    exported = load_retriever(out, device=args.device, dtype=args.dtype)
+    report = compare(ours, embeddings(exported, pictures), args.tolerance)
+    found = sentence_embeddings(out, pictures, args.device)
     if isinstance(found, str):
         return report | {"sentence_transformers": found}
     form = compare(ours, found, args.tolerance)
-    return report | {
-        "passed": report["passed"] and form["passed"],
-        "sentence_transformers": form["cases"],
-    }
-
-
-def show(report: dict, stream: TextIO) -> None:
-    """Print a line for each case."""
-    form = report.get("sentence_transformers", {})
-    if isinstance(form, str):
-        print(f"sentence-transformers {form}", file=stream)
-    cases = (
-        {}
-        if isinstance(form, str)
-        else {f"sentence-transformers {case}": row for case, row in form.items()}
-    )
-    for case, row in (report["cases"] | cases).items():
-        words = (
-            f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}"
-            if row["passed"]
-            else "NOT THE SAME"
-        )
-        print(f"{case:>10}  {words}", file=stream)
+    passed = report["passed"] and form["passed"]
+    return report | {"passed": passed, "sentence_transformers": form["cases"]}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export, compare, report; exit code 1 when embeddings differ by more than the tolerance."""
+    """Export, compare and report; exit code 1 if embeddings differ by more than the tolerance."""
     args = parse(argv)
     out = Path(args.out)
+    # Check the arguments before anything is loaded.
     if args.embeddings and not args.parity:
-        raise InputError("--embeddings compares with an export that is there: add --parity")
+        raise InputError("--embeddings compares with an existing export: add --parity")
     if not args.parity and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
             f"{out} is there already; export into a new folder, or compare with --parity"
@@ -128,24 +106,23 @@ def main(argv: Sequence[str]) -> int:
     retriever = load_retriever(args.model, device=args.device)
     if not isinstance(retriever, CotRetriever) or retriever.target_encoder:
         raise InputError(
-            f"{args.model}: a {retriever.kind!r} retriever; export is for chain heads that read both sides"
+            f"{args.model}: a {retriever.kind!r} retriever; give a chain head that encodes both sides itself"
         )
+    # The head's own embeddings, in float32, are what the export must reproduce.
     ours = embeddings(retriever, pictures)
     if not args.parity:
         if args.dtype != "float32":
             retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
         write_export(retriever, out, pictures)
     del retriever  # one model in memory at a time
+    # Compare and report.
     report = parity(args, out, pictures, ours)
-    report |= {
-        "model": args.model,
-        "dtype": args.dtype,
-        "git": git_state(),
-        "versions": package_versions(),
-    }
+    report |= {"model": args.model, "dtype": args.dtype}
+    report |= {"git": git_state(), "versions": package_versions()}
     if not args.embeddings:
         write_text_atomic(out / "parity.json", json.dumps(report, indent=1) + "\n")
-    show(report, sys.stderr if args.json else sys.stdout)
+    for line in report_lines(report):
+        print(line, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report))
     if not report["passed"]:

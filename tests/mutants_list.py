@@ -2876,8 +2876,8 @@ MUTANTS = [
     # ---- cir_cot/integrations/mteb_tasks.py
     (
         "cir_cot/integrations/mteb_tasks.py",
-        "part / 100 for key",
-        "part for key",
+        "flat[name] = value / 100",
+        "flat[name] = value",
         ["tests/integrations/test_mteb_tasks.py"],
         "percentages are called fractions",
     ),
@@ -4516,7 +4516,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/integrations/sentence_transformers.py",
-        '"text": {\n                "truncation": False\n            }',
+        '"text": {"truncation": False}',
         '"text": {"truncation": True}',
         [
             "tests/integrations/test_export.py::test_it_cuts_no_text_and_lets_none_write_a_special_token",

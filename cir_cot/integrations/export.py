@@ -1,9 +1,16 @@
-"""TODO."""
+"""Export a chain head as one merged checkpoint for other engines, and compare their embeddings with its own.
+
+The comparison covers targets, queries without a chain, and queries with a given chain, over a few pictures and texts;
+one of the texts is a special token.
+"""
+
+from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -15,39 +22,47 @@ from cir_cot.records import Cot
 
 from .sentence_transformers import write_sentence_form
 
-TOLERANCE = 1e-3  # largest difference of a number of a unit vector: what merging in bfloat16 leaves; float32 is at 1e-6
-SHADES, TEXTS = (
-    6,
-    (
-        "make it red",
-        "the same without sleeves",
-        "a second one, to the left",
-        "<|im_end|>",
-        "日本",
-        "x",
-    ),
+if TYPE_CHECKING:
+    from cir_cot.models.chat import ChatEncoder
+
+    from .sentence_transformers import ChainHead
+
+# Largest difference of a component of a unit vector: what merging in bfloat16 leaves. In float32 it is about 1e-6.
+TOLERANCE = 1e-3
+PROBES = 6  # pictures that are compared
+TEXTS = (
+    "make it red",
+    "the same without sleeves",
+    "a second one, to the left",
+    "<|im_end|>",
+    "日本",
+    "x",
 )
 
 
 def probes(images: str | None) -> list[Image.Image]:
-    """Return six pictures to compare embeddings of."""
+    """Return six pictures to compare embeddings of: synthetic ones, or the first of the folder `images`."""
     if images:
         from cir_cot.images import list_pictures
 
         store = list_pictures(images)
-        return [store.load(name) for name in list(store.files)[:SHADES]]
+        files = cast(Mapping[str, str], store.files)  # list_pictures finds files by id
+        return [store.load(name) for name in list(files)[:PROBES]]
+    # Draw 3 x 3 cells of random colours.
     draw = random.Random(0)
-    cells = [[tuple(draw.choices(range(256), k=3)) for _ in range(9)] for _ in range(SHADES)]
-    pictures = [Image.new("RGB", (3, 3)) for _ in cells]
-    for picture, colours in zip(pictures, cells, strict=True):
-        picture.putdata(colours)
-    return [picture.resize((168, 168), Image.Resampling.NEAREST) for picture in pictures]
+    pictures = []
+    for _ in range(PROBES):
+        picture = Image.new("RGB", (3, 3))
+        picture.putdata([tuple(draw.choices(range(256), k=3)) for _ in range(9)])
+        pictures.append(picture.resize((168, 168), Image.Resampling.NEAREST))
+    return pictures
 
 
-def embeddings(retriever, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-    """Return {case: vector (D,)} of targets, of queries without a chain, and of queries with a given one."""
+def embeddings(retriever: ChainHead, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """Encode targets, queries without a chain ("fast"), and queries with a given chain -> {case: vector (D,)}."""
     from cir_cot.retriever import inference
 
+    # A text and a chain for each picture, all different.
     texts = list(TEXTS[: len(pictures)])
     chains = [
         Cot("a thing", f"what changes: {number}", "another thing")
@@ -59,31 +74,25 @@ def embeddings(retriever, pictures: Sequence[Image.Image]) -> dict[str, torch.Te
             "fast": retriever.encode_query(pictures, texts, reading="fast").embeddings,
             "chain": retriever.embed_with(pictures, texts, chains).embeddings,
         }
-    return {
-        f"{case} {row}": vector for case, rows in cases.items() for row, vector in enumerate(rows)
-    }
+    return _by_case(cases)
 
 
-def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
+def _by_case(cases: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name every vector by its case and row: {"target": (N, D)} -> {"target 0": (D,), …}."""
+    found = {}
+    for case, rows in cases.items():
+        for row, vector in enumerate(rows):
+            found[f"{case} {row}"] = vector
+    return found
+
+
+def write_export(retriever: ChainHead, out: Path, pictures: Sequence[Image.Image]) -> None:
     """Write the merged checkpoint, what engines need to use it, and probes with the exact tokens of each case."""
     retriever.backbone.merge()
     retriever.save(out)
     encoder = retriever.encoder()
-    folder = out / "probes"
-    folder.mkdir(exist_ok=True)
-    cases = {}
-    for row, picture in enumerate(pictures):
-        picture.save(folder / f"{row}.png")
-        inputs = {
-            "target": encoder.target([picture]),
-            "fast": encoder.query([picture], [TEXTS[row]], [[encoder.ret_id]])[0],
-        }
-        for case, tensors in inputs.items():
-            cases[f"{case} {row}"] = {
-                "image": f"{row}.png",
-                "input_ids": tensors["input_ids"][0].tolist(),
-            }
-    write_text_atomic(folder / "probes.json", json.dumps(cases))
+    _write_probes(encoder, out / "probes", pictures)
+    # Prompts and readout, for whoever writes the inputs of an engine.
     recipe = {
         "prompts": PROMPTS_VERSION,
         "target_prompt": TARGET,
@@ -100,38 +109,65 @@ def write_export(retriever, out: Path, pictures: Sequence[Image.Image]) -> None:
     write_sentence_form(retriever, out)
 
 
+def _write_probes(encoder: ChatEncoder, folder: Path, pictures: Sequence[Image.Image]) -> None:
+    """Write the probe pictures, and probes.json with the input ids of each case."""
+    folder.mkdir(exist_ok=True)
+    cases = {}
+    for row, picture in enumerate(pictures):
+        picture.save(folder / f"{row}.png")
+        inputs = {
+            "target": encoder.target([picture]),
+            "fast": encoder.query([picture], [TEXTS[row]], [[encoder.ret_id]])[0],
+        }
+        for case, tensors in inputs.items():
+            cases[f"{case} {row}"] = {
+                "image": f"{row}.png",
+                "input_ids": tensors["input_ids"][0].tolist(),
+            }
+    write_text_atomic(folder / "probes.json", json.dumps(cases))
+
+
 def sentence_embeddings(
     out: Path, pictures: Sequence[Image.Image], device: str | None
 ) -> dict[str, torch.Tensor] | str:
-    """Return {case: vector} as sentence-transformers reads the export, or a line that says why it cannot be asked."""
+    """Encode with sentence-transformers -> {case: vector}, or a line that says why it cannot be compared."""
     if not (out / "modules.json").is_file():
         return "not checked: the export has no modules.json; export again"
     try:
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(str(out), device=device, local_files_only=True)
-    except ImportError as error:  # also what it raises for a version that the export refuses
+    except ImportError as error:  # raised as well for a version that the export refuses
         return f"not checked: {error}"
+    # Targets and queries without a chain; sentence-transformers takes no chains.
     queries = [
         {"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=False)
     ]
     rows = {"target": model.encode(list(pictures), convert_to_tensor=True)}
     rows["fast"] = model.encode(queries, convert_to_tensor=True)
-    return {
-        f"{case} {row}": vector.cpu()
-        for case, part in rows.items()
-        for row, vector in enumerate(part)
-    }
+    return _by_case({case: vectors.cpu() for case, vectors in rows.items()})
 
 
 def compare(
     ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float
 ) -> dict:
-    """Return the parity report: the largest difference and the smallest cosine of each case, and whether all pass."""
-    rows = {}
+    """Compare vectors case by case; cases that `theirs` lacks are left out.
+
+    Args:
+        ours: {case: vector (D,)} of the head.
+        theirs: The same of an engine.
+        tolerance: Largest difference of a component.
+
+    Returns:
+        The parity report: difference and cosine of each case, and whether all cases pass.
+
+    InputError if no case is in both.
+    """
+    rows: dict[str, dict[str, float | bool | None]] = {}
     for case, vector in ours.items():
         if case not in theirs:
             continue
+        # Vectors of another width, or with NaN, have no difference to report.
         other = theirs[case].double()
         if other.shape != vector.shape or not other.isfinite().all():
             rows[case] = {"difference": None, "cosine": None, "passed": False}
@@ -140,7 +176,7 @@ def compare(
         cosine = torch.nn.functional.cosine_similarity(vector.double(), other, dim=0).item()
         rows[case] = {"difference": difference, "cosine": cosine, "passed": difference <= tolerance}
     if not rows:
-        raise InputError(f"no case to compare; expected are {', '.join(ours)}")
+        raise InputError(f"no case to compare; give some of {', '.join(ours)}")
     return {
         "passed": all(row["passed"] for row in rows.values()),
         "tolerance": tolerance,
@@ -148,15 +184,36 @@ def compare(
     }
 
 
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Format a parity report as one line a case."""
+    lines = []
+    cases = dict(report["cases"])
+    # Either a report of sentence-transformers' own, or the reason why there is none.
+    form = report.get("sentence_transformers", {})
+    if isinstance(form, str):
+        lines.append(f"sentence-transformers {form}")
+    else:
+        cases |= {f"sentence-transformers {case}": row for case, row in form.items()}
+    for case, row in cases.items():
+        verdict = "NOT THE SAME"
+        if row["passed"]:
+            verdict = f"difference {row['difference']:.1e}, cosine {row['cosine']:.6f}"
+        lines.append(f"{case:>10}  {verdict}")
+    return lines
+
+
 def read_embeddings(path: str) -> dict[str, torch.Tensor]:
-    """Return {case: vector} of another engine's answers."""
+    """Read another engine's embeddings from a JSON file -> {case: vector (D,)}."""
     found = read_json(path)
-    wrong = not isinstance(found, dict) or not all(
-        isinstance(row, list) and row and all(isinstance(number, (int, float)) for number in row)
-        for row in found.values()
-    )
-    if wrong:
+    if not isinstance(found, dict) or not all(map(_is_vector, found.values())):
         raise InputError(
             f"{path}: an object {{case: list of numbers}} is expected, with the cases of probes.json"
         )
     return {case: torch.tensor(row, dtype=torch.float64) for case, row in found.items()}
+
+
+def _is_vector(row: Any) -> bool:
+    """Tell whether JSON content is a list of at least one number."""
+    if not isinstance(row, list) or not row:
+        return False
+    return all(isinstance(number, (int, float)) for number in row)

@@ -1,15 +1,18 @@
-"""CIRR, FashionIQ and CIRCO by their official protocols as tasks of mteb, and a retriever as an encoder for it.
+"""Run CIRR, FashionIQ and CIRCO as tasks of mteb by their official protocols, and a retriever as mteb's encoder.
 
-Needs the extra `mteb`; nothing else of the library imports this module. mteb brings its models and the form of its
-results. What is ranked and what counts is ours, from the annotation files on the disk: the gallery is the split's list,
-the reference is in it or not as the benchmark has it, `rank` decides ties against the model, and the numbers are those
-of `score_rankings`, as fractions. mteb's own search and measures know no reference to remove and no image sets.
+This needs the extra `mteb`; nothing else in the library imports this module. mteb contributes its models and the format
+of its results. Ranking and scoring are this library's, from the local annotation files: the gallery is the split's
+list, the reference is part of it or not as the benchmark defines, `rank` breaks ties against the model, and
+`score_rankings` computes the numbers, here as fractions. mteb's own search can neither remove a reference nor score
+image sets.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from operator import itemgetter
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +27,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
 from cir_cot.data import load_benchmark
+from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.scoring import score_rankings
 from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import check_embeddings
@@ -35,33 +39,44 @@ from cir_cot.retriever import Retriever, fingerprint, inference
 
 
 class Rows(Dataset):
-    """Pictures of `names`, each with its text where there are texts, decoded when asked for."""
+    """Hold pictures by name, each with its text where there are texts; a picture is decoded when it is needed."""
 
     def __init__(self, images: ImageStore, names: Sequence[str], texts: Sequence[str] = ()):
-        self.images, self.names, self.texts = images, names, texts
+        self.images = images
+        self.names = names
+        self.texts = texts
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Name the columns; mteb's models ask for it."""
+        """Name the columns, as mteb's models expect it."""
         return ("id", "image", *(("text", "query") if self.texts else ()))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict:
-        row = {"id": self.names[index], "image": self.images.load(self.names[index])}
-        return row | ({"text": self.texts[index], "query": self.texts[index]} if self.texts else {})
+        name = self.names[index]
+        row: dict[str, object] = {"id": name, "image": self.images.load(name)}
+        if self.texts:
+            row["text"] = self.texts[index]
+            row["query"] = self.texts[index]
+        return row
 
 
 def columns(rows: Sequence[dict]) -> dict[str, list]:
-    """Turn rows into a batch as mteb's encoders take it."""
-    return {key: [row[key] for row in rows] for key in rows[0]}
+    """Collate rows into columns, the form of mteb's batches."""
+    return {key: list(map(itemgetter(key), rows)) for key in rows[0]}
 
 
 class CirTask(AbsTaskRetrieval):
-    """A validation split below `root`, a folder as `cir-cot score --root` takes it; nothing is downloaded."""
+    """Evaluate on a validation split below `root`, a folder as `cir-cot score --root` takes it; nothing is downloaded.
+
+    Example:
+        mteb.evaluate(CirEncoder(retriever), CirrVal("data/cirr"))
+    """
 
     benchmark: ClassVar[str]
+    data_loaded: bool
 
     def __init__(self, root: str | Path):
         super().__init__()
@@ -71,32 +86,28 @@ class CirTask(AbsTaskRetrieval):
         """Read the annotations; InputError where a file or a picture is missing."""
         if self.data_loaded:
             return
-        loaded = [
-            (benchmark, benchmark.images())
-            for benchmark in load_benchmark(self.benchmark, self.root, "val")
-        ]
-        for benchmark, images in loaded:
+        dataset = {}
+        for benchmark in load_benchmark(self.benchmark, self.root, "val"):
+            images = benchmark.images()
             check_pictures(benchmark, images)
-        self.dataset = {
-            benchmark.category or "default": {"val": (benchmark, images)}
-            for benchmark, images in loaded
-        }
+            dataset[benchmark.category or "default"] = {"val": (benchmark, images)}
+        self.dataset = dataset
         self.data_loaded = True
 
     def _evaluate_subset(
         self,
         model: EncoderProtocol,
-        data_split: tuple,
+        data_split: tuple[Benchmark, ImageStore],
         *,
-        encode_kwargs: dict,
+        encode_kwargs: dict[str, Any],
         hf_split: str,
         hf_subset: str,
         prediction_folder: Path | None = None,
         num_proc: int | None = None,
-        timer: object,
+        timer: Callable[..., AbstractContextManager],
         **_: object,
     ) -> dict[str, float]:
-        """Encode, rank and score one category -> {metric: fraction}; this is what mteb calls."""
+        """Encode, rank and score one category -> {metric: fraction}; mteb calls this."""
         if not isinstance(model, EncoderProtocol):
             raise TypeError(
                 f"{self.metadata.name} ranks embeddings; {type(model).__name__} is no encoder"
@@ -104,24 +115,30 @@ class CirTask(AbsTaskRetrieval):
         benchmark, images = data_split
 
         def encode(rows: Rows, kind: PromptType, phase: str) -> Tensor:
-            size, workers = (
-                encode_kwargs.get("batch_size", 32),
-                num_proc if (num_proc or 0) > 1 else 0,
+            loader = DataLoader(
+                rows,
+                batch_size=encode_kwargs.get("batch_size", 32),
+                collate_fn=columns,
+                num_workers=num_proc if num_proc is not None and num_proc > 1 else 0,
             )
-            loader = DataLoader(rows, batch_size=size, collate_fn=columns, num_workers=workers)
-            where = {"hf_split": hf_split, "hf_subset": hf_subset, "task_metadata": self.metadata}
             with timer(phase, split=hf_split, subset=hf_subset):
-                found = model.encode(loader, prompt_type=kind, **where, **encode_kwargs)
+                found = model.encode(
+                    loader,
+                    prompt_type=kind,
+                    hf_split=hf_split,
+                    hf_subset=hf_subset,
+                    task_metadata=self.metadata,
+                    **encode_kwargs,
+                )
             return check_embeddings(unit(found, model.mteb_model_meta), rows.names)
 
-        records = benchmark.records
-        asked = Rows(
-            images, [record.reference for record in records], [record.text for record in records]
-        )
+        # Encode both sides.
+        references = [record.reference for record in benchmark.records]
+        texts = [record.text for record in benchmark.records]
         gallery = encode(Rows(images, benchmark.gallery), PromptType.document, "Encoding corpus")
-        rankings, scores, subsets = rank(
-            benchmark, encode(asked, PromptType.query, "Encoding queries"), gallery
-        )
+        queries = encode(Rows(images, references, texts), PromptType.query, "Encoding queries")
+        # Rank and score by the benchmark's protocol.
+        rankings, scores, subsets = rank(benchmark, queries, gallery)
         if prediction_folder:
             predictions = {
                 name: dict(zip(ids, scores[name], strict=True)) for name, ids in rankings.items()
@@ -133,7 +150,10 @@ class CirTask(AbsTaskRetrieval):
 
 
 def unit(embeddings: object, meta: ModelMeta) -> Tensor:
-    """Return embeddings (N, D) whose dot products are the model's similarity; InputError for another similarity."""
+    """Return embeddings (N, D) whose dot product is the model's similarity.
+
+    InputError for a model whose similarity is neither cosine nor dot product.
+    """
     vectors = torch.as_tensor(embeddings).float().cpu()
     if meta.similarity_fn_name == ScoringFunction.DOT_PRODUCT:
         return vectors
@@ -145,23 +165,23 @@ def unit(embeddings: object, meta: ModelMeta) -> Tensor:
 
 
 def fractions(metrics: dict) -> dict[str, float]:
-    """Return percentages as fractions, as mteb has them; CIRCO's by aspect beside the others, and FashionIQ's Avg."""
-    flat = {}
+    """Turn percentages into fractions, as mteb has them; CIRCO's aspects get names, and FashionIQ its Avg."""
+    flat: dict[str, float] = {}
     for name, value in metrics.items():
-        parts = (
-            {f"{name} {key}": part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-        flat |= {key: part / 100 for key, part in parts.items()}
-    return flat | (
-        {"Avg": (flat["R@10"] + flat["R@50"]) / 2} if flat.keys() == {"R@10", "R@50"} else {}
-    )
+        if isinstance(value, dict):
+            for key, part in value.items():
+                flat[f"{name} {key}"] = part / 100
+        else:
+            flat[name] = value / 100
+    if flat.keys() == {"R@10", "R@50"}:
+        flat["Avg"] = (flat["R@10"] + flat["R@50"]) / 2
+    return flat
 
 
 def _metadata(
     name: str, description: str, reference: str, main_score: str, subsets: Sequence[str] = ()
 ) -> TaskMetadata:
+    """Return mteb's description of a task; `subsets` are its categories."""
     return TaskMetadata(
         name=name,
         description=description,
@@ -180,7 +200,7 @@ def _metadata(
 
 
 class CirrVal(CirTask):
-    """CIRR val: 2,297 pictures, the reference removed; Avg = (R@5 + Rsub@1) / 2."""
+    """Evaluate on CIRR val: 2,297 pictures, the reference removed; Avg = (R@5 + Rsub@1) / 2."""
 
     benchmark = "cirr"
     metadata = _metadata(
@@ -192,9 +212,9 @@ class CirrVal(CirTask):
 
 
 class FashionIQVal(CirTask):
-    """FashionIQ val, original split, a subset for each category; the mean over them is the average that papers report.
+    """Evaluate on FashionIQ val, original split, each category as a subset; papers report the mean over the three.
 
-    Captions are joined as CLIP4Cir does, and the reference is kept.
+    Captions are joined as in CLIP4Cir, and the reference is kept.
     """
 
     benchmark = "fashioniq"
@@ -208,7 +228,7 @@ class FashionIQVal(CirTask):
 
 
 class CircoVal(CirTask):
-    """CIRCO val: 123,403 pictures, the reference kept, several right answers; R@k counts the first alone."""
+    """Evaluate on CIRCO val: 123,403 pictures, the reference kept, several targets; R@k counts the first one only."""
 
     benchmark = "circo"
     metadata = _metadata(
@@ -220,26 +240,26 @@ class CircoVal(CirTask):
 
 
 class CirEncoder:
-    """A retriever as mteb's encoder: documents are target pictures, queries a picture and a text.
+    """Let mteb encode with a retriever: documents are target pictures, queries a picture and a text.
 
-    `reading` is one of the head's own; None is the head's way. mteb files results under `name`, with a revision made of
-    the retriever's vectors, so that another checkpoint is not taken for this one.
+    Args:
+        retriever: Any head of this library.
+        name: Under which mteb stores results. Their revision is a digest of the retriever's embeddings, so that two
+            checkpoints are never confused.
+        reading: One of the head's own readings; None is its default.
     """
 
     def __init__(
         self, retriever: Retriever, name: str = "cir-cot/retriever", reading: str | None = None
     ):
-        self.retriever, self.query = retriever, query_encoder(retriever, reading)
-        facts = {
+        self.retriever = retriever
+        self.query = query_encoder(retriever, reading)
+        facts: dict[str, Any] = {
             "name": name,
             "revision": hashlib.sha256(fingerprint(retriever).tobytes()).hexdigest()[:16],
-        }
-        facts |= {
             "modalities": ["image", "text"],
             "embed_dim": retriever.dim,
             "framework": ["PyTorch"],
-        }
-        facts |= {
             "similarity_fn_name": ScoringFunction.DOT_PRODUCT,
             "experiment_kwargs": {"reading": reading or "own"},
         }
@@ -253,11 +273,12 @@ class CirEncoder:
         prompt_type: PromptType | None = None,
         **_: object,
     ) -> Tensor:
-        """Encode batches of mteb's -> (N, D); InputError for what is neither a target nor a composed query."""
+        """Encode mteb's batches -> (N, D); InputError for inputs that are neither targets nor composed queries."""
         wanted = {"image", "text"} if prompt_type == PromptType.query else {"image"}
         parts = []
         with inference(self.retriever):
             for batch in inputs:
+                # A text without a picture, say, is a task of another kind.
                 if wanted != {"image", "text"} & batch.keys():
                     raise InputError(
                         f"{task_metadata.name}: an input of {', '.join(sorted(batch))}; this retriever takes pictures "

@@ -54,7 +54,7 @@ class SyntheticPairs:
     def __init__(self, count: int, pixels: int | Sequence[tuple[int, int]], words: int = 60):
         self.sizes = [(pixels, pixels)] if isinstance(pixels, int) else list(pixels)
         self.words = words
-        self.records = [self._record(index) for index in range(count)]
+        self.records: Sequence[Record] = [self._record(index) for index in range(count)]
 
     def _record(self, index: int) -> Record:
         """Return the record of a row; its text is the first words of its chain."""
