@@ -1,5 +1,6 @@
 """README.md, CONTRIBUTING.md, CHANGELOG.md and docs/: links lead somewhere, pages are on the site, commands exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -97,3 +98,43 @@ def test_changelog_and_citation_name_this_version():
     assert versions[0] == __version__
     assert versions == sorted(versions, reverse=True)
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+ARGUMENT = re.compile(r"^    (\S[^:]*?)(?: \(.*\))?:", re.MULTILINE)
+
+
+def documented_arguments(docstring: str) -> list[str]:
+    """Return the names that the `Args:` section of a docstring describes."""
+    section = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", docstring, re.MULTILINE)
+    return ARGUMENT.findall(section[1]) if section else []
+
+
+def unknown_arguments(tree: ast.AST) -> list[str]:
+    """Return `line: name` of each described argument that the function, or the class's `__init__`, does not have."""
+    unknown = []
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        function = node
+        if isinstance(node, ast.ClassDef):
+            inits = [part for part in node.body if getattr(part, "name", None) == "__init__"]
+            if not inits:
+                continue  # a dataclass describes its fields
+            function = inits[0]
+        given = function.args
+        names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        names += [one.arg for one in (given.vararg, given.kwarg) if one]
+        for name in documented_arguments(ast.get_docstring(node) or ""):
+            if name.lstrip("*") not in names:
+                unknown.append(f"{node.lineno}: {name}")
+    return unknown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cir_cot").rglob("*.py")), ids=name)
+def test_docstrings_describe_arguments_that_exist(path):
+    assert unknown_arguments(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_a_described_argument_that_does_not_exist_is_noticed():
+    source = 'def f(a, *, b):\n    """Do.\n\n    Args:\n        a: one.\n        c: two.\n    """\n'
+    assert unknown_arguments(ast.parse(source)) == ["1: c"]

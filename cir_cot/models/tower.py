@@ -41,7 +41,9 @@ def attend_to_equal_windows(
     """Attend within windows of `max_length_q` patches each, with the signature that transformers calls.
 
     Args:
-        query, key, value: States (1, heads, P, D) of the patches of all pictures, window by window.
+        query: States (1, heads, P, D) of the patches of all pictures, window by window.
+        key: States of the same shape.
+        value: States of the same shape.
         scaling: Factor on the products of query and key.
         dropout: Share of attention weights that are dropped.
         max_length_q: Patches of a window.
