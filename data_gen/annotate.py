@@ -1,4 +1,4 @@
-"""Have a multimodal model write a dataset's chains: caption, reasoning, conclusion; filtered, resumable, counted."""
+"""Have a multimodal model write a dataset's chains: filtered, resumable, within a budget."""
 
 import argparse
 import json
@@ -96,7 +96,7 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
 
 @contextmanager
 def show_progress(job: Job) -> Iterator[Callable[[], None]]:
-    """Show a bar with rate, remaining time and counts; without a terminal, print a line a minute."""
+    """Show a bar with rate, remaining time and counts; without a terminal, a line a minute."""
     console = Console(stderr=True)
     text = TextColumn("{task.fields[counts]}")
     columns = (BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(True))

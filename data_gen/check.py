@@ -1,4 +1,4 @@
-"""Check a dataset and its chains: schema, pictures, effective gallery, leaks, lengths, repetition; exit 1 on errors."""
+"""Check a dataset and its chains: schema, pictures, effective gallery, leaks, filters; exit 1 on errors."""
 
 import argparse
 import json
@@ -20,11 +20,12 @@ from cir_cot.ownership import writing
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what was found, as a list or as one JSON object; 1 if any of it is an error."""
+    """Print the findings as a list or as one JSON object; return 1 if any is an error."""
     args = parse_arguments(argv)
     report, records, stores = check(args.benchmark, args.root, args.split, args.chains)
     if args.report:
         page = Path(args.report)
+        # A page that somebody else wrote is not replaced without --overwrite.
         with writing(page.parent, "check", [page.name], args.overwrite):
             write_text_atomic(page, chain_report.page(report, records, stores))
     print(json.dumps(report, ensure_ascii=False) if args.json else text(report))
@@ -47,24 +48,27 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def text(report: dict) -> str:
-    """The report for a reader."""
-    lines = [
-        f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items())
-        for part, counts in report["parts"].items()
-    ]
+    """Format the report as lines of text."""
+    # Counts of queries, pictures and chains, then of every filter.
+    lines = []
+    for part, counts in report["parts"].items():
+        lines.append(f"{part}: " + ", ".join(f"{key} {n}" for key, n in counts.items()))
     if report["filters"]:
-        counts = (
-            f"{row['check'].removeprefix('chain_')} {row['count']}" for row in report["filters"]
-        )
-        lines.append("filters: " + ", ".join(counts))
-    for kind in ("errors", "warnings"):
+        filters = []
+        for row in report["filters"]:
+            filters.append(f"{row['check'].removeprefix('chain_')} {row['count']}")
+        lines.append("filters: " + ", ".join(filters))
+
+    # Findings with their first examples.
+    for kind, title in (("errors", "ERROR"), ("warnings", "WARNING")):
         for row in report[kind]:
-            lines.append(f"{kind[:-1].upper():7} {row['check']}: {row['count']}")
+            lines.append(f"{title:7} {row['check']}: {row['count']}")
             lines += [f"          {example}" for example in row["examples"]]
+
+    # What could not be checked, and the totals.
     lines += [f"note    {note}" for note in report["notes"]]
-    return "\n".join(
-        [*lines, f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"]
-    )
+    lines.append(f"{len(report['errors'])} errors, {len(report['warnings'])} warnings")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

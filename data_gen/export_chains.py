@@ -1,4 +1,4 @@
-"""Export chains for other trainers: a datasets folder (parquet), LLaVA or ShareGPT conversations, each with a card."""
+"""Export chains for other trainers: a parquet folder, LLaVA or ShareGPT conversations, with a card."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cir_cot.chains.check import named
 from cir_cot.chains.export import FORMS, sift, write_export
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
@@ -24,45 +25,49 @@ EXAMPLES = 3  # of each reason to leave a record out
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the folder and print how many chains are in it and how many were left out, by reason."""
+    """Write the folder; print how many chains are in it, and how many were left out, by reason."""
     args = parse_arguments(argv)
+
+    # The records with their chains, and where each picture is.
     benchmarks = load_benchmark(args.benchmark, args.root, args.split)
-    records = [record for benchmark in benchmarks for record in benchmark.records]
+    records = []
+    stores: dict[str, ImageStore] = {}
+    for benchmark in benchmarks:
+        records += benchmark.records
+        stores |= dict.fromkeys(named(benchmark.records), benchmark.images())
     for path in args.chains or ():
         records = attach_chains(records, path)
-    stores = {}
-    for benchmark in benchmarks:
-        named = (
-            image for record in benchmark.records for image in (record.reference, *record.targets)
-        )
-        stores |= dict.fromkeys(named, benchmark.images())
+
+    # Leave out what the filters find, and write the others.
     paths = relative_paths(args.root, stores)
     kept, left = sift(records, paths)
     counts = {why: len(some) for why, some in left.items()}
     facts = {"benchmark": args.benchmark, "split": args.split, "left_out": counts}
     file = write_export(args.out, args.format, kept, paths, facts)
+
+    result = {"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}
     if args.json:
-        print(
-            json.dumps(
-                {"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}
-            )
-        )
-    else:
-        print(f"{len(kept)} chains in {file}")
-        for why, some in left.items():
-            print("\n          ".join([f"left out  {why}: {len(some)}", *some[:EXAMPLES]]))
+        print(json.dumps(result))
+        return 0
+    print(f"{len(kept)} chains in {file}")
+    for why, some in left.items():
+        print("\n          ".join([f"left out  {why}: {len(some)}", *some[:EXAMPLES]]))
     return 0
 
 
 def relative_paths(root: str, stores: Mapping[str, ImageStore]) -> Callable[[str], str]:
-    """A function: image id -> its path from the dataset's folder, with forward slashes; InputError where it is not."""
+    """Return a function of an image id: the picture's path from the dataset's folder.
+
+    Paths have forward slashes; the function raises InputError for a picture outside the folder.
+    """
     base = Path(root).resolve()
 
     def path(image: str) -> str:
         relative = Path(os.path.relpath(stores[image].path(image), base)).as_posix()
         if relative.startswith("../"):
             raise InputError(
-                f"image {image!r} lies outside {base}, behind a link; give the folder above both as --root"
+                f"image {image!r} lies outside {base}, behind a link; give the folder above both "
+                "as --root"
             )
         return relative
 
@@ -78,7 +83,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--format",
         required=True,
         choices=FORMS,
-        help="datasets (parquet, for datasets.load_dataset), or conversations in one of the other formats",
+        help="datasets: parquet for datasets.load_dataset; llava, sharegpt: conversations",
     )
     add_out(parser, "new folder for the export")
     add_json(parser)

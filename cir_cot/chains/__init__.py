@@ -1,1 +1,1 @@
-"""Chains of thought: asking a teacher for them, checking, filtering, reporting and exporting them."""
+"""Chains of thought: ask a teacher for them; check, filter, report and export them."""

@@ -1,6 +1,7 @@
-"""Annotate queries with chains of thought: run the rows of a job concurrently, over one process or several.
+"""Annotate queries with chains of thought: many rows at a time, in one process or several.
 
-A worker takes the next row as soon as its last one is done: a slow answer delays one worker, never a batch.
+A worker takes the next row as soon as its last one is done: a slow answer delays one worker, never
+a batch.
 """
 
 import asyncio
@@ -55,8 +56,9 @@ def annotate(
 ) -> JobResult:
     """Have a teacher write the chains of some queries into a JSONL file.
 
-    A second call with the same arguments goes on where the first one stopped, and asks nothing again. In a
-    notebook, whose event loop already runs, use `await asyncio.to_thread(annotate, ...)`.
+    A second call with the same arguments goes on where the first one stopped, and asks nothing
+    again. In a notebook, whose event loop already runs, use `await asyncio.to_thread(annotate,
+    ...)`.
 
     Args:
         records: the queries; with `plan.see_target` or a verifier each needs a target.
@@ -88,7 +90,7 @@ def annotate(
 
 
 def job_settings(model: str, plan: Plan, verifier: str | None) -> dict:
-    """Return what teacher and plan contribute to each row's key; `verifier` is the scoring model's name."""
+    """Return what teacher and plan add to each row's key; `verifier` names the scoring model."""
     return {
         "model": model,
         "stages": plan.stages,
@@ -105,8 +107,8 @@ def check_targets(records: Iterable[Record], place: str = "records") -> None:
     for record in records:
         if not record.targets:
             raise InputError(
-                f"{place}: query {record.id!r} has no target to show; annotate it without the target "
-                "and without a verifier"
+                f"{place}: query {record.id!r} has no target to show; annotate it without showing "
+                "the target and without a verifier"
             )
 
 
@@ -119,7 +121,7 @@ def run_job(
     ranks: Ranks | None = None,
     watch: Watch = quietly,
 ) -> str:
-    """Annotate the remaining tasks of a job; several processes share them, and the first merges their files.
+    """Annotate the remaining tasks of a job, shared by the processes that were launched.
 
     Args:
         job: this process's job, which is closed at the end.
@@ -210,7 +212,7 @@ async def annotate_tasks(
 async def annotate_rows(
     job: Job, rows: Iterator[Task], teacher: Teacher, plan: Plan, spent: asyncio.Event
 ) -> None:
-    """Annotate the next row until none is left, or until `spent` says that the budget is used up."""
+    """Annotate the next row until none is left or the budget is used up (`spent`)."""
     for task in rows:
         try:
             await annotate_row(job, task, teacher, plan)

@@ -1,7 +1,7 @@
 """Clean a model's answer: remove its thinking, code fence and tags; find the scores in it.
 
-Every function takes time linear in the answer's length: answers are untrusted, and a slow pattern would block all
-other rows.
+Every function takes time linear in the answer's length: answers are untrusted, and a slow pattern
+would block all other rows.
 """
 
 import re
@@ -12,7 +12,7 @@ SCORE = re.compile(r"0(?:\.[0-9]+)?|1(?:\.0+)?|\.[0-9]+")
 
 
 def without_thinking(text: str) -> str:
-    """Remove a leading <think> block, which reasoning models write where their server has no parser for it."""
+    """Remove a leading <think> block, which some servers leave in a reasoning model's answer."""
     text = text.strip()
     if not text.startswith("<think>"):
         return text
@@ -22,7 +22,7 @@ def without_thinking(text: str) -> str:
 
 
 def without_fence(text: str) -> str:
-    """Remove a Markdown code fence around a complete text, as servers without JSON schemas write it."""
+    """Remove a Markdown code fence around the answer, which servers without JSON schemas add."""
     text = text.strip()
     # Six backticks are the shortest fence: an opening and a closing one.
     if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
@@ -31,7 +31,7 @@ def without_fence(text: str) -> str:
 
 
 def strip_wrapping(text: str, part: str) -> str:
-    """Remove thinking and the section's own tag around an answer; all else stays for the filters to judge."""
+    """Remove thinking and the section's own tag around an answer; the filters judge all else."""
     text = without_thinking(text)
     return text.removeprefix(f"<{part}>").removesuffix(f"</{part}>").strip()
 

@@ -1,4 +1,4 @@
-"""The dataset card of exported chains: a YAML header, then teacher, filters, licences, form and counts."""
+"""The dataset card of exported chains: YAML header, counts, teacher, filters, licences, form."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from .filters import FILTERS, teachers
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 # As the datasets' own repositories say; the licence of the pictures is another matter.
 LICENCES = {
-    "fashioniq": "Community Data License Agreement (CDLA), version not stated; pictures: their sellers'",
+    "fashioniq": "Community Data License Agreement (CDLA), version not stated; "
+    "pictures: their sellers'",
     "cirr": "MIT; pictures: NLVR2's terms",
     "circo": "CC BY-NC 4.0; pictures: COCO's terms",
     "shoes": "MIT; pictures: their sellers'",
@@ -24,17 +25,19 @@ LICENCES = {
 }
 # Reasons to leave a record out that are no filter of one chain.
 OTHER_REASONS = {
-    "duplicate": "The same conclusion for the same reference and modification as an earlier record.",
+    "duplicate": "The same conclusion for the same reference and modification as an earlier "
+    "record.",
     "no_chain": "A record without a chain.",
     "marker": "A modification with a special token or a picture's placeholder in it.",
     "missing_image": "A picture of the record is not there.",
 }
 DESCRIPTIONS = {  # of each form's rows
-    "datasets": "columns `id`, `reference`, `text`, `targets`, `cot` (`caption`, `reasoning`, `conclusion`), `subset`, "
-    "`source`, `teacher` (JSON), `reference_image`, `target_images` (paths).",
-    "llava": "a list of `id`, `image`, `conversations`, as LLaVA's fine-tuning reads it; chains are tagged text.",
-    "sharegpt": "a list of `conversations` and `images`, and `dataset_info.json`, as LLaMA-Factory reads them; chains "
-    "are tagged text.",
+    "datasets": "columns `id`, `reference`, `text`, `targets`, `cot` (`caption`, `reasoning`, "
+    "`conclusion`), `subset`, `source`, `teacher` (JSON), `reference_image`, `target_images` (paths).",
+    "llava": "a list of `id`, `image`, `conversations`, as LLaVA's fine-tuning reads it; "
+    "chains are tagged text.",
+    "sharegpt": "a list of `conversations` and `images`, and `dataset_info.json`, as LLaMA-Factory "
+    "reads them; chains are tagged text.",
 }
 
 CARD = """---
@@ -42,14 +45,16 @@ CARD = """---
 ---
 # Chains of thought for composed image retrieval
 
-{count} composed queries, each with a chain: caption of the reference picture, reasoning over keep, remove, change and
-add, and a conclusion that describes the wanted picture. A model wrote the chains; people did not check them.
+{count} composed queries, each with a chain: caption of the reference picture, reasoning over keep,
+remove, change and add, and a conclusion that describes the wanted picture. A model wrote the
+chains; people did not check them.
 {left} records of the split were left out, see the filters.
 
 ## Teacher
 
-Model, version of its prompts and whether it saw the target picture, as recorded with each chain; `null` where nothing
-was recorded. A chain whose teacher saw the target may train a model and may not be fed to it in evaluation.
+Model, version of its prompts and whether it saw the target picture, as recorded with each chain;
+`null` where nothing was recorded. A chain whose teacher saw the target may train a model and may
+not be fed to it in evaluation.
 
 {teachers}
 
@@ -65,8 +70,8 @@ Prompts of the conversations are version {version} of cir-cot's, which trains wi
 
 - Queries (references, modifications, targets): {licence}.
 - Pictures: not included; the paths are relative to the dataset's folder.
-- Chains: under the terms of the teacher named above, and derived from the queries. Whoever publishes this folder states
-  a licence here that both allow.
+- Chains: under the terms of the teacher named above, and derived from the queries. Whoever
+  publishes this folder states a licence here that both allow.
 
 ## Form
 

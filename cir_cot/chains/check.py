@@ -1,4 +1,4 @@
-"""Check a dataset and its chains: schema, pictures, effective gallery, leaks from train, and the filters of chains."""
+"""Check a dataset and its chains: schema, pictures, gallery, leaks from train, filters."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -45,9 +45,10 @@ def check(
         chains: JSONL files of chains; without one the records' own chains are checked.
 
     Returns:
-        The report, the records with their chains, and the store of each picture that they name. The report is
-        {"errors", "warnings": [{"check", "count", "examples"}], "filters": the same by filter, including those
-        without a finding, "notes": what was not checked, "parts": the counts of each category}.
+        The report, the records with their chains, and the store of each picture that they name. The
+        report is {"errors", "warnings": [{"check", "count", "examples"}], "filters": the same by
+        filter, including those without a finding, "notes": what was not checked, "parts": the
+        counts of each category}.
 
     Example:
         report, records, stores = check("cirr", "data/cirr_dataset", "val")
@@ -166,7 +167,7 @@ def is_blank(text: str) -> bool:
 
 
 def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[Finding]:
-    """Decode every picture of gallery and queries; `counts` gets the size of the gallery without unusable ones."""
+    """Decode every picture of gallery and queries; `counts` gets the size of the usable gallery."""
     names = list(dict.fromkeys([*benchmark.gallery, *named(benchmark.records)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda name: look_at(store, name), names)

@@ -1,6 +1,7 @@
-"""The conversation that produces one chain: three questions, or one, repeated with the reason if a filter refuses it.
+"""The conversation that writes one chain: three questions, or one; repeated if a filter fails.
 
-The conversation grows from stage to stage, so that a server with a prefix cache encodes the picture once.
+The conversation grows from stage to stage, so that a server with a prefix cache encodes the picture
+once.
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ async def write_chain(
 ) -> tuple[Record, bool]:
     """Have a teacher write a row's chain.
 
-    A chain that fails a filter is asked for again with the reason, from the section at fault on, up to
-    `plan.repairs` times.
+    A chain that fails a filter is asked for again with the reason, from the section at fault on, up
+    to `plan.repairs` times.
 
     Args:
         teacher: who writes.
@@ -155,7 +156,7 @@ class Draft:
                 return
 
     async def verify(self, verifier: Teacher, target: Picture) -> None:
-        """Have the conclusion scored and filter again: one filter reads the score from the record."""
+        """Have the conclusion scored, then filter again: one filter reads the recorded score."""
         score = await verify(verifier, self.record, self.reference, target)
         self.tries += 1
         teacher = (self.record.teacher or {}) | {"confidence": score}
@@ -163,7 +164,7 @@ class Draft:
         self.filter()
 
     def restart(self, stages: str) -> None:
-        """Forget the section at fault and those after it; keep the complaint for the next question."""
+        """Drop the section at fault and those after it; keep the complaint for the next try."""
         if stages == "joint":
             kept: Sequence[str] = ()
             refused = self.raw
@@ -177,14 +178,14 @@ class Draft:
 
 
 def part_at_fault(problem: str) -> str:
-    """Return the section that a problem names first; the conclusion if it names none, as the verifier's does."""
+    """Return the section that a problem names first; the conclusion if it names none."""
     places = {part: problem.find(f"the {part}") for part in PARTS}
     named = [part for part in PARTS if places[part] >= 0]
     return min(named, key=lambda part: places[part], default="conclusion")
 
 
 def bounded(answer: Answer, kind: str) -> Answer:
-    """Mark an answer as truncated if it is longer than its limit allows: not every server keeps limits."""
+    """Mark an answer as truncated if it is too long for its limit, which some servers ignore."""
     too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]
     return replace(answer, whole=False) if too_long else answer
 
@@ -203,7 +204,7 @@ def retry_prompt(problem: str) -> str:
 def stage_turns(
     text: str, parts: dict[str, str], reference: Picture, seen: Picture | None
 ) -> list[Turn]:
-    """Build the conversation up to the first missing section: caption, then reasoning, then conclusion."""
+    """Build the conversation up to the question for the first missing section."""
     # The target is shown after the caption, which describes the reference alone.
     reasoning: Content = [prompts.annotation_prompt("reasoning", text)]
     if seen:

@@ -1,7 +1,8 @@
-"""Export chains for other trainers: LLaVA and ShareGPT conversations, or a folder for `datasets.load_dataset`.
+"""Export chains for other trainers: LLaVA or ShareGPT conversations, or a `datasets` folder.
 
-Every form is a folder with a dataset card. Pictures are named by their path from the dataset's folder, never copied.
-Records that do not pass the filters are left out, by name and count; nothing else is changed.
+Every form is a folder with a dataset card. Pictures are named by their path from the dataset's
+folder, never copied. Records that do not pass the filters are left out, by name and count; nothing
+else is changed.
 """
 
 import json
@@ -18,7 +19,7 @@ from cir_cot.storage import written
 from .card import card
 from .filters import chain, duplicates, problems
 
-# What other trainers read as a picture or as the end of a turn, wherever it stands: no text may hold it.
+# Other trainers read these as a picture or as the end of a turn: no text may hold them.
 MARKERS = re.compile(r"<(?:image|video|audio|img|/img)>|<ret>|<\|[^|<>]*\|>", re.IGNORECASE)
 # The file of the rows in each form.
 FORMS = {
@@ -85,7 +86,7 @@ def reason(
 
 
 def llava(records: Sequence[Record], paths: Callable[[str], str]) -> list[dict]:
-    """Return LLaVA's rows: {"id", "image", "conversations": [{"from": "human", …}, {"from": "gpt", …}]}."""
+    """Return LLaVA's rows: {"id", "image", "conversations": [human's turn, model's turn]}."""
     rows = []
     for unique, record in zip(unique_ids(records), records, strict=True):
         row = {"id": unique, "image": paths(record.reference), "conversations": turns(record)}
@@ -108,12 +109,12 @@ def turns(record: Record) -> list[dict[str, str]]:
 
 
 def unique_ids(records: Sequence[Record]) -> list[str]:
-    """Return ids that differ over the categories of a benchmark, such as "fashioniq/dress/train/0"."""
+    """Return ids that are unique over all categories, such as "fashioniq/dress/train/0"."""
     return [f"{record.source}/{record.id}" if record.source else record.id for record in records]
 
 
 def dataset_rows(records: Sequence[Record], paths: Callable[[str], str]) -> list[dict]:
-    """Return the rows of the `datasets` form: the record, its `teacher` as JSON, and its pictures' paths."""
+    """Return the rows of the `datasets` form: record, `teacher` as JSON, and pictures' paths."""
     rows = []
     for record in records:
         teacher = json.dumps(record.teacher, ensure_ascii=False) if record.teacher else None
@@ -178,7 +179,7 @@ def write_export(
 
 
 def write_parquet(path: Path, content: list[dict]) -> None:
-    """Write rows with fixed column types, so that a column of empty lists keeps its type; completely or not at all."""
+    """Write rows atomically, with fixed column types: a column of empty lists keeps its type."""
     # Takes seconds to import, and is absent where only models run.
     from datasets import Dataset, Features, List, Value
 

@@ -1,8 +1,8 @@
-"""Filters that find what is wrong with a chain by its text; used by annotate, check and the exports.
+"""Filters of chains: find what is wrong with a chain from its text alone.
 
 The filters follow TRACE (arXiv 2603.02929); numbers that are not the paper's are marked "ours".
-TRACE's last filter asks a verifier model that sees the pictures: annotation asks it, and records the
-score in `teacher`; the filter here compares that score with the threshold.
+TRACE's last filter asks a verifier model that sees the pictures: annotation asks it, and records
+the score in `teacher`; the filter here compares that score with the threshold.
 """
 
 import re
@@ -194,7 +194,7 @@ FILTERS = [
 
 
 def duplicates(records: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Find records with the same reference, text and conclusion as an earlier one: (record, the first one)."""
+    """Find records that repeat reference, text and conclusion: (record, the first one)."""
     first: dict[tuple[str, str, str], Record] = {}
     found = []
     for record in records:
@@ -207,7 +207,7 @@ def duplicates(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 
 def size(text: str) -> int:
-    """Count words and punctuation marks: close enough to tokens for a limit, and the same with every tokenizer."""
+    """Count words and punctuation marks: close to tokens, and the same with every tokenizer."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
@@ -223,7 +223,7 @@ def normalised(text: str) -> str:
 
 
 def teachers(records: Iterable[Record]) -> list[tuple[dict, int]]:
-    """Count the chains of every teacher: ({"model", "prompts", "seen_target"}, chains), None if not recorded."""
+    """Count the chains of every teacher: (its TEACHER keys, None if not recorded; chains)."""
     counts: Counter[tuple] = Counter()
     for record in records:
         if record.cot:

@@ -1,4 +1,4 @@
-"""Forecast what an annotation job takes, without asking anybody: calls, tokens, cost, bytes of pictures."""
+"""Forecast calls, tokens, cost and bytes of an annotation job, without a single request."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,8 @@ def forecast(
         verified: whether each conclusion is scored.
 
     Returns:
-        {"rows", "calls", "prompt_tokens", "completion_tokens", "picture_bytes"} and, with prices, "cost".
+        {"rows", "calls", "prompt_tokens", "completion_tokens", "picture_bytes"} and, with prices,
+        "cost".
     """
     # Count tokens and bytes of rows spread evenly over the job.
     sample = tasks[:: max(1, len(tasks) // SAMPLE)][:SAMPLE]

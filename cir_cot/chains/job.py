@@ -1,8 +1,9 @@
-"""The files of an annotation job: finished rows, the quarantine of failed rows, the summary and the lock.
+"""The files of an annotation job: finished rows, quarantine of failed rows, summary, lock.
 
-What is guaranteed: a row is in the journal completely or not at all; one process writes at a time; a job killed at
-any moment and started again loses only the rows it was working on, and writes none twice; a full disk stops the job
-and leaves complete lines behind. Lines are written at once and forced to the disk in groups (`sync`).
+What is guaranteed: a row is in the journal completely or not at all; one process writes at a time;
+a job killed at any moment and started again loses only the rows it was working on, and writes none
+twice; a full disk stops the job and leaves complete lines behind. Lines are written at once and
+forced to the disk in groups (`sync`).
 """
 
 import hashlib
@@ -55,7 +56,7 @@ def content_key(settings: Mapping, record: Record) -> str:
 
 
 def make_tasks(queries: Sequence[tuple[Record, ImageStore]], settings: Mapping) -> list[Task]:
-    """Make one task of each query; `settings` name the model, the prompts' version and `see_target`."""
+    """Make one task of each query; `settings` name the model, its prompts and `see_target`."""
     times = Counter(record.id for record, _ in queries)
     tasks = []
     for record, images in queries:
@@ -137,7 +138,7 @@ class Job:
         self.repaired += repaired
 
     def quarantine(self, name: str, reason: str, attempts: int, raw: str) -> None:
-        """Write a row that ends without a chain: why, after how many requests, and the last answer."""
+        """Write down a row without a chain: why, after how many requests, and the last answer."""
         row = {"id": name, "reason": reason, "attempts": attempts, "raw": raw}
         self.quarantine_journal.append(row)
         self.quarantined += 1
@@ -156,7 +157,7 @@ class Job:
         }
 
     def status_line(self) -> str:
-        """Return the counts for a reader: rows, calls, tokens and, where prices are known, the cost."""
+        """Return the counts as a line of text: rows, calls, tokens and, with prices, the cost."""
         used = self.budget
         dollars = used.cost(used.prompt_tokens, used.completion_tokens)
         cost = f", ${dollars:.2f}" if any(used.prices) else ""
@@ -219,7 +220,7 @@ class Job:
 
 
 def rank_path(out: Path, rank: int) -> Path:
-    """Return the file that process `rank` of a job writes; the first process writes the output itself."""
+    """Return the file that process `rank` writes; the first process writes the output itself."""
     return out.with_name(f"{out.name}.rank{rank}") if rank else out
 
 

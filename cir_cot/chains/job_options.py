@@ -1,4 +1,4 @@
-"""The options of an annotation job: refuse combinations that cannot work, load its rows, open its teachers."""
+"""The options of an annotation job: check them, load its rows, open its teachers, run it."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from .teacher import Plan, Teacher
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What `cir-cot annotate` is asked to do; the attributes are its options, `docs/annotation.md` explains them."""
+    """The options of `cir-cot annotate`, which docs/annotation.md explains."""
 
     benchmark: str
     root: str
@@ -58,8 +58,8 @@ class JobOptions:
         self._check_numbers()
         if self.see_target and not self.split.startswith("train"):
             raise InputError(
-                f"--see-target is for training splits, not {self.split!r}: the chains of an evaluation "
-                "split must not know the answer"
+                f"--see-target is for training splits, not {self.split!r}: the chains of an "
+                "evaluation split must not know the answer"
             )
         if self.verifier and not self.verify:
             raise InputError("--verifier names the model of --verify; give both")
@@ -73,8 +73,8 @@ class JobOptions:
         if self.teacher == "openai":
             if not self.base_url and not self.estimate:
                 raise InputError(
-                    "--teacher openai needs --base-url URL: pictures go to servers that are named, to "
-                    "no others"
+                    "--teacher openai needs --base-url URL: pictures go to servers that are named, "
+                    "to no others"
                 )
             return
         if self.stages == "joint":
@@ -117,7 +117,7 @@ class JobOptions:
         return dataset | job_settings(self.model, self.plan(), verifier)
 
     def tasks(self) -> list[Task]:
-        """Load the dataset and make one task of each query; InputError if it cannot be annotated as asked."""
+        """Load the dataset and make one task of each query; InputError if one lacks its target."""
         queries: list[tuple[Record, ImageStore]] = []
         for part in load_benchmark(self.benchmark, self.root, self.split, self.category):
             images = part.images()

@@ -1,4 +1,4 @@
-"""Append-only JSONL files: complete lines survive a kill at any moment, and foreign files are never changed."""
+"""Append-only JSONL files that survive a kill at any moment and never change a foreign file."""
 
 import json
 import os
@@ -18,12 +18,12 @@ SETTINGS = 2**12  # bytes: longer than any job's settings in the lock file
 
 
 class Journal:
-    """Append lines to a JSONL file; opening it drops a last line that a killed process left incomplete.
+    """Append lines to a JSONL file; opening it drops an incomplete last line.
 
     Args:
         path: the file, created if needed.
-        check: called as `check(obj, where)` on the first line before anything is dropped; raises InputError for a
-            line of another kind of file, which is then left unchanged.
+        check: called as `check(obj, where)` on the first line before anything is dropped; raises
+            InputError for a line of another kind of file, which is then left unchanged.
 
     Example:
         journal = Journal(Path("chains.jsonl"), chain_of)
@@ -46,7 +46,10 @@ class Journal:
             raise
 
     def repair_tail(self, check: Callable[[object, str], object]) -> None:
-        """Repair the file after a crash: drop an incomplete last line; add the newline if only that is missing."""
+        """Repair the file after a crash: drop an incomplete last line.
+
+        A last line that lacks only its newline gets it.
+        """
         size = self.size()
         tail = os.pread(self.file, LONGEST, max(0, size - LONGEST)).rpartition(b"\n")[2]
         if not tail:
@@ -108,7 +111,7 @@ class Journal:
 
 
 def stream(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", value) of each line of a JSONL file; nothing if the file does not exist."""
+    """Yield ("file:line", value) of each line of a JSONL file; nothing if there is no file."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -127,7 +130,7 @@ def stream(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def chain_of(obj: object, where: str) -> Record:
-    """Return the record of a line that a job wrote: it has a chain, and its row's key in `teacher`."""
+    """Return the record of a job's line, which has a chain, and the row's key in `teacher`."""
     record = record_from_dict(obj, where)
     if record.cot is None:
         raise InputError(
@@ -170,7 +173,8 @@ def lock(path: Path, out: Path, settings: Mapping) -> int:
         The descriptor of the lock file; closing it frees the lock.
 
     Raises:
-        InputError: another process holds the lock, or the output belongs to a job with other settings.
+        InputError: another process holds the lock, or the output belongs to a job with other
+            settings.
     """
     wanted = json.dumps(settings, sort_keys=True)
     quarantine = out.with_name(f"{out.name}.{FILES[0]}")
@@ -183,7 +187,7 @@ def lock(path: Path, out: Path, settings: Mapping) -> int:
             if held != wanted and used and held:
                 cure = "give another --out, or the same settings"
                 raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
-            # Equal settings are not written again: on a full disk, truncating first would lose them.
+            # Equal settings are not written again: a full disk would lose them.
             if held != wanted:
                 os.pwrite(handle, wanted.encode(), 0)
                 os.ftruncate(handle, len(wanted.encode()))

@@ -1,4 +1,4 @@
-"""Messages to and from an OpenAI-compatible server: content, headers, answers, token counts, size limits, failures."""
+"""Messages to and from an OpenAI-compatible server: content, headers, answers, failures."""
 
 import json
 import math
@@ -32,8 +32,8 @@ class Failure:
     """A failed request.
 
     Attributes:
-        kind: "unreachable" (no connection), "rate_limited" (the server is busy), "retryable" (a repetition may
-            work) or "fatal" (the server refuses this row).
+        kind: "unreachable" (no connection), "rate_limited" (the server is busy), "retryable" (a
+            repetition may work) or "fatal" (the server refuses this row).
         reason: what happened, for the quarantine.
         after: seconds that the server asks to wait; 0 if it does not say.
     """
@@ -47,8 +47,9 @@ class Failure:
 class OwnHeaders:
     """Client hook: replace the headers of a request with those that it needs.
 
-    openai's client adds this machine's system and Python version, and the values of OPENAI_ORG_ID, OPENAI_PROJECT_ID
-    and OPENAI_CUSTOM_HEADERS: they were set for one server, and this request may go to another.
+    openai's client adds this machine's system and Python version, and the values of OPENAI_ORG_ID,
+    OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS: they were set for one server, and this request may
+    go to another.
     """
 
     key: str
@@ -67,7 +68,7 @@ class TooLargeError(OSError):
 
 
 def content(parts: Content) -> str | list[dict]:
-    """Convert a turn's content to the API's form; text alone stays a string, which every server takes."""
+    """Convert a turn's content to the API's form; text alone stays a string."""
     texts = [part for part in parts if not isinstance(part, Picture)]
     if len(texts) == len(parts):
         return plain("\n".join(texts))
@@ -110,7 +111,7 @@ def parse_answer(raw: bytes, redact: Callable[[str], str]) -> dict | Failure:
 
 
 def answer_text(obj: dict) -> tuple[str, bool]:
-    """Return an answer's text, and whether it is complete; lone surrogates become question marks."""
+    """Return an answer's text, lone surrogates as question marks, and whether it is complete."""
     choice = obj["choices"][0]
     text = choice["message"].get("content") or choice["message"].get("refusal") or ""
     return text.encode("utf-8", "replace").decode("utf-8"), choice.get("finish_reason") != "length"
@@ -139,7 +140,7 @@ def is_count(value: object) -> TypeGuard[int]:
 
 
 def retry_after(headers: httpx2.Headers) -> float:
-    """Return the seconds that a server asks to wait, given as a number or a date; 0 if it does not say."""
+    """Return the seconds that a server asks to wait, as a number or a date; 0 if it does not."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)
@@ -164,7 +165,7 @@ def connection_failure(error: openai.APIConnectionError | TooLargeError, timeout
 
 
 async def limit_answer(response: httpx2.Response) -> None:
-    """Client hook: stop reading an answer beyond MAX_BYTES, and refuse one whose unpacked size is unknown."""
+    """Client hook: stop reading an answer beyond MAX_BYTES, and refuse a compressed one."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise TooLargeError("compressed, though it was asked for plain")
     assert isinstance(response.stream, httpx2.AsyncByteStream), "the client is asynchronous"

@@ -1,8 +1,9 @@
-"""Client for OpenAI-compatible servers: load balancing, retries with back-off, token budget, no key leakage.
+"""Client for OpenAI-compatible servers: load balancing, retries, token budget, no key leakage.
 
-What is guaranteed: a request goes to the named servers only (redirects are refused) and holds the named pictures
-only; an answer is read up to a limit of bytes; the key appears in no message and no answer that leaves this module;
-every request ends with an answer, with Unanswered for its row, or with InputError if no row would get an answer.
+What is guaranteed: a request goes to the named servers only (redirects are refused) and holds the
+named pictures only; an answer is read up to a limit of bytes; the key appears in no message and no
+answer that leaves this module; every request ends with an answer, with Unanswered for its row, or
+with InputError if no row would get an answer.
 """
 
 import asyncio
@@ -61,7 +62,7 @@ class Replica:
 
 
 def usable_key(key: str) -> str:
-    """Return a key without surrounding white space; InputError, which does not quote it, if no header can hold it."""
+    """Strip a key; InputError, which does not quote it, if no header can hold it."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError(
@@ -73,8 +74,8 @@ def usable_key(key: str) -> str:
 class OpenAITeacher(Teacher):
     """Ask a model on one or several OpenAI-compatible servers.
 
-    A call goes to the server with the fewest running calls. If no server can be reached, the job waits `patience`
-    seconds (`startup` before the first answer) and then stops.
+    A call goes to the server with the fewest running calls. If no server can be reached, the job
+    waits `patience` seconds (`startup` before the first answer) and then stops.
 
     Args:
         model: as the servers name it.
@@ -125,7 +126,7 @@ class OpenAITeacher(Teacher):
             raise InputError("no server to ask; give --base-url URL, one or several")
 
     def _replica(self, url: str, limits: httpx2.Limits) -> Replica:
-        """Open a client that sends nothing beside the request: no proxy, password or header of the environment."""
+        """Open a client that uses no proxy, password or header of the environment."""
         self._check_address("base-url", url)
         key = self.key or "none"
         http = httpx2.AsyncClient(
@@ -143,7 +144,7 @@ class OpenAITeacher(Teacher):
         return Replica(url, client)
 
     def _check_address(self, what: str, url: str, password: bool = False) -> None:
-        """Refuse what is no http(s) address, or holds a password where none is allowed; the error omits it."""
+        """Refuse what is no http(s) address, or holds a password although `password` is False."""
         try:
             parts = urlsplit(url)
             host = httpx2.URL(url).host
@@ -169,7 +170,7 @@ class OpenAITeacher(Teacher):
     async def ask(
         self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
     ) -> Answer:
-        """Ask until a server answers; Unanswered after `retries` failures, InputError if no server can be used."""
+        """Ask until a server answers; Unanswered after `retries` failures."""
         body = self._body(turns, max_tokens, schema)
         size = self.estimate(turns)
         tries = 0
@@ -205,7 +206,7 @@ class OpenAITeacher(Teacher):
         replica.calls += 1
         try:
             async with asyncio.timeout(self.timeout):
-                # Not chat.completions.create: its type conversion of the pictures takes longer than all else.
+                # chat.completions.create would spend most of the time converting pictures.
                 raw = await replica.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body
                 )
@@ -222,7 +223,10 @@ class OpenAITeacher(Teacher):
             replica.calls -= 1
 
     def _refusal(self, replica: Replica, error: openai.APIStatusError) -> Failure:
-        """Classify an error status; before the first answer, one about key, model or address stops the job."""
+        """Classify an error status.
+
+        Before the first answer, a status about key, model or address stops the job.
+        """
         status = error.status_code
         # Redact before cutting: no part of a key may be left at the cut.
         said = self.redact(" ".join(error.response.text[:QUOTED].split()))[:SHOWN]
@@ -238,7 +242,7 @@ class OpenAITeacher(Teacher):
         return Failure("fatal", reason)
 
     def _delay(self, failures: int) -> float:
-        """Return the seconds to wait after this many failures in a row: doubled each time, with jitter."""
+        """Return the seconds to wait after failures in a row: doubled each time, with jitter."""
         return min(MAX_REST / 5, self.backoff * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1)
 
     def _back_off(self, replica: Replica, failure: Failure) -> None:
@@ -266,7 +270,7 @@ class OpenAITeacher(Teacher):
             raise InputError(f"no server answers at {names} ({reason}); start it and run again")
 
     async def _pick(self) -> Replica:
-        """Choose the replica with the fewest calls among those that do not rest; wait, with jitter, if all do."""
+        """Choose the replica with the fewest calls that does not rest; wait if all do."""
         while True:
             now = time.monotonic()
             awake = []

@@ -43,8 +43,8 @@ class Ranks:
         """Return the only process; InputError if several were launched."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                "--teacher openai runs as one process, since the servers make the batches; start it "
-                "without accelerate and give it all servers as --base-url URL URL ..."
+                "--teacher openai runs as one process, since the servers make the batches; start "
+                "it without accelerate and give it all servers as --base-url URL URL ..."
             )
         return cls()
 

@@ -1,4 +1,4 @@
-"""A web page about a set of chains: findings, lengths, words, kinds of edits, and chains beside their pictures.
+"""A web page about chains: findings, lengths, words, kinds of edits, and examples with pictures.
 
 It shows the report of `cir-cot check`, in one self-contained file; `webpage.py` escapes every text.
 """
@@ -120,7 +120,7 @@ def share_bars(counts: Iterable[tuple[str, int]], total: int, what: str) -> str:
 
 
 def length_sections(records: Sequence[Record]) -> Iterable[str]:
-    """Yield a table of the lengths of modifications and sections, and a histogram of each section."""
+    """Yield a table of lengths of modifications and sections, and a histogram of each section."""
     # Lengths in words and punctuation marks.
     lengths = {"modification": [size(record.text) for record in records]}
     for part in PARTS:

@@ -1,7 +1,7 @@
-"""The Teacher protocol: a multimodal model that is asked for chains, and what goes to it and comes back.
+"""The Teacher protocol: a multimodal model that writes chains, its questions and its answers.
 
-`openai_teacher.OpenAITeacher` asks servers, `transformers_teacher.TransformersTeacher` runs a model in this process.
-What a teacher answers is untrusted data: it is filtered before use.
+`openai_teacher.OpenAITeacher` asks servers, `transformers_teacher.TransformersTeacher` runs a model
+in this process. What a teacher answers is untrusted data: it is filtered before use.
 """
 
 import base64
@@ -75,7 +75,7 @@ class Teacher(Protocol):
     async def ask(
         self, turns: Sequence[Turn], max_tokens: int, schema: dict | None = None
     ) -> Answer:
-        """Answer a conversation in at most `max_tokens` tokens, as JSON of `schema` if one is given.
+        """Answer a conversation in at most `max_tokens` tokens, as JSON if a `schema` is given.
 
         Raises:
             Unanswered: this row gets no answer; other rows may.
@@ -92,7 +92,7 @@ class Teacher(Protocol):
         """Release connections and tasks."""
 
 
-class Unanswered(Exception):  # noqa: N818 - a row without a chain is an outcome, not a program error
+class Unanswered(Exception):  # noqa: N818 - an outcome of a row, not a program error
     """A row ends without a chain.
 
     Attributes:
@@ -113,9 +113,10 @@ class Plan:
     """What is asked for each row.
 
     Attributes:
-        stages: "separate" asks for caption, reasoning and conclusion in three calls, "joint" in one.
-        see_target: show the target picture to the teacher. For training rows only: a chain that knows the answer
-            must never be read in evaluation.
+        stages: "separate" asks for caption, reasoning and conclusion in three calls, "joint" in
+            one.
+        see_target: show the target picture to the teacher. For training rows only: a chain that
+            knows the answer must never be read in evaluation.
         repairs: how many times a chain that fails a filter is asked for again.
         max_pixels: larger pictures are shrunk to this area.
         verifier: the teacher that scores each conclusion, or None.
@@ -132,7 +133,7 @@ class Plan:
 
 
 def encode_jpeg(picture: Image.Image, max_pixels: int) -> Picture:
-    """Shrink a picture to `max_pixels` and encode it without EXIF, comments, profiles or thumbnails."""
+    """Shrink a picture to `max_pixels` and encode it without any metadata."""
     # Sides of complete visual tokens: Qwen's servers then do not resize the picture again.
     if picture.width * picture.height > max_pixels:
         height, width = smart_size(picture.height, picture.width, max_pixels=max_pixels)
@@ -146,7 +147,7 @@ def encode_jpeg(picture: Image.Image, max_pixels: int) -> Picture:
 
 
 def estimate_prompt_tokens(turns: Sequence[Turn]) -> int:
-    """Estimate a prompt's tokens, high: 3 letters a token, visual tokens as Qwen2.5-VL counts them."""
+    """Estimate a prompt's tokens, high: 3 letters a token, visual tokens as of Qwen2.5-VL."""
     tokens = 8 * len(turns)  # the chat template's own
     letters = 0
     for _, content in turns:

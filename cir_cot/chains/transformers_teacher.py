@@ -1,6 +1,7 @@
-"""A teacher that runs in this process: any image-text-to-text model of transformers, asked in batches.
+"""A teacher in this process: any image-text-to-text model of transformers, asked in batches.
 
-Rows ask one question each, as they ask a server; questions that wait at the same time are generated together.
+Rows ask one question each, as they ask a server; questions that wait at the same time are generated
+together.
 """
 
 import asyncio
@@ -118,7 +119,7 @@ class TransformersTeacher(Teacher):
                 await self._answer([one])
 
     async def _answer(self, batch: Sequence[Question]) -> bool:
-        """Generate the answers of a batch; if that fails, return False and give a batch of one the error."""
+        """Generate the answers of a batch; False if that fails (a batch of one gets the error)."""
         try:
             questions = [(one.turns, one.max_tokens) for one in batch]
             rows = await asyncio.to_thread(self.generate, questions)
@@ -132,15 +133,15 @@ class TransformersTeacher(Teacher):
         return True
 
     def _failure(self, error: RuntimeError | ValueError) -> Exception:
-        """Convert an error of the model: a refused value quarantines the row, anything else ends the job."""
+        """Convert a model's error: a refused value fails the row, anything else ends the job."""
         what = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ValueError) and not isinstance(error, InputError):
             return Unanswered(f"generation: {what}", 1)
-        cure = "if memory is short, lower --max-pixels or use a smaller --dtype; finished rows are kept"
+        cure = "if memory is short, lower --max-pixels or --dtype; finished rows are kept"
         return InputError(f"{self.model}: no answer could be generated ({shorten(what)}); {cure}")
 
     def _pass_on(self, worker: asyncio.Task) -> None:
-        """Give the error that ended the worker to all rows that still wait; they would wait for ever."""
+        """Give the error that ended the worker to all rows that would otherwise wait for ever."""
         error = None if worker.cancelled() else worker.exception()
         for one in (*self.asked, *self.waiting):
             if one.answer.done():
@@ -220,7 +221,7 @@ class TransformersTeacher(Teacher):
         return process_vision_info(chat, image_patch_size=self.side // 2)[0] or []
 
     def plain(self, text: str) -> str:
-        """Break up the model's special tokens in a text: each gets a space behind its first letter."""
+        """Break up the model's special tokens in a text by a space behind their first letters."""
         while found := next((token for token in self.special if token in text), None):
             text = text.replace(found, f"{found[0]} {found[1:]}")
         return text
