@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cir_cot.chains.check import named
 from cir_cot.chains.export import FORMS, sift, write_export
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.chain_files import attach_chains
+from cir_cot.data.check import named
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.options import (

@@ -1,10 +1,10 @@
-"""Messages to and from an OpenAI-compatible server: content, headers, answers, failures."""
+"""Messages to and from an OpenAI-compatible server: content, answers, token counts, failures."""
 
 import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal, TypeGuard
@@ -12,19 +12,12 @@ from typing import Literal, TypeGuard
 import httpx2
 import openai
 
+from .openai_client import TooLargeError
 from .teacher import Content, Picture
 
-MAX_BYTES = 2**20  # of an answer; a chain has a few kilobytes
 QUOTED = 2**12  # bytes of a malformed answer that are redacted before they are cut to SHOWN
 SHOWN = 80  # characters of a malformed answer in a reason
 SPECIAL = re.compile(r"<(?=\|)")  # begins <|im_end|> and its like, which a server would tokenize
-
-BODY_HEADERS = ("Content-Length", "Transfer-Encoding")  # describe the encoded body
-FIXED_HEADERS = [
-    ("Content-Type", "application/json"),
-    ("Accept", "application/json"),
-    ("Accept-Encoding", "identity"),
-]
 
 
 @dataclass(frozen=True)
@@ -41,30 +34,6 @@ class Failure:
     kind: Literal["unreachable", "rate_limited", "retryable", "fatal"]
     reason: str
     after: float = 0.0
-
-
-@dataclass(frozen=True)
-class OwnHeaders:
-    """Client hook: replace the headers of a request with those that it needs.
-
-    openai's client adds this machine's system and Python version, and the values of OPENAI_ORG_ID,
-    OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS: they were set for one server, and this request may
-    go to another.
-    """
-
-    key: str
-
-    async def __call__(self, request: httpx2.Request) -> None:
-        own = [
-            ("Host", request.url.netloc.decode("ascii")),
-            ("Authorization", f"Bearer {self.key}"),
-        ]
-        kept = [(name, request.headers[name]) for name in BODY_HEADERS if name in request.headers]
-        request.headers = httpx2.Headers([*own, *FIXED_HEADERS, *kept])
-
-
-class TooLargeError(OSError):
-    """An answer is larger than MAX_BYTES, or compressed, so that its size is unknown."""
 
 
 def content(parts: Content) -> str | list[dict]:
@@ -162,29 +131,3 @@ def connection_failure(error: openai.APIConnectionError | TooLargeError, timeout
     if isinstance(cause, TooLargeError):
         return Failure("retryable", f"too large: {cause}")
     return Failure("retryable", f"connection lost: {type(cause or error).__name__}")
-
-
-async def limit_answer(response: httpx2.Response) -> None:
-    """Client hook: stop reading an answer beyond MAX_BYTES, and refuse a compressed one."""
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise TooLargeError("compressed, though it was asked for plain")
-    assert isinstance(response.stream, httpx2.AsyncByteStream), "the client is asynchronous"
-    response.stream = Limited(response.stream)
-
-
-@dataclass
-class Limited(httpx2.AsyncByteStream):
-    """A response stream that raises TooLargeError beyond MAX_BYTES."""
-
-    stream: httpx2.AsyncByteStream
-    size: int = 0
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self.stream:
-            self.size += len(chunk)
-            if self.size > MAX_BYTES:
-                raise TooLargeError(f"more than {MAX_BYTES} bytes")
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -19,16 +18,14 @@ import openai
 from cir_cot.errors import InputError
 
 from .budget import Budget
+from .openai_client import TooLargeError, check_address, open_client, usable_key
 from .openai_messages import (
     QUOTED,
     Failure,
-    OwnHeaders,
-    TooLargeError,
     answer_text,
     billed_tokens,
     connection_failure,
     content,
-    limit_answer,
     parse_answer,
     retry_after,
 )
@@ -59,16 +56,6 @@ class Replica:
     failures: int = 0
     unreachable: bool = False
     rest_until: float = 0.0
-
-
-def usable_key(key: str) -> str:
-    """Strip a key; InputError, which does not quote it, if no header can hold it."""
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(
-            "OPENAI_API_KEY holds a control character or a letter beyond ASCII; copy the key again"
-        )
-    return key
 
 
 class OpenAITeacher(Teacher):
@@ -107,9 +94,8 @@ class OpenAITeacher(Teacher):
         self.model = model
         self.budget = budget or Budget()
         self.key = usable_key(key)
-        self.proxy = proxy
         if proxy:
-            self._check_address("proxy", proxy, password=True)
+            check_address("proxy", proxy, self.redact, password=True)
         # SSL_CERT_FILE of the environment counts: it sends nothing anywhere.
         self.certificates = httpx2.create_ssl_context()
         self.retries = retries
@@ -120,43 +106,15 @@ class OpenAITeacher(Teacher):
         self.startup = 10.0
         self.answered = False  # whether any server has answered
         self.reached = time.monotonic()  # when a server was last reached
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
-        self.replicas = [self._replica(url, limits) for url in dict.fromkeys(urls)]
+        self.replicas = []
+        for url in dict.fromkeys(urls):
+            check_address("base-url", url, self.redact)
+            client = open_client(
+                url, self.key or "none", timeout, concurrency, self.certificates, proxy
+            )
+            self.replicas.append(Replica(url, client))
         if not self.replicas:
             raise InputError("no server to ask; give --base-url URL, one or several")
-
-    def _replica(self, url: str, limits: httpx2.Limits) -> Replica:
-        """Open a client that uses no proxy, password or header of the environment."""
-        self._check_address("base-url", url)
-        key = self.key or "none"
-        http = httpx2.AsyncClient(
-            limits=limits,
-            timeout=self.timeout,
-            follow_redirects=False,
-            trust_env=False,
-            verify=self.certificates,
-            proxy=self.proxy,
-            event_hooks={"request": [OwnHeaders(key)], "response": [limit_answer]},
-        )
-        client = openai.AsyncOpenAI(
-            base_url=url, api_key=key, http_client=http, max_retries=0, timeout=self.timeout
-        )
-        return Replica(url, client)
-
-    def _check_address(self, what: str, url: str, password: bool = False) -> None:
-        """Refuse what is no http(s) address, or holds a password although `password` is False."""
-        try:
-            parts = urlsplit(url)
-            host = httpx2.URL(url).host
-            named = parts.scheme in ("http", "https") and parts.port != 0 and bool(host)
-            secret = bool(parts.username or parts.password)
-        except (ValueError, httpx2.InvalidURL):
-            named = False
-            secret = False
-        if not named or (secret and not password):
-            shown = self.redact(url.rpartition("@")[2])
-            without = "" if password else " without a password in it"
-            raise InputError(f"{what} {shown!r} is no http(s) address{without}")
 
     def redact(self, text: str) -> str:
         """Remove the key from a text, in case a server repeats it."""
