@@ -44,8 +44,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--reading",
         choices=list(READINGS),
-        help="how queries are encoded: full (with the chain that the model writes), short (with its "
-        "conclusion only), adaptive (a chain where the model is unsure), fast (no chain), oracle "
+        help="how queries are encoded: full (with the chain that the model writes), short (with "
+        "its conclusion only), adaptive (a chain where the model is unsure), fast (no chain), oracle "
         "(with the annotated chain, an upper bound), or a baseline: image_only, text_only "
         "(default: as the checkpoint's settings say)",
     )
@@ -53,7 +53,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--gallery",
         choices=("original", "val-union", "all-categories"),
-        help="FashionIQ only: original split, images in use (VAL), or all categories (default: original)",
+        help="FashionIQ only: original split, images in use (VAL), or all categories "
+        "(default: original)",
     )
     add_reference(parser)
     add_query_sample(parser, each=" of each category")
@@ -74,17 +75,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
-    options = {
-        name: value
-        for name in ("gallery", "reference")
-        if (value := getattr(args, name)) is not None
-    }
+    # Check the data and the output folder before a model is loaded.
+    options = {name: getattr(args, name) for name in ("gallery", "reference")}
+    options = {name: value for name, value in options.items() if value is not None}
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
     benchmarks = with_chains(benchmarks, args.chains)
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
     if args.out:
         check_results_folder(args.out, (*result_files(benchmarks), *REPORT), args.overwrite)
+    # Evaluate, write and print.
     results = measure(benchmarks, args)
     if args.out:
         with locked(Path(args.out)):
@@ -98,16 +98,14 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[Result]:
     """Load the retriever and evaluate it on each benchmark."""
-    from cir_cot.heads import (
-        load_retriever,  # peft takes ten seconds: not before the arguments are known to be good
-    )
+    from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
-    record_encoder(
-        retriever, args.reading
-    )  # refuses a reading that this retriever lacks before the gallery is encoded
-    return [
-        evaluate(
+    # Refuse a reading that this retriever lacks before the gallery is encoded.
+    record_encoder(retriever, args.reading)
+    results = []
+    for benchmark in benchmarks:
+        result = evaluate(
             retriever,
             benchmark,
             benchmark.images(),
@@ -118,8 +116,8 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[R
             seed=args.seed,
             progress=True,
         )
-        for benchmark in benchmarks
-    ]
+        results.append(result)
+    return results
 
 
 if __name__ == "__main__":

@@ -5253,8 +5253,8 @@ MUTANTS = [
         "the threshold is written where nothing reads it",
     ),
     (
-        "eval/calibrate.py",
-        "records[len(stop_confidence) : len(stop_confidence) + len(pictures)]",
+        "cir_cot/evaluation/calibration.py",
+        "records[len(values) : len(values) + len(pictures)]",
         "records[: len(pictures)]",
         ["tests/evaluation/test_calibrate.py::test_a_checkpoint_is_calibrated"],
         "every batch is as sure as the first queries' words",

@@ -1,7 +1,7 @@
 """Build the tables of a report: summary, metrics by source, load of experts or prompts."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cir_cot.data.scoring import mean_of_categories
@@ -49,7 +49,7 @@ def flat(metrics: dict) -> dict[str, float]:
 
 def summary_table(results: Sequence[Result]) -> Table:
     """Return a row for each result and each mean over categories, a column for each metric."""
-    rows: list[tuple[list, dict[str, float]]] = []
+    rows: list[tuple[list, Mapping[str, float]]] = []
     groups: dict[str, dict[str, dict[str, float]]] = {}
     # A row for each result, grouped by benchmark and reading.
     for result in results:

@@ -1,6 +1,5 @@
 """`cir-cot retrieval` and `cir-cot reasoning` from the command line: files, numbers, refusals, CIRCO zero-shot."""
 
-import argparse
 import gzip
 import json
 
@@ -12,6 +11,7 @@ from toy_retriever import Constant, Toy, query, write_folder, write_json
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.scene_files import write_scenes
+from cir_cot.evaluation.chain_study import faithfulness, study_chains, study_json, study_tables
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.records import read_records
@@ -175,12 +175,12 @@ def test_lent_chains_show_whether_retrieval_follows_them(tmp_path):
     shades = list(range(0, 256, 4))
     rows = [query(index, shades[10 + index], 8, shades[12 + index]) for index in range(20)]
     (benchmark,) = load_benchmark("folder", write_folder(tmp_path, rows, shades), "val")
-    args = argparse.Namespace(model="toy", limit=None, batch_size=8, seed=0)
-    results, donors = reasoning.study(Toy(), benchmark, args)
+    study = study_chains(Toy(), benchmark, model="toy", batch_size=8)
+    results, donors = study
     assert set(results) == {"full", "fast", "oracle", "shuffled"}
     assert results["full"].metrics["R@1"] == results["oracle"].metrics["R@1"] == 100
     assert results["shuffled"].metrics["R@1"] == 0
-    answer = reasoning.faithfulness(results, donors)
+    answer = faithfulness(study)
     assert answer["moved"] == 100
     # a lent chain may lead to the query's own reference, which is removed
     leads_home = sum(rows[int(name)].reference in donor.targets for name, donor in donors.items())
@@ -206,12 +206,12 @@ def test_lent_chains_show_whether_retrieval_follows_them(tmp_path):
         def embed_with(self, images, texts, chains):
             return Constant.encode_query(self, images, texts)
 
-    results, donors = reasoning.study(Deaf(), benchmark, args)
-    answer = reasoning.faithfulness(results, donors)
+    study = study_chains(Deaf(), benchmark, model="toy", batch_size=8)
+    answer = faithfulness(study)
     assert answer["followed"]["R@1"] < 20
-    content = reasoning.content_of([(results, donors)])
+    content = study_json([study])
     assert content["chains"]["folder.val"]["exact_conclusion"] == 100
-    assert [table.title for table in reasoning.tables_of(content)] == [
+    assert [table.title for table in study_tables(content)] == [
         "Chains",
         "Does retrieval follow the chain?",
     ]

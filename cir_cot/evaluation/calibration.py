@@ -1,0 +1,122 @@
+"""Measure what the adaptive reading finds and costs at each threshold."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from cir_cot.data.benchmark import Benchmark
+from cir_cot.records import Record
+from cir_cot.retriever import Retriever, inference
+
+from .chain_quality import adaptive_curve
+from .encode import encode_gallery, load_batches
+from .evaluate import evaluate
+from .readings import Pictures, modification_texts
+from .tables import Table
+
+
+class Tokenizer(Protocol):
+    """Splits text into tokens."""
+
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+
+
+class AdaptiveReader(Retriever, Protocol):
+    """A retriever that can decide, query by query, whether to write a chain."""
+
+    def stop_confidence(self, images: Pictures, texts: Sequence[str]) -> Tensor:
+        """Return (B,), in 0 .. 1, the model's preference to answer without a chain."""
+
+    def encoder(self) -> Tokenizer:
+        """Return the tokenizer of its chains."""
+
+
+class Calibration(NamedTuple):
+    """The points of the curve, from no chain to a chain for each query, and the protocol."""
+
+    curve: list[dict]
+    protocol: dict
+
+
+def calibrate(
+    retriever: AdaptiveReader,
+    benchmark: Benchmark,
+    *,
+    model: str = "",
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    """Evaluate the readings full and fast once and mix their rankings at each threshold.
+
+    Args:
+        retriever: A retriever with an adaptive reading.
+        benchmark: A validation split, one category.
+        model: Name of the checkpoint, for the protocol.
+        limit: Evaluate a sample of this many queries.
+        batch_size: Pictures in one forward pass.
+        seed: Seed of the sample.
+        progress: Show progress bars.
+    """
+    images = benchmark.images()
+    gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
+    # Evaluate with a chain for each query, and without.
+    results = []
+    for reading in ("full", "fast"):
+        result = evaluate(
+            retriever,
+            benchmark,
+            images,
+            reading=reading,
+            gallery=gallery,
+            model=model,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        results.append(result)
+    full, fast = results
+    # Ask the model how sure it is without a chain, and count what each chain costs.
+    confidence = stop_confidences(retriever, full.benchmark, batch_size)
+    ids = list(confidence)
+    chains = retriever.encoder().plain_ids([full.explanations[name] for name in ids])
+    tokens = [len(chain) for chain in chains]
+    curve = adaptive_curve(
+        full.benchmark,
+        confidence,
+        (full.rankings, full.subset_rankings),
+        (fast.rankings, fast.subset_rankings),
+        dict(zip(ids, tokens, strict=True)),
+    )
+    return Calibration(curve, full.protocol | {"reading": "adaptive"})
+
+
+def stop_confidences(
+    retriever: AdaptiveReader, benchmark: Benchmark, batch_size: int
+) -> dict[str, float]:
+    """Return the model's preference to answer without a chain, by query id."""
+    records: list[Record] = benchmark.records
+    references = [record.reference for record in records]
+    values: list[float] = []
+    with inference(retriever):
+        for pictures in load_batches(references, benchmark.images(), batch_size):
+            batch = records[len(values) : len(values) + len(pictures)]
+            texts = modification_texts(batch)
+            values += retriever.stop_confidence(pictures, texts).tolist()
+    return {record.id: value for record, value in zip(records, values, strict=True)}
+
+
+def curve_table(curve: Sequence[dict]) -> Table:
+    """Return the curve as a table: threshold, share of chains, tokens a query, metrics."""
+    names = list(curve[0]["metrics"])
+    rows: list[list] = []
+    for point in curve:
+        metrics = [round(point["metrics"][name], 2) for name in names]
+        costs = [round(point["chains"], 1), round(point["tokens"], 1)]
+        rows.append([f"{point['threshold']:.4g}", *costs, *metrics])
+    header = ["threshold", "chains %", "tokens a query", *names]
+    return Table("Recall against cost", header, rows)
