@@ -1,4 +1,4 @@
-"""YAML files of a recipe's arguments, read strictly: plain values only, each key once, nothing that unfolds."""
+"""Read a recipe's arguments from a YAML file: plain values only, each key once, no aliases."""
 
 import dataclasses
 import difflib
@@ -16,30 +16,31 @@ LARGEST = 2**63  # what a number in a tensor can be
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, merge keys, tags and dates; a key that occurs twice is an error."""
+    """PyYAML's safe loader without aliases, merge keys, tags and dates, and with unique keys."""
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
-        """Refuse what can unfold, a few hundred bytes to gigabytes, and what a value of an argument cannot be."""
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse aliases, which can expand from bytes to gigabytes, and tags."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value out",
-                                       problem_mark=event.start_mark)  # fmt: skip
+            raise _error("aliases (*name) are not read; write the value out", event)
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"tags ({event.tag}) are not read; write the plain value",
-                                       problem_mark=event.start_mark)  # fmt: skip
+            raise _error(f"tags ({event.tag}) are not read; write the plain value", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Build a mapping whose keys are all different."""
+        """Build a mapping; refuse a key that occurs twice."""
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         seen = set()
         for key in keys:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark
-                )
+                raise _error(f"key {key.value!r} occurs twice", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    """Return an error at the place of a node or an event."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
 # Dates stay text, `<<` and `=` are keys like any other (and then unknown).
@@ -51,21 +52,27 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_config(cls: type, path: str | Path) -> dict[str, Any]:
-    """Arguments of a YAML file, checked against the dataclass."""
+    """Read the arguments of a YAML file and check them against a dataclass.
+
+    Raises:
+        InputError: the file, the key, what was expected and what the file holds.
+    """
     content = load_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected lines of `key: value`, got a {type(content).__name__}")
     hints = typing.get_type_hints(cls)
+    known = names(cls)
     for key in content:
-        if key not in names(cls):
+        if key not in known:
             raise InputError(f"{path}: unknown key {short(key)}{nearest(str(key)[:100], cls)}")
     return {key: _checked(value, hints[key], f"{path}: {key}") for key, value in content.items()}
 
 
 def load_yaml(path: str | Path) -> object:
-    """Return the value of a YAML file of at most MAX_BYTES; InputError in one line for whatever is wrong in it."""
+    """Read a YAML file of at most MAX_BYTES; any error is an InputError of one line."""
+    # Read no more than a config can have.
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -73,45 +80,47 @@ def load_yaml(path: str | Path) -> object:
         raise InputError(f"{path}: cannot be read as YAML ({error.strerror})") from error
     if len(raw) > MAX_BYTES:
         raise InputError(
-            f"{path}: more than {MAX_BYTES} bytes, which no config has; give a file of `key: value` lines"
+            f"{path}: more than {MAX_BYTES} bytes, which no config has; "
+            "give a file of `key: value` lines"
         )
+    # ValueError: bad UTF-8, or a number of too many digits.
     try:
         return yaml.load(raw.decode("utf-8-sig"), _Loader)
     except RecursionError as error:
         raise InputError(f"{path}: cannot be read as YAML (nested too deeply)") from error
-    except (
-        ValueError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: bad UTF-8, a number of too many digits
-        raise InputError(
-            f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:500]})"
-        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise InputError(f"{path}: cannot be read as YAML ({reason})") from error
 
 
 def names(cls: type) -> list[str]:
-    """Return the names of a dataclass's arguments."""
+    """Return the names of the arguments of a dataclass."""
     return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
 def nearest(key: str, cls: type) -> str:
-    """Return the end of an error: the known key that an unknown one looks like."""
+    """Return the end of an error message: the known key that an unknown one resembles."""
     close = difflib.get_close_matches(key.replace("-", "_"), names(cls), n=1)
     return f"; did you mean {close[0]!r}?" if close else "; --help lists all of them"
 
 
 def short(value: object) -> str:
-    """Return a value as Python writes it, its end left out when it is long."""
+    """Return the `repr` of a value, truncated to 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """The value as its field's type; YAML reads 2e-4 as a string and no, off and yes as booleans."""
-    kinds = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
+    """Return a value as its field's type.
+
+    YAML reads 2e-4 as a string, and a bare no, off or yes as a boolean.
+
+    Args:
+        hint: type of the field, which may be a union.
+        where: file and key, for the error.
+    """
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where}: a number beyond 2^63; give a smaller one")
     if float in kinds and type(value) in (int, str):
@@ -122,15 +131,14 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if any(_is(value, kind) for kind in kinds):
         return value
     expected = " or ".join(_named(kind) for kind in kinds)
-    quote = (
-        "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes"
-        if isinstance(value, bool)
-        else ""
-    )
+    quote = ""
+    if isinstance(value, bool):
+        quote = "; YAML reads a bare no, off, yes or on as a boolean: put it in quotes"
     raise InputError(f"{where}: expected {expected}, got {short(value)}{quote}")
 
 
 def _named(kind: Any) -> str:
+    """Return the name of a type for an error."""
     if typing.get_origin(kind) is Literal:
         *names, last = map(repr, typing.get_args(kind))
         return f"{', '.join(names)} or {last}"
@@ -138,11 +146,11 @@ def _named(kind: Any) -> str:
 
 
 def _is(value: Any, kind: Any) -> bool:
+    """Return whether a value has a type exactly: True is no int."""
     origin = typing.get_origin(kind) or kind
     if origin is Literal:
         return value in typing.get_args(kind)
     if origin is list:
-        return isinstance(value, list) and all(
-            _is(item, typing.get_args(kind)[0]) for item in value
-        )
+        (item_kind,) = typing.get_args(kind)
+        return isinstance(value, list) and all(_is(item, item_kind) for item in value)
     return type(value) is origin

@@ -1,31 +1,41 @@
-"""The order of training: which rows form a batch, on which process, and the random number drawn with each row.
+"""Order the rows of an epoch, cut them into batches, and draw a random number for each row.
 
-An epoch is a function of (seed, epoch) alone, so nothing needs saving to resume: the order is made again, and the
-batches that were already trained are skipped. Every row is seen exactly once an epoch, on exactly one process; no row
-is repeated to fill a batch and none is dropped.
+An epoch is a function of (seed, epoch) alone, so nothing needs saving to resume: the order is
+computed again, and batches that were already trained are skipped. Every row is seen exactly once an
+epoch, on exactly one process; no row is repeated to fill a batch and none is dropped.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from cir_cot.errors import InputError
 from cir_cot.records import Record
 
 GROUP_BY = ("none", "reference", "category")
-WINDOW = 50  # batches among which rows of like length are sought, as transformers does
+WINDOW = 50  # batches among which rows of similar length are sought, as transformers does
 
 
 class RowSampler(Sampler):
-    """Yields (index, draw) of every record once, in the order of one epoch; `draw` feeds every random choice about it.
+    """Yield (index, draw) of every record once, in the order of one epoch.
 
-    With `group_by` reference or category (`Record.source`) the order consists of blocks of `group_size` records of one
-    group with no target in common, so that the rows of a block are hard negatives of each other. Records that fill no
-    block of their own are packed into blocks with leftovers of other groups.
+    `draw` is the source of every random choice about its row. With `group_by`, the order consists
+    of blocks of records of one group that have no target in common, so that the rows of a block are
+    hard negatives of each other. Records that fill no block of their own are packed into blocks
+    with leftovers of other groups.
 
-    With `alike`, the rows of a micro-batch over all processes, rows of like length (of text and chain) share one, so
-    that little of it is padding; which rows those are and when their batch comes stays random.
+    Args:
+        records: the rows of the dataset.
+        seed: of the order and of the draws.
+        group_by: "none", "reference" or "category" (`Record.source`).
+        group_size: records of a block.
+        alike: rows of a micro-batch over all processes, or 0. Rows of similar length (of text and
+            chain) then share a micro-batch, which needs little padding. Which rows those are, and
+            when their batch comes, stays random.
+
+    Raises:
+        InputError: an unknown `group_by`.
     """
 
     def __init__(
@@ -38,13 +48,12 @@ class RowSampler(Sampler):
     ):
         if group_by not in GROUP_BY:
             raise InputError(f"group_by must be one of {', '.join(GROUP_BY)}, got {group_by!r}")
-        self.records, self.seed, self.group_by, self.group_size = (
-            records,
-            seed,
-            group_by,
-            group_size,
-        )
-        self.alike, self.epoch = alike, 0
+        self.records = records
+        self.seed = seed
+        self.group_by = group_by
+        self.group_size = group_size
+        self.alike = alike
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; accelerate calls this."""
@@ -57,103 +66,136 @@ class RowSampler(Sampler):
         random = np.random.default_rng([self.seed, self.epoch])
         draws = random.integers(2**63, size=len(self.records)).tolist()
         order = random.permutation(len(self.records)).tolist()
-        if self.group_by != "none":
+        # Blocks in random order; one that is not full comes last and shifts no other block.
+        if self.group_by == "none":
+            blocks = [[index] for index in order]
+        else:
             blocks = self._blocks(order)
             short = blocks.pop() if blocks and len(blocks[-1]) < self.group_size else []
             blocks = [blocks[place] for place in random.permutation(len(blocks))] + [short]
-        else:
-            blocks = [[index] for index in order]
         if self.alike:
             blocks = self._sort(blocks, random)
-        yield from ((index, draws[index]) for block in blocks for index in block)
+        for block in blocks:
+            for index in block:
+                yield index, draws[index]
 
     def _sort(self, blocks: list[list[int]], random: np.random.Generator) -> list[list[int]]:
-        """Put whole blocks of like length side by side, in windows of many batches, and shuffle the batches."""
-        *blocks, short = blocks  # the last may not be whole: it stays where it is
-        batch = max(1, self.alike // len(blocks[0])) if blocks else 1
-        length = [max(_length(self.records[index]) for index in block) for block in blocks]
-        places = []
+        """Put blocks of similar length side by side in each window, and shuffle the batches."""
+        *blocks, short = blocks  # the last may not be full: it stays where it is
+        batch = max(1, self.alike // len(blocks[0])) if blocks else 1  # blocks of a micro-batch
+        length = []
+        for block in blocks:
+            length.append(max(_length(self.records[index]) for index in block))
+        # Sort within windows, so that a batch still holds other rows in each epoch.
+        places: list[int] = []
         for start in range(0, len(blocks), WINDOW * batch):
-            places += sorted(
-                range(start, min(start + WINDOW * batch, len(blocks))), key=length.__getitem__
-            )
+            window = range(start, min(start + WINDOW * batch, len(blocks)))
+            places += sorted(window, key=length.__getitem__)
+        # Shuffle the batches; one that is not full stays last.
         batches = [places[at : at + batch] for at in range(0, len(places), batch)]
         rest = batches.pop() if batches and len(batches[-1]) < batch else []
-        mixed = [place for at in random.permutation(len(batches)) for place in batches[at]] + rest
-        return [blocks[place] for place in mixed] + [short]
+        mixed: list[int] = []
+        for at in random.permutation(len(batches)):
+            mixed += batches[at]
+        return [blocks[place] for place in mixed + rest] + [short]
 
-    def _blocks(self, order: list[int]) -> list[list[int]]:
+    def _blocks(self, order: Sequence[int]) -> list[list[int]]:
         """Cut shuffled indices into blocks of `group_size`; only the last may be shorter."""
-        open_blocks: dict[str, list[tuple[list[int], set[str]]]] = {}
+        open_blocks: dict[str, list[_Block]] = {}  # by group
         full = []
         for index in order:
             record = self.records[index]
-            mine = open_blocks.setdefault(
-                record.reference if self.group_by == "reference" else record.source, []
-            )
-            at = next(
-                (i for i, (_, targets) in enumerate(mine) if targets.isdisjoint(record.targets)),
-                None,
-            )
-            if at is None:
-                at = len(mine)
-                mine.append(([], set()))
-            mine[at][0].append(index)
-            mine[at][1].update(record.targets)
-            if len(mine[at][0]) == self.group_size:
-                full.append(mine.pop(at)[0])
-        rest = [index for blocks in open_blocks.values() for block, _ in blocks for index in block]
-        return full + [rest[i : i + self.group_size] for i in range(0, len(rest), self.group_size)]
+            group = record.reference if self.group_by == "reference" else record.source
+            blocks = open_blocks.setdefault(group, [])
+            block = _first_without(blocks, record.targets)
+            if block is None:
+                block = _Block()
+                blocks.append(block)
+            block.rows.append(index)
+            block.targets.update(record.targets)
+            if len(block.rows) == self.group_size:
+                full.append(block.rows)
+                blocks.remove(block)
+        # Pack what is left over.
+        rest: list[int] = []
+        for blocks in open_blocks.values():
+            for block in blocks:
+                rest += block.rows
+        size = self.group_size
+        return full + [rest[at : at + size] for at in range(0, len(rest), size)]
+
+
+class _Block:
+    """Rows of one group that have no target in common."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.targets: set[str] = set()
+
+
+def _first_without(blocks: Sequence[_Block], targets: Sequence[str]) -> _Block | None:
+    """Return the first block that has none of these targets."""
+    for block in blocks:
+        if block.targets.isdisjoint(targets):
+            return block
+    return None
 
 
 def _length(record: Record) -> int:
-    """How long a row is beside others, in characters of its text and chain."""
+    """Return the characters of a row's text and chain."""
     cot = record.cot
-    return len(record.text) + (
-        len(cot.caption) + len(cot.reasoning) + len(cot.conclusion) if cot else 0
-    )
+    chain = len(cot.caption) + len(cot.reasoning) + len(cot.conclusion) if cot else 0
+    return len(record.text) + chain
 
 
-class ShardedBatches(BatchSampler):
-    """Cuts the order of `sampler` into micro-batches of all processes and yields this process's part of each.
+class ShardedBatches(Sampler[list[tuple[int, int]]]):
+    """Cut the order of `sampler` into micro-batches of all processes; yield this process's share.
 
-    A micro-batch takes `batch_size` rows a process. The last one takes what is left, shared evenly, so that processes
-    may hold different numbers of rows but never none: it borrows from the one before if there are fewer rows than
-    processes. Blocks of the sampler stay whole when their size divides batch_size * processes.
+    The last micro-batch takes what is left, shared evenly, so that processes may hold different
+    numbers of rows but never none: it borrows from the one before if there are fewer rows than
+    processes. A block of the sampler is never divided when its size divides
+    batch_size * processes.
+
+    Args:
+        sampler: the order of rows.
+        batch_size: rows of a micro-batch for each process.
+        rank: of this process.
+        processes: number of processes.
+
+    Raises:
+        InputError: fewer rows than processes, or a group_size that does not divide a micro-batch.
     """
+
+    drop_last = False  # accelerate asks
 
     def __init__(self, sampler: RowSampler, batch_size: int, rank: int = 0, processes: int = 1):
         if len(sampler) < processes:
             raise InputError(
-                f"{len(sampler)} training rows are too few for {processes} processes; use fewer processes"
+                f"{len(sampler)} training rows are too few for {processes} processes; use fewer "
+                "processes"
             )
         if sampler.group_by != "none" and batch_size * processes % sampler.group_size:
             raise InputError(
-                f"group_size {sampler.group_size} does not divide the {batch_size * processes} rows of a micro-batch "
-                f"({processes} processes x {batch_size}); choose a divisor"
+                f"group_size {sampler.group_size} does not divide the {batch_size * processes} "
+                f"rows of a micro-batch ({processes} processes x {batch_size}); choose a divisor"
             )
-        self.sampler, self.batch_size, self.rank, self.processes = (
-            sampler,
-            batch_size,
-            rank,
-            processes,
-        )
-        self.drop_last = False
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch, the same number for every process."""
+        """Return the micro-batches of an epoch, the same number for every process."""
         if self.batch_size == 1:
-            return (
-                len(self.sampler) // self.processes
-            )  # one row has nothing to lend: the rest joins the last batch
+            # One row has nothing to lend: the rest joins the last batch.
+            return len(self.sampler) // self.processes
         return -(-len(self.sampler) // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = list(self.sampler)
-        whole = self.batch_size * self.processes
-        starts = [min(i * whole, len(order) - self.processes) for i in range(len(self))]
+        rows = self.batch_size * self.processes
+        starts = [min(i * rows, len(order) - self.processes) for i in range(len(self))]
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            cut = [
-                start + (end - start) * part // self.processes for part in range(self.processes + 1)
-            ]
-            yield order[cut[self.rank] : cut[self.rank + 1]]
+            first = start + (end - start) * self.rank // self.processes
+            stop = start + (end - start) * (self.rank + 1) // self.processes
+            yield order[first:stop]
