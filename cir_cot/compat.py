@@ -1,4 +1,6 @@
-"""Make a CUDA build of torchvision importable beside a CPU-only torch; import this module before transformers.
+"""Make a CUDA build of torchvision importable beside a CPU-only torch.
+
+Import this module before transformers.
 
 PyPI's torchvision wheel is a CUDA build. Beside a CPU torch its C++ extension does not load:
 `import torchvision` fails with "operator torchvision::nms does not exist", and with it nearly all
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+# Operators for which torchvision registers fake kernels at import.
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -29,6 +32,7 @@ def torchvision_build() -> str:
     "" if torchvision is not installed. Its version.py is read without importing it, because the
     metadata of the wheel lacks the local part.
     """
+    # find it without importing it
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return ""
@@ -47,6 +51,7 @@ def declare_operators(build: str) -> torch.library.Library | None:
         The library that holds the declarations as long as it is referenced; None where none were
         needed.
     """
+    # a matching pair needs no help
     if torch.version.cuda is not None or "+cu" not in build:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")

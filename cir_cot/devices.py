@@ -13,16 +13,18 @@ MIB = 2**20
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Return the device of a name, e.g. "cuda:1" or "cpu"; without a name a GPU if there is one, else the CPU.
+    """Return the device of a name, e.g. "cuda:1"; without a name a GPU if there is one, else the CPU.
 
     Raises:
         InputError: this machine has no device of that name; the message lists those it has.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # for messages
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     known = ", ".join(["cpu", *gpus])
     try:
+        # torch knows which names are possible, not which exist
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device {name!r}: no device has this name; here are {known}") from error
@@ -48,7 +50,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of this process in MiB: of torch's allocator on a GPU, else the resident set."""
+    """Return the peak memory of this process in MiB: torch's on a GPU, else the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB

@@ -1,4 +1,7 @@
-"""Exceptions for input that cannot be used; the command line prints them as one line and exits with code 2."""
+"""Define the exceptions for input that cannot be used.
+
+The command line prints them as one line on stderr and exits with code 2.
+"""
 
 MAX_SHOWN = 200  # characters of a value in a message
 
@@ -13,6 +16,7 @@ class UnavailableError(InputError):
 
 def shown(value: object) -> str:
     """Return the `repr` of a value for a message, truncated to MAX_SHOWN characters."""
+    # repr quotes control characters
     text = repr(value)
     if len(text) <= MAX_SHOWN:
         return text

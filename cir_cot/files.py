@@ -158,7 +158,7 @@ class _Hooks:
         raise InputError(f"{self.where}: {constant} is not JSON")
 
     def integer(self, digits: str) -> int:
-        """Return an integer of at most MAX_DIGITS digits; parsing a longer one takes quadratic time."""
+        """Return an integer of at most MAX_DIGITS digits; longer ones take quadratic time."""
         if len(digits) > MAX_DIGITS:
             raise InputError(
                 f"{self.where}: a number of {len(digits)} digits, more than the {MAX_DIGITS} allowed"
@@ -213,12 +213,12 @@ def check_keys(obj: dict, where: str, required: Sequence[str], allowed: Sequence
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the complete new one, even after a crash."""
+    """Write UTF-8 text atomically: a reader sees the old file or the complete new one."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: str | Path, content: bytes) -> None:
-    """Write bytes so that a reader sees the old file or the complete new one, even after a crash."""
+    """Write bytes atomically: a reader sees the old file or the complete new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from .errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of files that are looked for
 # Formats by content: FashionIQ's .jpg files hold several. JPEG opens MPO, too.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
@@ -80,7 +80,7 @@ class ImageStore:
         self.max_bytes = max_bytes
 
     def path(self, image_id: str) -> Path:
-        """Return the file of an image; InputError lists the files that were tried, or says why the id is refused."""
+        """Return the file of an image; InputError lists what was tried, or why the id is refused."""
         names = self._names(image_id)
         for name in names:
             path = self._inside(name, image_id)
@@ -105,11 +105,13 @@ class ImageStore:
 
     def fingerprint(self, image_id: str) -> str:
         """Return a digest of what `load` decodes: the file's bytes, and the box if there is one."""
+        # the same file has another fingerprint with another box
         content = self._read(self.path(image_id)) + repr(self.boxes.get(image_id, "")).encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def _names(self, image_id: str) -> list[str]:
         """Return the relative paths that an id may have."""
+        # ids are names of files
         if self.files is None:
             return [image_id + extension for extension in EXTENSIONS]
         if callable(self.files):
@@ -147,6 +149,7 @@ class ImageStore:
         """Return the bytes of a file of at most `max_bytes`."""
         try:
             with path.open("rb") as file:
+                # one byte more shows that the file is too large
                 raw = file.read(self.max_bytes + 1)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -199,6 +202,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     # Pillow clips 16 bits to 8 instead of scaling them
     if picture.mode in ("I", "I;16", "I;16B", "I;16L"):
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    # palettes may have transparent colours, too
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -224,6 +228,7 @@ def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
         raise InputError(
             f"{where}: cannot cut the box {box} out of {picture.width} x {picture.height} pixels"
         )
+    # crop, and centre on a black square
     cut = picture.crop((left, top, right, bottom))
     square = Image.new("RGB", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
@@ -239,9 +244,11 @@ def list_pictures(root: str | Path) -> ImageStore:
     if not Path(root).is_dir():
         raise InputError(f"{root}: no such folder of pictures")
     files: dict[str, str] = {}
+    # sorted, so that ids have the same order on every machine
     for path in sorted(Path(root).rglob("*")):
         if path.suffix.lower() in EXTENSIONS and path.is_file():
             file = path.relative_to(root)
+            # two files may differ in their extension only
             name = file.with_suffix("").as_posix()
             if name in files:
                 raise InputError(

@@ -26,7 +26,7 @@ def info_nce(
     ids_query: Tensor | None = None,
     ids_target: Tensor | None = None,
 ) -> Tensor:
-    """Return the InfoNCE loss of queries against targets (van den Oord et al. 2018), the mean over queries.
+    """Return the InfoNCE loss (van den Oord et al. 2018) of queries against targets, a scalar.
 
     With s = query @ target.T / temperature and p_b the positive of query b:
     loss = 1 / B * sum_b (log sum_n exp s[b, n] - s[b, p_b]).
@@ -74,7 +74,7 @@ def batch_statistics(
     ids_query: Tensor | None = None,
     ids_target: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return how well a batch separates: in-batch R@1 (0..1), mean cosine of positives and of negatives.
+    """Return in-batch R@1 (0..1) and the mean cosines of positives and of negatives, as scalars.
 
     A tie with a negative is a miss, so that constant embeddings do not look perfect. Without any
     negative, R@1 is 1 and the negatives' similarity 0. `info_nce` explains the arguments.
@@ -95,7 +95,9 @@ def batch_statistics(
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
-    """Return the load-balancing loss of a router: E * sum_e f_e * P_e (Shazeer et al. 2017, Fedus et al. 2021).
+    """Return the load-balancing loss of a router, E * sum_e f_e * P_e, a scalar.
+
+    See Shazeer et al. 2017 and Fedus et al. 2021.
 
     f_e is the share of the B * K choices that fell on expert e, P_e its mean probability. The loss
     is 1 when both are even, E when one expert gets everything. Only P_e has a gradient.
@@ -135,18 +137,21 @@ def router_z(logits: Tensor) -> Tensor:
 
 
 def choice_share(chosen: Tensor, count: int) -> Tensor:
-    """Return the share of all choices (B, K) that fell on each of `count` experts or prompts: (E,), summing to 1."""
+    """Return the share (E,) of all choices (B, K) that fell on each of `count` experts or prompts."""
     return torch.bincount(chosen.flatten(), minlength=count).float() / chosen.numel()
 
 
 def pool_pull(query: Tensor, keys: Tensor, chosen: Tensor) -> Tensor:
-    """Return the key loss of Learning to Prompt (Wang et al. 2022): minus the mean cosine of queries and chosen keys.
+    """Return minus the mean cosine of queries and their chosen keys, the key loss of L2P.
+
+    L2P is Learning to Prompt (Wang et al. 2022).
 
     Args:
         query: (B, H).
         keys: (M, H), of the pool.
         chosen: (B, K) indices of keys.
     """
+    # cosines
     similarity = F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T  # (B, M)
     return -similarity.gather(1, chosen).mean()
 
@@ -155,10 +160,11 @@ def pool_pull(query: Tensor, keys: Tensor, chosen: Tensor) -> Tensor:
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:
-    """Return the number of rows that each process holds, in rank order; [count] without a process group."""
+    """Return how many rows each process holds, in rank order; [count] without a process group."""
     if not _several():
         return [count]
     counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
+    # every process fills in its own number
     counts[dist.get_rank()] = count
     dist.all_reduce(counts)
     return [int(number) for number in counts.tolist()]
@@ -196,6 +202,7 @@ class _Gather(torch.autograd.Function):
         # all_gather takes tensors of one shape: pad to the longest
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
+        # drop the padding after gathering
         everyone = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(everyone, padded)
         return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])

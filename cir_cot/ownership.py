@@ -1,4 +1,4 @@
-"""Record which files of a folder a command wrote, so that it replaces those and never a user's file.
+"""Record which files of a folder a command wrote, so that it replaces those and no others.
 
 A folder's `.cir-cot.json` lists the files that each command wrote there, each with a digest. A file
 that is not listed, or whose content has changed since, belongs to the user. A digest of null means
@@ -59,6 +59,7 @@ def writing(
         >>> with writing(root, "triplets", ["records.val.jsonl"]):
         ...     write_records(root / "records.val.jsonl", records)
     """
+    # refuse before anything changes
     check_replaceable(folder, command, (*names, *unread, *stale), overwrite, recognise)
     content = read_manifest(folder)
     old = [name for name in stale if is_own(folder, command, name, content, recognise)]
@@ -67,6 +68,7 @@ def writing(
     listed = content.setdefault(command, {})
     listed |= dict.fromkeys((*names, *unread, *old))
     write_manifest(folder, content)
+    # remove what an earlier run left
     for name in old:
         (folder / name).unlink(missing_ok=True)
     yield
@@ -74,6 +76,7 @@ def writing(
     # read the manifest again, since the block may have listed other files
     content = read_manifest(folder)
     listed = content.setdefault(command, {})
+    # drop what was removed, then list what was written with its digest
     for name in stale:
         listed.pop(name, None)
     for name in names:
@@ -88,10 +91,11 @@ def check_replaceable(
     overwrite: bool = False,
     recognise: Recognise = never,
 ) -> None:
-    """Refuse files that exist and were not written by the command; call it before hours of work, too.
+    """Refuse files that exist and were not written by the command; to be called before long work.
 
     `writing` explains the arguments. The folder need not exist.
     """
+    # a file in place of the folder
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --out names a folder")
     if overwrite:
@@ -99,6 +103,7 @@ def check_replaceable(
     content = read_manifest(folder)
     for name in names:
         path = folder / name
+        # a link that leads nowhere is a file of the user, too
         exists = path.exists() or path.is_symlink()
         if exists and not is_own(folder, command, name, content, recognise):
             raise InputError(
@@ -111,6 +116,7 @@ def is_own(
 ) -> bool:
     """Return whether the command wrote the file `name` of a folder and nobody changed it since."""
     path = folder / name
+    # no list: perhaps an earlier version of the command wrote the file
     if command not in content:
         return path.is_file() and recognise(path)
     listed = content[command]
@@ -125,6 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         return {}
     content = read_json(path)
+    # a damaged list may not pass for an empty one
     valid = isinstance(content, dict) and all(isinstance(files, dict) for files in content.values())
     if not isinstance(content, dict) or not valid:
         raise InputError(
@@ -139,7 +146,7 @@ def write_manifest(folder: Path, content: Manifest) -> None:
 
 
 def digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file's content in hexadecimal, or None where there is no such file."""
+    """Return the SHA-256 of a file's content in hexadecimal, or None if it does not exist."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Start and stop processes so that none outlives the command that started it, other than after SIGKILL."""
+"""Start and stop processes so that none outlives its command, other than after SIGKILL."""
 
 import os
 import signal
@@ -21,6 +21,7 @@ def unwinding() -> Iterator[None]:
     try:
         yield
     finally:
+        # handlers of the caller
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -47,5 +48,6 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
     """Kill the commands that still run, with every process they started, and wait for their end."""
     for process in processes:
         if process.poll() is None:
+            # the group holds what the command itself has started
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,4 +1,4 @@
-"""Every string that a model reads or writes, in one place, under one version.
+"""Define every string that a model reads or writes, in one place, under one version.
 
 A chain has three sections, caption, reasoning and conclusion (CIR-CoT, arXiv 2510.08003). The tags
 around them and the retrieval token after them are our choice, because the paper's are not public.
@@ -74,12 +74,12 @@ TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
 
 
 def query_prompt(text: str, prompt: str = QUERY) -> str:
-    """Return the instruction of a composed query; `text` is the user's modification, inserted unchanged."""
+    """Return the instruction of a composed query; the modification is inserted unchanged."""
     return prompt.replace("{text}", text)
 
 
 def annotation_prompt(stage: str, text: str = "") -> str:
-    """Return the question of a stage of annotation, a key of ASK; `text` is the user's modification."""
+    """Return the question of a stage of annotation, a key of ASK, about a modification."""
     return ASK[stage].replace("{text}", text)
 
 
@@ -113,13 +113,13 @@ def cot_to_text(cot: Cot) -> str:
 
 
 def written_parts(text: str) -> dict[str, str]:
-    """Return {section: text} of tagged text that may be incomplete, e.g. of a chain that is being decoded."""
+    """Return {section: text} of tagged text that may be incomplete, as while it is decoded."""
     found = re.finditer(rf"<({'|'.join(PARTS)})>(.*?)(?:</\1>|$)", text, re.DOTALL)
     return {match[1]: match[2] for match in found}
 
 
 def text_to_cot(text: str) -> Cot | None:
-    """Return the chain of tagged text; None if a section is missing, empty, repeated or out of order."""
+    """Return the chain of tagged text; None if a section is missing, empty, repeated or misplaced."""
     match = _CHAIN.fullmatch(text)
     if match is None:
         return None

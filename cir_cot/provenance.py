@@ -1,4 +1,4 @@
-"""Identify the code that ran: the commit of this checkout and the versions of the packages that decide a number."""
+"""Identify the code that ran: the commit of this checkout and the versions of packages."""
 
 import platform
 import subprocess
@@ -6,6 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+# Packages whose versions can change a number.
 PACKAGES = (
     "cir-cot",
     "torch",
@@ -20,7 +21,7 @@ PACKAGES = (
 
 @cache
 def git_state() -> dict[str, str | bool | None]:
-    """Return {"commit", "dirty"} of the checkout that this file belongs to; both None outside a checkout.
+    """Return {"commit", "dirty"} of the checkout that this file belongs to; both None outside one.
 
     `dirty` says whether tracked files differ from the commit. Git is asked once a process, because
     the code that runs is the code that was loaded. A copy that is installed below another
@@ -33,6 +34,7 @@ def git_state() -> dict[str, str | bool | None]:
         return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # fails where this file is not tracked
         git("ls-files", "--error-unmatch", here.name)
         return {
             "commit": git("rev-parse", "HEAD"),

@@ -1,4 +1,4 @@
-"""Record and Cot: the schema that every dataset is converted to and every annotation is written in.
+"""Define Record and Cot, the schema that every dataset and every annotation is converted to.
 
 A record is one composed query, a Cot is a chain of thought of one. Errors name `file:line`.
 """
@@ -20,40 +20,30 @@ class Cot:
         >>> Cot("a red dress", "The colour changes to blue.", "a blue dress")
     """
 
-    caption: str
-    reasoning: str
-    conclusion: str
+    caption: str  # the reference image
+    reasoning: str  # what is kept, removed, changed and added
+    conclusion: str  # the wanted image
 
 
 @dataclass(frozen=True)
 class Record:
     """Hold one composed query: a reference image and a text that ask for the target images.
 
-    Attributes:
-        id: unique in its file.
-        reference: image id.
-        text: the modification, as the user wrote it.
-        targets: image ids of all right answers; empty where none are published.
-        cot: the annotated chain, if there is one.
-        subset: the six similar images that CIRR's Rsub@k ranks, with the reference; empty
-            elsewhere.
-        source: dataset, category and split, e.g. "fashioniq/dress/val".
-        teacher: what wrote the chain, and with which settings.
-
     Example:
         >>> Record("0", "dress-17", "is blue and has no sleeves", ("dress-42",))
     """
 
-    id: str
-    reference: str
-    text: str
-    targets: tuple[str, ...]
-    cot: Cot | None = None
-    subset: tuple[str, ...] = ()
-    source: str = ""
-    teacher: dict | None = None
+    id: str  # unique in its file
+    reference: str  # image id
+    text: str  # the modification, as the user wrote it
+    targets: tuple[str, ...]  # image ids of all right answers; empty if none are published
+    cot: Cot | None = None  # the annotated chain
+    subset: tuple[str, ...] = ()  # the six images that CIRR's Rsub@k ranks, with the reference
+    source: str = ""  # dataset, category and split, e.g. "fashioniq/dress/val"
+    teacher: dict | None = None  # the model that wrote the chain, and its settings
 
 
+# Keys of the JSON forms.
 COT_KEYS = tuple(field.name for field in fields(Cot))
 RECORD_KEYS = tuple(field.name for field in fields(Record))
 REQUIRED_KEYS = ("id", "reference", "text", "targets")
@@ -104,8 +94,10 @@ def record_to_dict(record: Record) -> dict:
     `cot` is always there; `subset`, `source` and `teacher` are left out where they are empty.
     """
     obj = asdict(record)
+    # JSON has lists only
     obj["targets"] = list(record.targets)
     obj["subset"] = list(record.subset)
+    # optional keys are left out where they are empty
     always = (*REQUIRED_KEYS, "cot")
     return {key: value for key, value in obj.items() if value or key in always}
 
@@ -119,10 +111,12 @@ def record_from_dict(obj: object, where: str) -> Record:
     if not isinstance(obj, dict):
         raise InputError(f"{where}: a record is a JSON object, got {type(obj).__name__}")
     check_keys(obj, where, required=REQUIRED_KEYS, allowed=RECORD_KEYS)
+    # null and absent are the same
     cot = obj.get("cot")
     teacher = obj.get("teacher")
     if teacher is not None and not isinstance(teacher, dict):
         raise InputError(f"{where}: 'teacher' must be an object or null, got {shown(teacher)}")
+    # every value is checked, so that what is read can be written again
     return Record(
         id=string_of(obj, "id", where, blank=False),
         reference=string_of(obj, "reference", where, blank=False),
@@ -136,7 +130,7 @@ def record_from_dict(obj: object, where: str) -> Record:
 
 
 def cot_from_dict(obj: object, where: str) -> Cot:
-    """Return a chain of its JSON form: an object with the strings caption, reasoning and conclusion."""
+    """Return a chain of its JSON form: an object with caption, reasoning and conclusion."""
     if not isinstance(obj, dict):
         raise InputError(f"{where}: 'cot' must be an object or null, got {type(obj).__name__}")
     check_keys(obj, f"{where}: 'cot'", required=COT_KEYS, allowed=COT_KEYS)
@@ -154,9 +148,10 @@ def check_chain(cot: Cot, where: str) -> Cot:
 
 
 def check_text(text: object, where: str, longest: int = MAX_TEXT) -> str:
-    """Return `text` if it is a string that encodes as UTF-8, without NUL, of at most `longest` characters."""
+    """Return `text` if it is a string of at most `longest` characters without NUL, valid in UTF-8."""
     if not isinstance(text, str):
         raise InputError(f"{where} must be a string, got {shown(text)}")
+    # refuse long texts before they are encoded
     if len(text) > longest:
         raise InputError(
             f"{where} has {len(text)} characters, more than the {longest} allowed; shorten it"
@@ -185,6 +180,7 @@ def _image_ids(obj: dict, key: str, where: str) -> tuple[str, ...]:
     value = obj.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise InputError(f"{where}: {key!r} must be a list of image ids, got {shown(value)}")
+    # an image that counts twice would change every metric
     if len(set(value)) != len(value):
         raise InputError(f"{where}: {key!r} holds an image twice: {shown(value)}")
     return tuple(check_text(item, f"{where}: {key!r}") for item in value)

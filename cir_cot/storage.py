@@ -13,7 +13,7 @@ MAX_ID = 32  # bytes that are read of it: more than the digits of a process id
 
 
 def acquire(path: Path, place: Path, wait: bool = False) -> int:
-    """Lock a file and return its descriptor; closing it releases the lock, and so does the end of the process.
+    """Lock a file and return its descriptor; closing it, or the end of the process, releases it.
 
     Args:
         path: the file, which is created if needed.
@@ -23,12 +23,14 @@ def acquire(path: Path, place: Path, wait: bool = False) -> int:
     Raises:
         InputError: another process holds the lock; its id is named where the file contains it.
     """
+    # the kernel releases the lock when its process ends, however it ends
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         content = os.pread(handle, MAX_ID, 0)
         os.close(handle)
+        # another process may have written something else
         holder = f"process {content.decode()}" if content.isdigit() else "another process"
         raise InputError(
             f"{place}: {holder} is writing it; wait for its end, or write elsewhere"
@@ -66,7 +68,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Convert an OSError of the block to InputError: a full or read-only disk, or missing rights."""
+    """Convert an OSError of the block to InputError: a full or read-only disk, missing rights."""
     try:
         yield
     except OSError as error:

@@ -57,6 +57,7 @@ img { display: block; width: 6.5rem; height: 6.5rem; object-fit: contain; border
 svg text { fill: var(--ink); font-size: 14px; } svg .bar { fill: var(--bar); } svg .base { fill: var(--base); }
 svg .track { fill: var(--line); opacity: .5; } pre { overflow-x: auto; font-size: .8rem; }
 """
+# Allows inline images and styles, and nothing else.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -73,8 +74,10 @@ def document(title: str, body: Iterable[str]) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
     """Return a table with its heading; it scrolls sideways on a narrow screen."""
+    # the header
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
+    # the first cell of a row names it
     for first, *others in rows:
         cells = "".join(f"<td>{escape(value)}</td>" for value in others)
         lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
@@ -103,12 +106,13 @@ def bars(values: Sequence[tuple[str, float, bool]], what: str) -> str:
             f'<rect class="track" x="0" y="{top + 21}" width="100%" height="12"/>'
             f'<rect class="{kind}" x="0" y="{top + 21}" width="{width:.2f}%" height="12"/>'
         )
+    # the label is what screen readers say
     size = f'width="100%" height="{BAR * len(values)}"'
     return f'<svg {size} role="img" aria-label="{escape(what)}">{"".join(parts)}</svg>'
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """Return a scatter plot as an SVG file of its own: numbered points, a logarithmic x axis, a legend.
+    """Return a scatter plot as a separate SVG file: numbered points, a logarithmic x axis, a legend.
 
     Args:
         points: for each point its label, its cost > 0 (x) and its value in percent (y).
@@ -146,14 +150,16 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
 
 
 def _grid(low: int, high: int) -> list[str]:
-    """Return the lines of a scatter plot with their numbers: powers of ten across, percent upwards."""
+    """Return the grid lines of a scatter plot: powers of ten across, percent upwards."""
     parts = []
+    # a line at each power of ten
     for power in range(low, high + 1):
         x = LEFT + WIDTH * (power - low) / (high - low)
         parts += [
             f'<path d="M{x:.1f} {TOP}V{HEIGHT}" stroke="#d7dce1"/>',
             f'<text x="{x:.1f}" y="{HEIGHT + 18}" text-anchor="middle">{10.0**power:g}</text>',
         ]
+    # a line at each 20 %
     for percent in range(0, 101, 20):
         y = HEIGHT - (HEIGHT - TOP) * percent / 100
         parts += [
@@ -165,6 +171,7 @@ def _grid(low: int, high: int) -> list[str]:
 
 def thumbnail(picture: Image.Image, alt: str) -> str:
     """Return a small copy of an image that is part of the page."""
+    # `thumbnail` works in place
     small = picture.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

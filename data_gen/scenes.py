@@ -17,6 +17,7 @@ from cir_cot.storage import written
 def main(argv: Sequence[str]) -> None:
     """Write the dataset and print the size of each split."""
     args = parse(argv)
+    # the dataset
     with tqdm(unit=" pictures") as bar:
 
         def show(done: int, total: int) -> None:
@@ -33,9 +34,11 @@ def main(argv: Sequence[str]) -> None:
             test_references=args.test_references,
             overwrite=args.overwrite,
         )
+    # each reference has its edits, and their results are pictures, too
     for split, pictures in galleries.items():
         queries = pictures * args.edits // (args.edits + 1)
         print(f"{split:6} {queries:7} queries  {pictures:7} pictures  {args.out}")
+    # a page of examples
     if args.page:
         page = Path(args.page)
         with written(page), writing(page.parent, "scenes", [page.name], args.overwrite):

@@ -1,4 +1,4 @@
-"""Make a folder dataset of triplets (picture, edit, pictures) from your own pictures and their labels or captions."""
+"""Make a folder dataset of triplets from your own pictures and their labels or captions."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
         args.chains,
         args.overwrite,
     )
+    # what there is now
     for name, queries in written.queries.items():
         print(f"{name:5} {queries:7} queries  {written.pictures[name]:7} pictures")
     if written.unused:
@@ -61,6 +62,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="also write a chain for each query, composed of its labels or captions",
     )
     add_overwrite(parser, "also replace records and gallery files that this command did not write")
+    # ranges that argparse does not check
     args = parser.parse_args(argv)
     if not 0 <= args.val < 1 or args.edits < 1:
         raise InputError(

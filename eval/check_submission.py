@@ -27,6 +27,7 @@ def text(report: dict) -> str:
     what = " ".join(filter(None, (report["benchmark"], report["split"], kind)))
     state = "INVALID" if report["problems"] else "valid"
     lines = [f"{report['file']}: {what or 'unknown'}, {report['queries']} queries: {state}"]
+    # problems by name, with a few examples of each
     for row in report["problems"]:
         lines.append(f"  {row['problem']}: {row['count']}")
         lines += [f"      {example}" for example in row["examples"]]

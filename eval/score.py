@@ -61,6 +61,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def table(result: Mapping[str, dict]) -> str:
     """Return metrics, a line each or a row a category, and below them the protocol."""
     rows = result["metrics"]
+    # the metrics
     lines = []
     for name, value in rows.items():
         if isinstance(value, dict):
@@ -68,6 +69,7 @@ def table(result: Mapping[str, dict]) -> str:
         else:
             lines.append(f"{name:8} {value:6.2f}")
     lines.append("")
+    # a number means nothing without its protocol
     for key, value in result["protocol"].items():
         lines.append(f"{key}: {show(value)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Datasets of composed image retrieval: loading by official protocols, scoring, submissions, and generating new ones.
+"""Load, score, submit and generate datasets of composed image retrieval by their official protocols.
 
 `load_benchmark` is the entrance. Annotation files alone are enough: images are looked for when
 `benchmark.images()` is called. The source of every rule is the code of the dataset's official
@@ -21,12 +21,13 @@ from .shoes import shoes
 
 
 class Dataset(NamedTuple):
-    """Name the loader of a dataset, `load(root, split, category, **options)`, and its protocol options."""
+    """Hold a dataset's loader, `load(root, split, category, **options)`, and its options."""
 
     load: Callable[..., list[Benchmark]]
-    options: tuple[str, ...]
+    options: tuple[str, ...]  # besides root, split and category
 
 
+# A new dataset is one line here and one file in this folder.
 BENCHMARKS = {
     "fashioniq": Dataset(fashioniq, ("gallery", "reference", "caption_join")),
     "cirr": Dataset(cirr, ("reference", "labels")),
@@ -59,6 +60,7 @@ def load_benchmark(
         ...     print(benchmark.category, len(benchmark.records))
     """
     dataset = BENCHMARKS[choose("benchmark", name, BENCHMARKS)]
+    # an unknown option is a mistake of the user, not a TypeError
     for option in options:
         if option not in dataset.options:
             known = ", ".join(dataset.options) or "none"

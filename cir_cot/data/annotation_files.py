@@ -1,4 +1,4 @@
-"""Read annotation files of public datasets strictly: the first bad entry ends in an error that names it."""
+"""Read annotation files of public datasets strictly; errors name the first bad entry."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,27 +9,30 @@ from cir_cot.records import Record, check_text
 
 
 def read_entries(path: Path, keys: Mapping[str, type]) -> list[dict]:
-    """Return a JSON list of objects, each with `keys` of the given types; errors name the entry's index."""
+    """Return a JSON list of objects that each have `keys` of the given types."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise InputError(
             f"{path}: a list of annotations is expected, got {type(entries).__name__} without entries"
         )
+    # check every entry before the first one is used
     for index, entry in enumerate(entries):
         check_entry(entry, keys, f"{path}: entry {index}")
     return entries
 
 
 def check_entry(entry: object, keys: Mapping[str, type], where: str) -> dict:
-    """Return `entry` if it is an object with `keys` of the given types; a bool does not count as an int."""
+    """Return `entry` if it is an object with `keys` of the given types; a bool is no int."""
     if not isinstance(entry, dict):
         raise InputError(f"{where} is no object but {type(entry).__name__}")
+    # keys that are not listed are ignored
     for key, kind in keys.items():
         if key not in entry:
             raise InputError(f"{where}: key {key!r} is missing")
         value = entry[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{where}: {key!r} must be {kind.__name__}, got {shown(value)}")
+        # long and invalid texts are refused here, not in the middle of training
         if kind is str:
             check_text(value, f"{where}: {key!r}")
     return entry
@@ -43,11 +46,13 @@ def strings(value: object, where: str) -> tuple[str, ...]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the image ids of a JSON list, or of a text file with one id a line; each may occur once."""
+    """Return the distinct image ids of a JSON list, or of a text file with one id a line."""
+    # ".json.gz" is JSON, too
     in_json = ".json" in path.suffixes
     names = _read_list(path) if in_json else _read_lines(path)
     if not names:
         raise InputError(f"{path}: no image ids in it")
+    # a duplicate would take two places of a ranking
     twice = first_repeated(names)
     if twice is not None:
         raise InputError(f"{path}: image {shown(twice)} is listed twice")

@@ -1,4 +1,4 @@
-"""Benchmark: the queries, the gallery and the protocol of one measured set; every dataset loads as these."""
+"""Define Benchmark, which every dataset loads as: queries, a gallery and a protocol."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 
 MAX_COCO_DIGITS = 12  # of an image id as COCO's file names have it
+# How a protocol words the option "reference".
 REFERENCE_WORDING = {"keep": "kept", "remove": "removed", None: "not a candidate"}
 
 
@@ -16,42 +17,34 @@ REFERENCE_WORDING = {"keep": "kept", "remove": "removed", None: "not a candidate
 class Benchmark:
     """Hold one set of queries over one gallery, in official order, with its protocol.
 
-    Attributes:
-        name: the dataset, a key of BENCHMARKS.
-        split: its split, by the official name.
-        category: the category (FashionIQ, GeneCIS), or None.
-        records: the queries; a record's id is the query id of rankings files.
-        gallery: ids of the N images that are ranked; empty where the list is not available (CIRCO's
-            annotations alone).
-        ks: the values of k at which recall (CIRCO: mAP) is computed.
-        remove_reference: whether each query's reference image is taken out of its ranking.
-        protocol: what a number must be read with; see `protocol_of`.
-        images: opens the images; InputError lists the folders that were tried.
-        candidates: by query id, the images that this query ranks instead of the gallery (GeneCIS).
-        outside: images that a ranking may contain although this gallery leaves them out; they are
-            skipped.
-        weights: by query id, the graded labels {image id: weight} (CIRR).
-        aspects: by query id, the semantic aspects (CIRCO).
-        captions: by query id, the two captions (FashionIQ).
-
     Example:
         >>> (benchmark,) = load_benchmark("cirr", "data/cirr", "val")
         >>> benchmark.records[0].text, len(benchmark.gallery)
     """
 
-    name: str
-    split: str
-    category: str | None
-    records: list[Record]
-    gallery: list[str]
-    ks: tuple[int, ...]
-    remove_reference: bool
-    protocol: dict
-    images: Callable[[], ImageStore]
+    name: str  # the dataset, a key of BENCHMARKS
+    split: str  # by the official name
+    category: str | None  # of FashionIQ and GeneCIS
+    records: list[Record]  # the queries; a record's id is the query id of rankings files
+    gallery: list[
+        str
+    ]  # N image ids; empty if their list is not available (CIRCO's annotations alone)
+    ks: tuple[int, ...]  # values of k of recall, or of CIRCO's mAP
+    remove_reference: bool  # whether each query's reference image is taken out of its ranking
+    protocol: dict  # what a number must be read with; see `protocol_of`
+    images: Callable[
+        [], ImageStore
+    ]  # opens the images; InputError lists the folders that were tried
+
+    # by query id, the images that this query ranks instead of the gallery (GeneCIS)
     candidates: dict[str, list[str]] | None = None
+    # images that a ranking may contain although this gallery leaves them out; they are skipped
     outside: frozenset[str] = frozenset()
+    # by query id, graded labels {image id: weight} (CIRR)
     weights: dict[str, dict[str, float]] | None = None
+    # by query id, the semantic aspects (CIRCO)
     aspects: dict[str, tuple[str, ...]] | None = None
+    # by query id, the two captions (FashionIQ)
     captions: dict[str, tuple[str, str]] | None = None
 
     @cached_property
@@ -61,7 +54,7 @@ class Benchmark:
 
     @cached_property
     def nameable(self) -> frozenset[str]:
-        """Return the images that a ranking may contain: the gallery and the images that are skipped."""
+        """Return the images that a ranking may contain: the gallery and those that are skipped."""
         return self.members | self.outside
 
 
@@ -82,6 +75,7 @@ def coco_id(image: object, where: str) -> str:
         and len(image) <= MAX_COCO_DIGITS
     ):
         return str(int(image))
+    # a bool is an int to Python
     if isinstance(image, int) and not isinstance(image, bool) and image >= 0:
         return str(image)
     raise InputError(f"{where}: {shown(image)} is no COCO image id (a whole number)")
@@ -106,6 +100,7 @@ def protocol_of(
         options: the dataset's own options, e.g. `caption_join`.
     """
     protocol: dict[str, object] = {"benchmark": name, "split": split, **options}
+    # counts show whether the files are those of the paper
     protocol["gallery_size"] = len(members) or "unknown"
     protocol["queries"] = len(records)
     protocol["reference"] = REFERENCE_WORDING[reference]
@@ -120,6 +115,7 @@ def merge_protocols(categories: Sequence[str | None], protocols: Sequence[dict])
     merged: dict[str, object] = {}
     for key, first in protocols[0].items():
         values = [protocol[key] for protocol in protocols]
+        # the same value for all, or one for each category
         same = values.count(first) == len(values)
         merged[key] = first if same else dict(zip(categories, values, strict=True))
     merged["category"] = list(categories)

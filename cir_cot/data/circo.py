@@ -1,4 +1,4 @@
-"""CIRCO (Baldrati et al. 2023): queries with several targets over COCO 2017 unlabeled; image ids are COCO's numbers."""
+"""Load CIRCO (Baldrati et al. 2023): queries with several targets over COCO 2017 unlabeled."""
 
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ CIRCO_TEXTS = {
     "magiclens": "find {shared_concept} but {relative_caption}",
     "megapairs": "Find a picture that also {shared_concept}, but {relative_caption}.",
 }
+# Keys of an entry, and those that the test split lacks.
 KEYS = {"id": int, "reference_img_id": int, "relative_caption": str, "shared_concept": str}
 TARGET_KEYS = {"target_img_id": int, "gt_img_ids": list, "semantic_aspects": list}
 
@@ -98,10 +99,12 @@ def _read_queries(
 
 
 def _read_gallery(base: Path) -> dict[str, str]:
-    """Return {image id: file name} in official order; {} where neither list of the gallery is there."""
+    """Return {image id: file name} in official order; {} if no list of the gallery is there."""
+    # COCO's image info has the official order of files
     for name in layouts.CIRCO_INFO:
         if (base / name).exists():
             return _read_image_info(base / name)
+    # a plain list of ids has no file names, but COCO derives them from ids
     for name in layouts.CIRCO_IDS:
         path = base / name
         if path.exists():
@@ -116,6 +119,7 @@ def _read_image_info(path: Path) -> dict[str, str]:
     images = info.get("images") if isinstance(info, dict) else None
     if not isinstance(images, list) or not images:
         raise InputError(f"{path}: an object with a list 'images' is expected")
+    # check all entries first
     for index, image in enumerate(images):
         check_entry(image, {"id": int, "file_name": str}, f"{path}: image {index}")
     return {str(image["id"]): image["file_name"] for image in images}

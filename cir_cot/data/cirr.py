@@ -1,4 +1,4 @@
-"""CIRR (Liu et al. 2021): queries over NLVR2 images; Rsub@k ranks the query's own set of six similar images."""
+"""Load CIRR (Liu et al. 2021): queries over NLVR2 images, each with a set of six similar images."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from .annotation_files import check_unique_ids, read_entries, strings
 from .benchmark import Benchmark, choose, protocol_of, refuse_category
 from .layouts import around, find, open_images
 
+# Papers call some splits by other names.
 SPLIT_NAMES = {"dev": "val", "test": "test1"}
+# Keys of an entry.
 KEYS = {"pairid": int, "reference": str, "caption": str, "img_set": dict}
 TARGET_KEYS = {"target_hard": str, "target_soft": dict}  # not published for test1
 
@@ -25,7 +27,7 @@ def cirr(
     reference: str = "remove",
     labels: str = "hard",
 ) -> list[Benchmark]:
-    """Load CIRR rc2; query ids are pair ids, and `Record.subset` is the image set with the reference.
+    """Load CIRR rc2; a query's id is its pair id, its `subset` the image set with the reference.
 
     Args:
         root: a folder that holds CIRR in any layout of `layouts.CIRR_BASES`.
@@ -76,12 +78,15 @@ def _read_queries(path: Path, split: str) -> tuple[list[Record], dict[str, dict[
     weights = {}
     for index, entry in enumerate(read_entries(path, keys)):
         where = f"{path}: entry {index}"
+        # the image set
         members = strings(entry["img_set"].get("members"), f"{where}: 'members' of 'img_set'")
+        # graded labels, which test1 lacks
         soft = entry.get("target_soft", {})
         if not all(isinstance(weight, (int, float)) for weight in soft.values()):
             raise InputError(
                 f"{where}: 'target_soft' must map images to numbers, got {shown(soft)}"
             )
+        # the one official target
         targets = (entry["target_hard"],) if labelled else ()
         pair = str(entry["pairid"])
         start = entry["reference"]
@@ -96,6 +101,7 @@ def _read_queries(path: Path, split: str) -> tuple[list[Record], dict[str, dict[
 def _read_gallery(base: Path, split: str) -> dict[str, str]:
     """Return {image name: file} of a split, in official order."""
     name = f"split.rc2.{split}.json"
+    # some copies misspell the folder
     names = [f"{folder}{name}" for folder in ("image_splits/", "images_splits/", "")]
     path = find(base, names, f"image split {name}")
     files = read_json(path)
@@ -105,7 +111,8 @@ def _read_gallery(base: Path, split: str) -> dict[str, str]:
 
 
 def _open_images(root: Path, base: Path, folder: str, files: dict[str, str]) -> ImageStore:
-    """Return a store below the split's own folder, which may therefore be a link to a copy of NLVR2."""
+    """Return a store below the split's own folder, which may be a link to a copy of NLVR2."""
+    # paths relative to the folder of the split
     inside = {}
     for name, file in files.items():
         inside[name] = file.removeprefix("./").removeprefix(f"{folder}/")

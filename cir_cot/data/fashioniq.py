@@ -1,4 +1,6 @@
-"""FashionIQ (Wu et al. 2021): at least six protocols share the name, so each of their choices is an option here.
+"""Load FashionIQ (Wu et al. 2021) by any of its protocols.
+
+At least six protocols share the name, so each of their choices is an option here.
 
 The options are how the two captions of a query are joined, which images are the gallery, and
 whether the reference is one of them. Every result carries the names of all three. Sources: the
@@ -53,7 +55,7 @@ def clip4cir(first: str, second: str) -> str:
 
 
 def covr(first: str, second: str) -> str:
-    """Join two captions as CoVR's `pre_caption` does: lower case, punctuation to spaces, at most 30 words."""
+    """Join two captions as CoVR's `pre_caption` does: lower case, no punctuation, 30 words."""
     text = f"{first} and {second}".lower()
     text = re.sub(r"([.!\"()*#:;~])", " ", text)
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
@@ -132,6 +134,7 @@ def fashioniq(
     choose("gallery", gallery, GALLERIES)
     choose("reference", reference, ("keep", "remove"))
     choose("caption_join", caption_join, CAPTION_JOINS)
+    # all categories, or the one that was asked for
     names: tuple[str, ...] = FASHIONIQ_CATEGORIES
     if category is not None:
         names = (choose("category", category, FASHIONIQ_CATEGORIES),)
@@ -159,6 +162,7 @@ def _load(
     if gallery == "val-union":
         members = _used_images(listed, records, path, split)
 
+    # everything a result must state
     folders = [folder.format(c=category) for folder in layouts.FASHIONIQ_IMAGES]
     protocol = protocol_of(
         "fashioniq",
@@ -225,6 +229,7 @@ def _used_images(listed: list[str], records: list[Record], path: Path, split: st
         raise InputError(
             f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have"
         )
+    # a query uses its reference and its target
     used: set[str] = set()
     for record in records:
         used.add(record.reference)

@@ -1,4 +1,4 @@
-"""A user's own dataset: `records.<split>.jsonl`, `gallery.<split>.txt` and `images/` in one folder."""
+"""Load a user's own dataset: `records.<split>.jsonl`, `gallery.<split>.txt` and `images/`."""
 
 from functools import partial
 from pathlib import Path

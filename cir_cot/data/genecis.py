@@ -1,4 +1,4 @@
-"""GeneCIS (Vaze et al. 2023): four tasks; each query has 10 or 15 candidates, which may be boxes of larger images.
+"""Load GeneCIS (Vaze et al. 2023): four tasks whose queries rank 10 or 15 candidates each.
 
 The official code puts the target at index 0 and sorts stably, so that a model with constant scores
 gets R@1 = 100 %: whoever ranks the candidates must decide ties against the target.
@@ -52,6 +52,7 @@ def _load(root: Path, split: str, category: str) -> Benchmark:
         gallery |= dict.fromkeys(names)
     members = list(gallery)
 
+    # images of Visual Genome are cropped
     boxes = {name: box for name, (_, box) in images.items() if box is not None}
     kind = category.rpartition("_")[2]  # "attribute" or "object"
     folders = around(root, path.parent, layouts.GENECIS_IMAGES[kind])
@@ -89,6 +90,7 @@ def _read_queries(path: Path, source: str) -> tuple[list[Record], dict[str, list
         query = str(index)
         target = _add_image(images, entry["target"], where)
         start = _add_image(images, entry["reference"], where)
+        # the target is one of the candidates, and comes first
         listed = [_add_image(images, item, where) for item in entry["gallery"]]
         candidates[query] = list(dict.fromkeys([target, *listed]))
         records.append(Record(query, start, entry["condition"], (target,), source=source))
@@ -101,10 +103,12 @@ def _add_image(images: Images, entry: object, where: str) -> str:
     An image is a complete COCO picture, or one box of a Visual Genome picture; the box is part of
     the id.
     """
+    # a COCO picture
     if isinstance(entry, dict) and "val_image_id" in entry:
         name = coco_id(entry["val_image_id"], where)
         images[name] = (f"{int(name):012d}.jpg", None)
         return name
+    # a box of a Visual Genome picture
     found = check_entry(entry, {"image_id": str, "instance_bbox": list}, where)
     box = _box_of(found["instance_bbox"], where)
     name = "_".join([found["image_id"], *map(str, box)])

@@ -1,4 +1,4 @@
-"""Folder layouts of the public datasets, and the functions that find files in them.
+"""Find files of the public datasets in any of the folder layouts that users have.
 
 Users have the layout of whichever repository they downloaded a dataset for. The tables list those
 layouts. They are tried in order, and a failure lists all that was tried.
@@ -22,7 +22,7 @@ FASHIONIQ_BASES = (
     "fashion-iq",
     "fashion_iq",
     "fashioniq",
-    "FashionIQ",                            # SEARLE
+    "FashionIQ",
     "fiq",
 )
 FASHIONIQ_CAPTIONS = (
@@ -110,7 +110,7 @@ GENECIS_IMAGES = {
 
 
 def find(root: str | Path, names: Sequence[str], what: str) -> Path:
-    """Return the first of `names` that exists below `root`; UnavailableError lists all that were tried."""
+    """Return the first of `names` that exists below `root`; an error lists all that were tried."""
     root = Path(root)
     if not root.is_dir():
         raise UnavailableError(f"{root}: no such folder; --root is the folder of the dataset")
@@ -122,7 +122,7 @@ def find(root: str | Path, names: Sequence[str], what: str) -> Path:
 
 
 def around(root: Path, base: Path, names: Sequence[str]) -> list[str]:
-    """Return `names` in the folder of the annotations, `base`, and in each folder above it up to `root`.
+    """Return `names` in the annotations' folder, `base`, and in each folder above it up to `root`.
 
     The result is paths relative to `root`, those in `base` first.
     """

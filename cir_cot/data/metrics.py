@@ -10,7 +10,7 @@ first.
 
 from collections.abc import Collection, Mapping, Sequence
 
-Ranking = Sequence[str]
+Ranking = Sequence[str]  # image ids, best first
 
 
 def hits_at_k(rankings: Sequence[Ranking], targets: Sequence[Collection[str]], k: int) -> int:
@@ -29,7 +29,7 @@ def recall_at_k(rankings: Sequence[Ranking], targets: Sequence[Collection[str]],
         >>> recall_at_k([["a", "b"], ["c", "d"]], [{"b"}, {"x"}], k=2)
         50.0
     """
-    return 100 * hits_at_k(rankings, targets, k) / len(rankings)
+    return 100 * hits_at_k(rankings, targets, k) / len(rankings)  # percent
 
 
 def subset_recall_at_k(
@@ -66,6 +66,7 @@ def soft_recall_at_k(
 
 def _best_weight(ranking: Ranking, weights: Mapping[str, float], k: int) -> float:
     """Return the largest weight among the first k images, at least 0."""
+    # an image without a label has weight 0
     return max([0, *(weights.get(image, 0) for image in ranking[:k])])
 
 
@@ -88,17 +89,19 @@ def average_precision(ranking: Ranking, targets: Collection[str], k: int) -> flo
         )
     hits = 0
     total = 0.0
+    # places count from 1
     for place, image in enumerate(ranking[:k], 1):
         if image in targets:
             hits += 1
             total += hits / place  # P@place
-    return total / min(len(targets), k)
+    return total / min(len(targets), k)  # the best that k images can reach
 
 
 def restrict(rankings: Sequence[Ranking], allowed: Sequence[Collection[str]]) -> list[list[str]]:
     """Return each ranking without the images that its query does not allow, in the same order."""
     restricted = []
     for ranking, images in zip(rankings, allowed, strict=True):
+        # a set makes the lookup constant in time
         keep = set(images)
         restricted.append([image for image in ranking if image in keep])
     return restricted

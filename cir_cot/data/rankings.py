@@ -37,10 +37,12 @@ def read_rankings(
         raise InputError(
             f"{path}: {{query id: [image ids]}} is expected, got {type(rankings).__name__}"
         )
+    # CIRR's submissions name their kind
     if benchmark.name == "cirr":
         for key, value in (("version", CIRR_VERSION), ("metric", metric)):
             if rankings.pop(key, value) != value:
                 raise InputError(f"{path}: {key!r} is not {value!r}; is it the right file?")
+    # ids are checked for their type only; `ranked_lists` checks them against the gallery
     lists = {}
     for query, images in rankings.items():
         lists[query] = _image_ids(images, benchmark, f"{path}: query {shown(query)}")
@@ -72,6 +74,7 @@ def ranked_lists(benchmark: Benchmark, rankings: Rankings) -> list[list[str]]:
     lists = []
     for record in benchmark.records:
         allowed = allowed_images(benchmark, record)
+        # what the list may contain
         nameable = allowed if benchmark.candidates else benchmark.nameable
         check_images(benchmark, record, rankings[record.id], nameable)
         removed = record.reference if benchmark.remove_reference else None
@@ -80,6 +83,7 @@ def ranked_lists(benchmark: Benchmark, rankings: Rankings) -> list[list[str]]:
         # CIRCO's official evaluator takes short lists
         if benchmark.name != "circo":
             check_length(benchmark, record, len(ranking), len(nameable) - (removed in nameable))
+        # a ranking of a larger gallery
         if benchmark.outside:
             ranking = [image for image in ranking if image in allowed]
         lists.append(ranking)
@@ -101,6 +105,7 @@ def subset_lists(benchmark: Benchmark, rankings: Rankings) -> list[list[str]]:
     lists = []
     for record in benchmark.records:
         ranking = rankings[record.id]
+        # the file may contain the reference, which is skipped
         check_images(benchmark, record, ranking, frozenset(record.subset), "the query's image set")
         members = [image for image in ranking if image != record.reference]
         if len(members) < min(LARGEST_SUBSET_K, len(subset_members(record))):
@@ -121,13 +126,14 @@ def short_lists(benchmark: Benchmark, rankings: Rankings) -> int:
     count = 0
     for record, ranking in zip(benchmark.records, ranked_lists(benchmark, rankings), strict=True):
         gallery = allowed_images(benchmark, record)
+        # the reference takes no place in a complete list
         available = len(gallery) - (benchmark.remove_reference and record.reference in gallery)
         count += len(ranking) < min(largest, available or largest)
     return count
 
 
 def allowed_images(benchmark: Benchmark, record: Record) -> frozenset[str]:
-    """Return the gallery of one query: its candidates (GeneCIS) or all images; empty where it is unknown."""
+    """Return the gallery of a query: its candidates (GeneCIS) or all images; empty if unknown."""
     if benchmark.candidates:
         return frozenset(benchmark.candidates[record.id])
     return benchmark.members
@@ -139,6 +145,7 @@ def allowed_images(benchmark: Benchmark, record: Record) -> frozenset[str]:
 def check_queries(benchmark: Benchmark, rankings: Collection[str]) -> None:
     """Refuse rankings of other queries than the benchmark's: their mean would be another number."""
     ids = [record.id for record in benchmark.records]
+    # compare the ids both ways
     known = set(ids)
     missing = [query for query in ids if query not in rankings]
     unknown = [query for query in rankings if query not in known]
@@ -158,10 +165,11 @@ def check_images(
     allowed: frozenset[str],
     where: str = "the gallery",
 ) -> None:
-    """Refuse an image that is ranked twice or is not in `allowed`; an empty set allows every image."""
+    """Refuse an image that is ranked twice or not in `allowed`; an empty set allows all images."""
     if len(set(ranking)) != len(ranking):
         twice = shown(first_repeated(ranking))
         raise InputError(f"{label(benchmark)}: query {record.id!r} ranks image {twice} twice")
+    # CIRCO can be scored without the list of its gallery
     foreign = [image for image in ranking if image not in allowed] if allowed else []
     if foreign:
         raise InputError(
@@ -178,6 +186,7 @@ def check_length(benchmark: Benchmark, record: Record, length: int, available: i
         length: how many images its ranking has.
         available: how many images it could have.
     """
+    # a small gallery cannot fill the largest k
     needed = min(max(benchmark.ks), available)
     if length < needed:
         state = " beside its reference" if benchmark.remove_reference else ""

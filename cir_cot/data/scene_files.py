@@ -1,4 +1,4 @@
-"""Write the procedural benchmark of scenes as a folder dataset: queries with true chains, galleries and pictures.
+"""Write the procedural benchmark of scenes as a folder dataset with true chains.
 
 These hold by construction:
 
@@ -96,6 +96,7 @@ def _references(
     seed: int, split: str, references: int, edits: int
 ) -> Iterator[tuple[Scene, list[Edit]]]:
     """Yield distinct scenes of a split, each with `edits` edits that lead to distinct scenes."""
+    # every split has its own random numbers
     rng = random.Random(f"{seed}/{split}")
     test = split != "train"
     seen: set[Scene] = set()
@@ -103,6 +104,7 @@ def _references(
         scene = random_scene(rng, PALETTES[split])
         if scene in seen or is_test_scene(scene) != test:
             continue
+        # a scene with too few distinct edits is given up
         drawn = _distinct_edits(rng, scene, PALETTES[split], edits, test)
         if len(drawn) == edits:
             seen.add(scene)
@@ -112,7 +114,7 @@ def _references(
 def _distinct_edits(
     rng: random.Random, scene: Scene, palette: Palette, count: int, test: bool
 ) -> list[Edit]:
-    """Return `count` edits with distinct results on the wanted side of the train/test hash, or fewer."""
+    """Return `count` edits with distinct results that are test scenes or not, or else fewer."""
     found: dict[Scene, Edit] = {}
     for _ in range(TRIES * count):
         edit = random_edit(rng, scene, palette)
@@ -153,6 +155,7 @@ def write_scenes(
     Returns:
         {split: number of pictures in its gallery}.
     """
+    # reference scenes by split
     counts = {split: test_references or references for split in SPLITS}
     counts["train"] = references
     if min(counts.values()) < 1 or not 1 <= edits <= MAX_EDITS or size < 24 or size % 12:
@@ -171,6 +174,7 @@ def write_scenes(
         texts += [f"records.{split}.jsonl", f"gallery.{split}.txt"]
     pictures = [f"images/{image}.png" for image, _ in images]
 
+    # write texts, then pictures
     with written(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with writing(folder, "scenes", texts, overwrite, unread=pictures):
@@ -193,6 +197,7 @@ def _draw_all(
     for start in range(0, len(images), PICTURES_PER_JOB):
         jobs.append((str(folder), images[start : start + PICTURES_PER_JOB], seed, size))
     done = 0
+    # results come in order, so that progress only grows
     with ProcessPoolExecutor() as pool:
         for count in pool.map(_draw, jobs):
             done += count
@@ -204,6 +209,7 @@ def _draw(job: tuple[str, list[tuple[str, Scene]], int, int]) -> int:
     """Draw the pictures of one job; return their number."""
     folder, images, seed, size = job
     for image, scene in images:
+        # a seed of its own: a picture does not depend on the others
         picture = render(scene, random.Random(f"{seed}/{image}"), size)
         picture.save(f"{folder}/{image}.png", compress_level=1)
     return len(images)

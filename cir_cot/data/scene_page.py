@@ -27,6 +27,7 @@ def draw_page(folder: Path, splits: Sequence[str] = ("iid", "novel")) -> Image.I
     width = 2 * SIDE + TEXT + 5 * MARGIN
     height = SIDE + MARGIN
     size = (len(splits) * width - MARGIN, len(KINDS) * height + MARGIN)
+    # a column for each split, a row for each kind of edit
     page = Image.new("RGB", size, "white")
     for column, split in enumerate(splits):
         records = read_records(folder / f"records.{split}.jsonl")
@@ -46,6 +47,7 @@ def example(records: Sequence[Record], kind: str) -> Record:
     chosen = [record for record in records if record.source.endswith(f"/{kind}")]
     for record in chosen:
         cot = record.cot or NO_CHAIN
+        # a selector that means one object shows little
         several = kind == "add" or cot.reasoning.count(": yes") > 1
         if several and cot.caption.count(", ") in (2, 3):
             return record
@@ -68,6 +70,7 @@ def _draw_query(
     for name, section in sections.items():
         lines += textwrap.wrap(f"{name}: {section}", LINE_LENGTH, break_on_hyphens=False)
 
+    # the text of the query above the chain
     draw = ImageDraw.Draw(page)
     bold = ImageFont.load_default(13)
     plain = ImageFont.load_default(11)

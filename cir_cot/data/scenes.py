@@ -1,4 +1,4 @@
-"""Scenes of simple shapes, edits of them and their true chains: the rules of the procedural benchmark.
+"""Draw scenes of simple shapes, edits of them and their true chains: the procedural benchmark.
 
 A scene has up to nine objects on a 3 x 3 grid (after CSS of TIRG, arXiv 1812.07119). A query is a
 picture of a scene and an edit whose selector is partial: "remove cyan object" acts on every cyan
@@ -21,7 +21,7 @@ SLOTS = tuple(
     for row in ("top", "middle", "bottom")
     for column in ("left", "center", "right")
 )
-SIZES = ("small", "large")
+SIZES = ("small", "large")  # of an object
 COLOURS = {
     "gray": (87, 87, 87),
     "red": (244, 35, 35),
@@ -61,24 +61,14 @@ Pick = tuple[str | None, str | None, str | None, str | None]
 
 @dataclass(frozen=True)
 class Edit:
-    """Describe an edit as text, and what it does to a scene.
+    """Describe an edit as text, and what it does to a scene."""
 
-    Attributes:
-        kind: one of KINDS.
-        text: the modification, the text of a query.
-        result: the scene after the edit.
-        action: what happens to the selected objects, or the object that is added.
-        selector: what selects objects; "" for an addition.
-        meant: for each object of the reference scene, in reading order, whether the selector
-            selects it.
-    """
-
-    kind: str
-    text: str
-    result: Scene
-    action: str
-    selector: str = ""
-    meant: tuple[bool, ...] = ()
+    kind: str  # one of KINDS
+    text: str  # the modification of a query
+    result: Scene  # the scene after the edit
+    action: str  # what happens to the selected objects, or the object that is added
+    selector: str = ""  # what selects objects; "" for an addition
+    meant: tuple[bool, ...] = ()  # for each object in reading order, whether it is selected
 
 
 # ---- text
@@ -113,6 +103,7 @@ def is_test_scene(scene: Scene) -> bool:
 
 def random_scene(rng: random.Random, palette: Palette, least: int = 2, most: int = 5) -> Scene:
     """Draw a scene of `least` to `most` objects in colours that the palette allows."""
+    # which slots are filled
     slots = rng.sample(range(len(SLOTS)), rng.randint(least, most))
     scene: list[Object | None] = [None] * len(SLOTS)
     for slot in slots:
@@ -128,6 +119,7 @@ def _random_object(rng: random.Random, palette: Palette) -> Object:
 
 def random_pick(rng: random.Random, scene: Scene) -> Pick:
     """Draw a selector: a random non-empty subset of the attributes of an object of the scene."""
+    # the object whose attributes are named
     objects = {slot: thing for slot, thing in enumerate(scene) if thing}
     chosen = rng.choice(list(objects))
     size, colour, shape = objects[chosen]
@@ -168,6 +160,7 @@ def random_edit(
         palette.
     """
     kind = kind or rng.choices(KINDS, KIND_WEIGHTS)[0]
+    # an addition selects nothing
     if kind == "add":
         return _random_addition(rng, scene, palette)
 
@@ -214,6 +207,7 @@ def _within(palette: Palette, scene: Scene) -> bool:
 
 def _random_addition(rng: random.Random, scene: Scene, palette: Palette) -> Edit | None:
     """Draw an edit that adds an object to an empty slot."""
+    # a scene has an empty slot, because it has at most five objects
     slot = rng.choice([slot for slot, thing in enumerate(scene) if thing is None])
     thing = _random_object(rng, palette)
     result = (*scene[:slot], thing, *scene[slot + 1 :])
@@ -225,7 +219,7 @@ def _random_addition(rng: random.Random, scene: Scene, palette: Palette) -> Edit
 
 
 def chain(scene: Scene, edit: Edit) -> Cot:
-    """Return the true chain of an edit: the scene, what the edit selects and does, the target scene."""
+    """Return the true chain of an edit: the scene, what the edit selects and does, the result."""
     return Cot(
         caption=scene_text(scene), reasoning=notes(scene, edit), conclusion=scene_text(edit.result)
     )
@@ -238,7 +232,8 @@ def notes(scene: Scene, edit: Edit) -> str:
 
 
 def verdicts(scene: Scene, selector: str, meant: Sequence[bool]) -> list[str]:
-    """Return the selector and, for each object of a scene in reading order, whether it is selected."""
+    """Return the selector and, for each object in reading order, whether it is selected."""
+    # the selector comes first, so that it is resolved before the verdicts
     lines = [f"meant by: {selector}"]
     objects = [(slot, thing) for slot, thing in enumerate(scene) if thing]
     for (slot, thing), selected in zip(objects, meant, strict=True):
@@ -258,7 +253,8 @@ def render(scene: Scene, rng: random.Random, size: int = 84) -> Image.Image:
         size: width and height in pixels.
     """
     side = 2 * size  # before it is reduced
-    cell = side / GRID
+    cell = side / GRID  # of the grid, in pixels
+    # drawn at twice the size, so that edges are smooth
     background = tuple(rng.randint(*BACKGROUND) for _ in range(3))
     picture = Image.new("RGB", (side, side), background)
     draw = ImageDraw.Draw(picture)

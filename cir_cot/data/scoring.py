@@ -1,4 +1,6 @@
-"""Score rankings by the official protocol of a benchmark, the same for every command that reports a number.
+"""Score rankings by the official protocol of a benchmark.
+
+Every command that reports a number does it here.
 
 Each benchmark's rules are data of `Benchmark`: which images are the gallery, whether the reference
 is removed, at which k recall is computed. `rankings` checks the lists, `metrics` holds the
@@ -47,11 +49,14 @@ def score_rankings(
         {'R@10': 36.04, 'R@50': 58.65}
     """
     for record in benchmark.records:
+        # test splits have no published targets
         if not record.targets:
             raise InputError(
                 f"{label(benchmark)}: query {record.id!r} has no published target; use the test server"
             )
+    # the lists in the order of the records, checked
     lists = ranked_lists(benchmark, rankings)
+    # the two datasets with metrics of their own
     if benchmark.name == "circo":
         return circo_metrics(benchmark, lists)
     if benchmark.name == "cirr":
@@ -59,13 +64,14 @@ def score_rankings(
     if subset_rankings is not None:
         raise InputError(f"{benchmark.name} has no subsets; subset rankings belong to cirr")
     targets = [record.targets for record in benchmark.records]
+    # all others: recall of any target
     return {f"R@{k}": recall_at_k(lists, targets, k) for k in benchmark.ks}
 
 
 def cirr_metrics(
     benchmark: Benchmark, lists: Sequence[Sequence[str]], subset_rankings: Rankings | None
 ) -> Metrics:
-    """Return CIRR's R@k and, where the image sets are ranked, Rsub@1, 2, 3 and Avg = (R@5 + Rsub@1) / 2.
+    """Return CIRR's R@k and, if the image sets are ranked, Rsub@k and Avg = (R@5 + Rsub@1) / 2.
 
     Args:
         benchmark: CIRR, with graded labels where they are to be used.
@@ -73,10 +79,12 @@ def cirr_metrics(
         subset_rankings: rankings of the image sets; without them, `lists` are used if each holds
             its complete set.
     """
+    # over the gallery
     metrics = {f"R@{k}": _cirr_recall(benchmark, lists, k) for k in benchmark.ks}
     subsets = _ranked_subsets(benchmark, lists, subset_rankings)
     if subsets is None:
         return metrics
+    # over the image sets
     for k in (1, 2, 3):
         metrics[f"Rsub@{k}"] = _cirr_subset_recall(benchmark, subsets, k)
     metrics["Avg"] = (metrics["R@5"] + metrics["Rsub@1"]) / 2
@@ -84,7 +92,7 @@ def cirr_metrics(
 
 
 def _cirr_recall(benchmark: Benchmark, lists: Sequence[Sequence[str]], k: int) -> float:
-    """Return R@k of the one published target, or of the graded labels where the benchmark has them."""
+    """Return R@k of the published target, or of the graded labels if the benchmark has them."""
     if benchmark.weights is None:
         return recall_at_k(lists, [record.targets for record in benchmark.records], k)
     weights = [benchmark.weights[record.id] for record in benchmark.records]
@@ -103,10 +111,11 @@ def _cirr_subset_recall(benchmark: Benchmark, subsets: Sequence[Sequence[str]], 
 def _ranked_subsets(
     benchmark: Benchmark, lists: Sequence[Sequence[str]], subset_rankings: Rankings | None
 ) -> list[list[str]] | None:
-    """Return the ranking of each query's image set; None where neither file nor full lists have it."""
+    """Return the ranking of each query's image set; None if neither file nor full lists have it."""
     if subset_rankings is not None:
         return subset_lists(benchmark, subset_rankings)
     members = [subset_members(record) for record in benchmark.records]
+    # lists that were cut lack some members
     for some, ranking in zip(members, lists, strict=True):
         if not set(some) <= set(ranking):
             return None
@@ -114,10 +123,11 @@ def _ranked_subsets(
 
 
 def circo_metrics(benchmark: Benchmark, lists: Sequence[Sequence[str]]) -> Metrics:
-    """Return CIRCO's mAP@k over all targets, R@k of the first target alone, and mAP@10 by semantic aspect."""
+    """Return CIRCO's mAP@k of all targets, R@k of the first one, and mAP@10 by semantic aspect."""
     records = benchmark.records
     targets = [record.targets for record in records]
     first_targets = [wanted[:1] for wanted in targets]
+    # over all targets, then of the first one
     metrics: Metrics = {}
     for k in benchmark.ks:
         metrics[f"mAP@{k}"] = map_at_k(lists, targets, k)
@@ -141,11 +151,13 @@ def circo_metrics(benchmark: Benchmark, lists: Sequence[Sequence[str]]) -> Metri
 def mean_of_categories(
     metrics: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Mapping[str, float]]:
-    """Return {category: metrics} with "average": the unweighted mean over categories, as every paper reports it.
+    """Return {category: metrics} with "average", the unweighted mean over the categories.
 
-    Where R@10 and R@50 are the only metrics (FashionIQ), the average has their mean, "Avg", too.
+    This is the mean that papers report. Where R@10 and R@50 are the only metrics (FashionIQ), the
+    average has their mean, "Avg", too.
     """
     first = next(iter(metrics.values()))
+    # every category counts the same, whatever its number of queries
     average: dict[str, float] = {}
     for name in first:
         average[name] = sum(values[name] for values in metrics.values()) / len(metrics)
@@ -166,12 +178,14 @@ def rankings_file(path: str | Path, benchmark: Benchmark, alone: bool) -> Path:
         alone: whether it is the only benchmark that is scored; several need a folder.
     """
     folder = Path(path)
+    # one file for one benchmark
     if not folder.is_dir():
         if not alone:
             raise InputError(
                 f"{path} is no folder; without --category the rankings of all categories are a folder"
             )
         return folder
+    # a file for each in a folder
     stem = ".".join(filter(None, (benchmark.name, benchmark.category, benchmark.split)))
     for file in (folder / f"{stem}.json", folder / f"{stem}.json.gz"):
         if file.is_file():
@@ -182,7 +196,7 @@ def rankings_file(path: str | Path, benchmark: Benchmark, alone: bool) -> Path:
 def score_file(
     benchmark: Benchmark, file: str | Path, subset_file: str | Path | None = None
 ) -> dict[str, dict]:
-    """Return {"metrics", "protocol"} of a rankings file; the protocol counts the lists that are too short."""
+    """Return {"metrics", "protocol"} of a rankings file; the protocol counts its short lists."""
     rankings = read_rankings(file, benchmark)
     subsets = None
     if subset_file:

@@ -1,4 +1,4 @@
-"""Shoes (Guo et al. 2018): relative captions between pictures of shoes, one target a query."""
+"""Load Shoes (Guo et al. 2018): relative captions between pictures of shoes."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ KEYS = {"ImageName": str, "ReferenceImageName": str, "RelativeCaption": str}
 def shoes(
     root: str | Path, split: str, category: str | None = None, reference: str = "remove"
 ) -> list[Benchmark]:
-    """Load Shoes: the gallery is the split's list of names, the queries those with both images in it."""
+    """Load Shoes; its queries are those whose two images are in the split's list of names."""
     refuse_category("shoes", category)
     split = choose("split", SPLIT_NAMES.get(split, split), ("train", "eval"))
     choose("reference", reference, ("keep", "remove"))
@@ -55,6 +55,7 @@ def _read_queries(path: Path, listed: frozenset[str], split: str) -> list[Record
     for entry in read_entries(path, KEYS):
         target = entry["ImageName"]
         start = entry["ReferenceImageName"]
+        # the file holds the queries of all splits
         if target in listed and start in listed:
             query = str(len(records))
             text = entry["RelativeCaption"]

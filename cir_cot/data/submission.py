@@ -47,6 +47,7 @@ def write_submission(
         InputError: rankings that the server would refuse, or a file that would be replaced.
     """
     folder = Path(folder)
+    # what is written, before the folder is touched
     lists = ranked_lists(benchmark, rankings)
     if benchmark.name == "circo":
         contents = _circo_contents(benchmark, lists)
@@ -74,7 +75,7 @@ def _circo_contents(
 def _cirr_contents(
     benchmark: Benchmark, lists: list[list[str]], subset_rankings: Rankings | None
 ) -> dict[str, dict[str, object]]:
-    """Return {file name: content} of CIRR's two files: version, metric, and {query id: [image names]}."""
+    """Return {file name: content} of CIRR's two files: version, metric, and lists by query id."""
     subsets = cirr_subsets(benchmark, lists, subset_rankings)
     contents = {}
     for metric, some in {"recall": lists, "recall_subset": subsets}.items():
@@ -98,6 +99,7 @@ def cirr_subsets(
     """
     if rankings is not None:
         return subset_lists(benchmark, rankings)
+    # derive the rankings of the sets from the full lists
     subsets = [subset_members(record) for record in benchmark.records]
     for record, members, images in zip(benchmark.records, subsets, lists, strict=True):
         absent = set(members).difference(images)
@@ -110,8 +112,9 @@ def cirr_subsets(
 
 
 def cut(benchmark: Benchmark, lists: Sequence[Sequence[str]], kind: str) -> list[list[str]]:
-    """Return the first images of each list, as many as the server takes; InputError for a shorter list."""
+    """Return the first images of each list, as many as the server takes; refuse shorter lists."""
     length = LENGTHS[kind]
+    # the servers refuse short lists
     for record, images in zip(benchmark.records, lists, strict=True):
         if len(images) < length:
             raise InputError(

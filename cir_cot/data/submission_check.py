@@ -59,6 +59,7 @@ def check_submission(path: str | Path, root: str | Path) -> Submission:
         raise InputError(f"{path}: no such file")
     found = Submission()
     try:
+        # an unreadable file is a problem to report, not an error
         content = read_json(path)
     except InputError as error:
         found.problems.append(Problem("unreadable", str(error)))
@@ -104,6 +105,7 @@ def submission_report(file: str, root: str) -> dict:
     keys problem, count and examples.
     """
     found = check_submission(file, root)
+    # count all, show a few
     counts = Counter(problem.name for problem in found.problems)
     rows = []
     for name, count in counts.items():
@@ -139,10 +141,12 @@ def is_cirr(content: Mapping[str, object]) -> bool:
 def cirr_kind(content: Mapping[str, object]) -> str:
     """Return which of CIRR's two files it is: by its header, or by the length of its first list."""
     metric = content.get("metric")
+    # the header
     if isinstance(metric, str) and metric in CIRR_KINDS:
         return metric
     for value in content.values():
         if isinstance(value, list):
+            # the length
             return "recall_subset" if len(value) <= LENGTHS["recall_subset"] else "recall"
     return "recall_subset"
 
@@ -150,8 +154,10 @@ def cirr_kind(content: Mapping[str, object]) -> str:
 def circo_of(lists: Mapping[str, object], root: str | Path) -> Benchmark:
     """Return CIRCO's test split, or val where the file has exactly its queries."""
     (test,) = load_benchmark("circo", root, "test")
+    # test has 800 queries, val 220
     if len(lists) == len(test.records):
         return test
+    # another number of queries may be val, or a damaged test
     (val,) = load_benchmark("circo", root, "val")
     return val if set(lists) == {record.id for record in val.records} else test
 
@@ -163,18 +169,21 @@ def cirr_header_problems(content: Mapping[str, object], size: int) -> Iterator[P
     """Yield what is wrong with `version`, `metric` and the size of the file in bytes."""
     version = content.get("version")
     metric = content.get("metric")
+    # the two keys of the header
     if version != CIRR_VERSION:
         yield Problem("wrong_version", f"'version' is {shown(version)}, not {CIRR_VERSION!r}")
     if metric not in CIRR_KINDS:
         yield Problem(
             "wrong_metric", f"'metric' is {shown(metric)}, neither 'recall' nor 'recall_subset'"
         )
+    # the size
     if size > MAX_BYTES:
         yield Problem("too_big", f"{size} bytes; the server takes {MAX_BYTES}")
 
 
 def queries_problems(benchmark: Benchmark, lists: Mapping[str, object]) -> Iterator[Problem]:
     """Yield the queries that have no list, then the keys that are not query ids."""
+    # both ways: queries without a list, lists without a query
     ids = [record.id for record in benchmark.records]
     known = set(ids)
     for query in ids:

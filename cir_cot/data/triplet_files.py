@@ -1,4 +1,4 @@
-"""Write a folder dataset of triplets (picture, edit, pictures) from a folder of pictures and a CSV file about them."""
+"""Write a folder dataset of triplets from a folder of pictures and a CSV file about them."""
 
 import csv
 import hashlib
@@ -45,6 +45,7 @@ def write_triplets(
         chains: whether to write chains, too.
         overwrite: replace files that this function did not write, too.
     """
+    # what there is
     names = picture_ids(root / "images")
     described = read_descriptions(labels, names)
     splits = split(list(described), val)
@@ -53,7 +54,7 @@ def write_triplets(
     queries: dict[str, list[Record]] = {}
     for name, images in splits.items():
         some = {image: described[image] for image in images}
-        source = f"{root.name}/{name}"
+        source = f"{root.name}/{name}"  # of its records
         records = list(triplets(some, edits, random.Random(seed), chains, source))
         if images and not records:
             cure = "" if name == "train" else ", or --val 0"
@@ -64,6 +65,7 @@ def write_triplets(
         if records:
             queries[name] = records
 
+    # list all files before the first one is written
     files = []
     for name in queries:
         files += [f"records.{name}.jsonl", f"gallery.{name}.txt"]
@@ -86,12 +88,14 @@ def picture_ids(folder: Path) -> list[str]:
     """Return the ids of all images below a folder: their paths without the extension."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; put the pictures there, or a link to them")
+    # sorted, so that the same folder gives the same dataset
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
     if not names:
         raise InputError(
             f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read"
         )
+    # two files may differ in their extension only
     for one, other in pairwise(sorted(names)):
         if one == other:
             raise InputError(
@@ -117,6 +121,7 @@ def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, s
     _check_header(path, header)
     described: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], 2):
+        # blank lines
         if not any(row):
             continue
         where = f"{path}: row {number}"
@@ -147,6 +152,7 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 def _check_header(path: Path, header: list[str]) -> None:
     """Refuse a header other than `image` and distinct labels, or `image` and `caption`."""
+    # names of labels must be distinct, because they are keys
     distinct = len(set(header)) == len(header) and all(header)
     if header[:1] != ["image"] or len(header) < 2 or not distinct:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Make queries from described images: pairs of images whose labels or captions differ a little become an edit.
+"""Make queries from pairs of images whose labels or captions differ a little.
 
 Either every image has labels (columns of a CSV file), or every image has one caption. The text of a
 query states what differs; every image with exactly the wanted description is a target.
@@ -30,7 +30,7 @@ Values = tuple[tuple[str, str], ...]  # the same, hashable: equal for images tha
 
 
 class Edit(NamedTuple):
-    """Hold what leads from one description to another: the text of a query, and what stays the same."""
+    """Hold the difference of two descriptions: the text of a query, and what stays the same."""
 
     text: str
     kept: str
@@ -77,11 +77,12 @@ def triplets(
 def _edits_of(
     description: Description, index: Mapping[str, Sequence[Values]]
 ) -> list[tuple[Edit, Values]]:
-    """Return the edits that lead from a description to those that share most with it, best first."""
+    """Return the edits from a description to those that share most with it, best first."""
     shared: Counter[Values] = Counter()
     for feature in features(description):
         shared.update(index[feature])
     found = []
+    # an image with the same description is no target of an edit
     own = tuple(description.items())
     for values, _ in shared.most_common(MAX_COMPARED):
         edit = None if values == own else edit_between(description, dict(values))
@@ -91,7 +92,7 @@ def _edits_of(
 
 
 def features(description: Description) -> list[str]:
-    """Return what two images can share, each once: labels with their values, or a caption's words."""
+    """Return what two images can share: labels with their values, or a caption's words."""
     if CAPTION in description:
         return list(dict.fromkeys(description[CAPTION].lower().split()))
     return [f"{name} {value}" for name, value in description.items()]
@@ -102,10 +103,12 @@ def edit_between(old: Description, new: Description) -> Edit | None:
 
     None where too much differs, or where one has labels that the other lacks.
     """
+    # a label that only one of them has is unknown for the other
     if old.keys() != new.keys():
         return None
     if CAPTION in old:
         return edit_of_captions(old[CAPTION], new[CAPTION])
+    # labels: name what changes, keep the rest
     changed = [name for name in old if old[name] != new[name]]
     if not 1 <= len(changed) <= MAX_LABELS_CHANGED:
         return None
@@ -115,17 +118,19 @@ def edit_between(old: Description, new: Description) -> Edit | None:
 
 
 def edit_of_captions(old: str, new: str) -> Edit | None:
-    """Return the edit between two captions by the words that differ, or None where too much differs.
+    """Return the edit between two captions by the words that differ; None if too many do.
 
     Example:
         >>> edit_of_captions("a red shirt with buttons", "a blue shirt with buttons").text
         'blue instead of red'
     """
+    # captions: align their words
     before = old.lower().rstrip(".").split()
     after = new.lower().rstrip(".").split()
     matcher = SequenceMatcher(None, before, after, autojunk=False)
     parts = []
     kept = []
+    # each run of words that differs is one part of the edit
     for kind, start, end, new_start, new_end in matcher.get_opcodes():
         words = " ".join(before[start:end])
         removed = LEADING_CONJUNCTION.sub("", words)

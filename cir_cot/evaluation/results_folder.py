@@ -1,4 +1,4 @@
-"""Write folders of results so that a measurement replaces files of earlier measurements and nobody else's.
+"""Write folders of results so that a measurement replaces files of measurements only.
 
 `cir_cot.ownership` keeps the list of the files. Two things are added here: what an earlier
 measurement left is removed before a new one writes, and folders of earlier versions, which have no
@@ -24,7 +24,7 @@ MAX_LINE = 2**22  # bytes of a chain file's first line
 def check_results_folder(
     folder: str | Path, names: Collection[str], overwrite: bool = False
 ) -> None:
-    """Refuse to replace files of a folder that no measurement wrote; call it before hours of work, too."""
+    """Refuse to replace files that no measurement wrote; to be called before long work."""
     check_replaceable(Path(folder), COMMAND, names, overwrite, is_of_an_earlier_version)
 
 
@@ -49,7 +49,7 @@ def writing_results(
 
 
 def is_of_an_earlier_version(path: Path) -> bool:
-    """Return whether a file was written by a measurement before folders of results had a list of files."""
+    """Return whether a measurement wrote a file before folders of results had a manifest."""
     try:
         results = read_json(path.parent / RESULTS)
         if not isinstance(results, dict):
