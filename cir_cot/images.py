@@ -7,7 +7,6 @@ What is guaranteed:
 - an image is either complete and of a shape that every model takes, or refused.
 """
 
-import hashlib
 import io
 import stat
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
+from .digests import digest_bytes
 from .errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of files that are looked for
@@ -107,7 +107,7 @@ class ImageStore:
         """Return a digest of what `load` decodes: the file's bytes, and the box if there is one."""
         # the same file has another fingerprint with another box
         content = self._read(self.path(image_id)) + repr(self.boxes.get(image_id, "")).encode()
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digest_bytes(content)
 
     def _names(self, image_id: str) -> list[str]:
         """Return the relative paths that an id may have."""

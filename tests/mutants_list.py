@@ -1284,8 +1284,8 @@ MUTANTS = [
     # ---- cir_cot/models/feature_cache.py
     (
         "cir_cot/models/feature_cache.py",
-        'content_key(b"text " + text.encode())',
-        "content_key(text.encode())",
+        'digest_bytes(b"text " + text.encode())',
+        "digest_bytes(text.encode())",
         ["tests/models/test_feature_cache.py"],
         "a text and a file of the same bytes share an entry",
     ),

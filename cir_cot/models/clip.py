@@ -6,7 +6,6 @@ tokenised as plain text. A special token in it could otherwise end the text earl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
+from cir_cot.digests import new_digest
 from cir_cot.errors import InputError
 from cir_cot.retriever import SETTINGS_FILE, read_settings
 
@@ -160,7 +160,7 @@ class ClipEncoder(nn.Module):
 
     def identity(self) -> str:
         """Return a digest of everything that determines a feature: weights and their type, preprocessing, tokenizer."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = new_digest()
         # Every weight, as bytes in the order of names.
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -11,7 +11,6 @@ computed again. One process at a time fills a cache; any number of processes rea
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ from PIL.Image import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from cir_cot.digests import DIGEST_BYTES, digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.files import write_bytes_atomic
 from cir_cot.storage import locked
@@ -31,16 +31,10 @@ from cir_cot.storage import locked
 if TYPE_CHECKING:
     from cir_cot.images import ImageStore
 
-KEY_BYTES = 16
 SHARD = 4096  # vectors of a file, the most that a crash loses
 NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # a file that a cache wrote
 
 logger = logging.getLogger(__name__)
-
-
-def content_key(content: bytes) -> str:
-    """Return the digest of content, in hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=KEY_BYTES).hexdigest()
 
 
 class FeatureCache:
@@ -117,8 +111,8 @@ class FeatureCache:
                 "Check the encoder's checkpoint"
             )
         packed = bytearray(bytes.fromhex("".join(keys)))
-        digests = torch.frombuffer(packed, dtype=torch.uint8).view(-1, KEY_BYTES)  # (R, 16)
-        name = f"{content_key(''.join(keys).encode())}.safetensors"
+        digests = torch.frombuffer(packed, dtype=torch.uint8).view(-1, DIGEST_BYTES)  # (R, 16)
+        name = f"{digest_bytes(''.join(keys).encode())}.safetensors"
         content = save({"keys": digests, "vectors": vectors}, {"digest": _digest(digests, vectors)})
         write_bytes_atomic(self.folder / name, content)
         self.files.add(name)
@@ -157,13 +151,13 @@ class FeatureCache:
 
 
 def _digest(keys: Tensor, vectors: Tensor) -> str:
-    return content_key(keys.numpy().tobytes() + vectors.numpy().tobytes())
+    return digest_bytes(keys.numpy().tobytes() + vectors.numpy().tobytes())
 
 
 def _shaped(keys: Tensor, vectors: Tensor) -> bool:
     """Tell whether keys are (R, 16) bytes and vectors (R, D) float32, which their digest does not cover."""
     typed = keys.dtype == torch.uint8 and vectors.dtype == torch.float32
-    return typed and vectors.ndim == 2 and keys.shape == (len(vectors), KEY_BYTES)
+    return typed and vectors.ndim == 2 and keys.shape == (len(vectors), DIGEST_BYTES)
 
 
 class Vectors(dict[str, Tensor]):
@@ -192,6 +186,6 @@ def text_vectors(
 ) -> Vectors:
     """Return the vectors of texts, from the cache or by `encode`."""
     texts = list(dict.fromkeys(texts))
-    keys = [content_key(b"text " + text.encode()) for text in texts]
+    keys = [digest_bytes(b"text " + text.encode()) for text in texts]
     cache.fill(keys, lambda rows: encode([texts[row] for row in rows]))
     return Vectors(zip(texts, cache.get(keys), strict=True))

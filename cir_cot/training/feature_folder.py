@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cir_cot.digests import digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.files import read_json, write_bytes_atomic, write_text_atomic
 from cir_cot.storage import locked
@@ -115,4 +116,4 @@ def _digest(value: Tensor) -> str:
     """Return a digest of features: of their values, type and shape."""
     content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     header = f"{value.dtype} {tuple(value.shape)} ".encode()
-    return hashlib.blake2b(header + content, digest_size=16).hexdigest()
+    return digest_bytes(header + content)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cir_cot.digests import new_digest
 from cir_cot.errors import InputError
 from cir_cot.models.backbone import Backbone
 from cir_cot.records import Record
@@ -175,7 +176,7 @@ class VisionCache:
 
 def tower_identity(tower: nn.Module, processor: Any, precision: str) -> dict[str, str]:
     """Return what decides a picture's features: weights, processor settings and precision."""
-    weights = hashlib.blake2b(digest_size=16)
+    weights = new_digest()
     for name, value in sorted(tower.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

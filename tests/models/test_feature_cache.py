@@ -10,9 +10,10 @@ from PIL import Image
 from recorded_os import recorded_os
 from safetensors.torch import save_file
 
+from cir_cot.digests import digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
-from cir_cot.models.feature_cache import FeatureCache, content_key, picture_vectors, text_vectors
+from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
 from cir_cot.storage import locked
 
 
@@ -149,7 +150,7 @@ MISSHAPEN = (
 def test_a_file_of_other_shapes_is_computed_again(tmp_path, store, content, caplog):
     encode(tmp_path / "cache", store, ["p3"])
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
-    digest = content_key(b"".join(value.numpy().tobytes() for value in content.values()))
+    digest = digest_bytes(b"".join(value.numpy().tobytes() for value in content.values()))
     save_file(content, file, {"digest": digest})
     assert encode(tmp_path / "cache", store, ["p3"])[1] == 1
     assert "truncated or altered" in caplog.text
@@ -218,6 +219,6 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_key_is_a_digest_that_caches_of_other_versions_share():
-    assert content_key(b"") == "cae66941d9efbd404e4d88758ea67670"  # BLAKE2b of 128 bits
-    assert content_key(b"a") == "27c35e6e9373877f29e562464e46497e"
-    assert content_key(b"text a") != content_key(b"a")
+    assert digest_bytes(b"") == "cae66941d9efbd404e4d88758ea67670"  # BLAKE2b of 128 bits
+    assert digest_bytes(b"a") == "27c35e6e9373877f29e562464e46497e"
+    assert digest_bytes(b"text a") != digest_bytes(b"a")
