@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils._pytree import tree_leaves
 
 from cir_cot.cli import run
-from cir_cot.heads.cot import ChainCollator
+from cir_cot.heads.chain_collator import ChainCollator
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer
 from cir_cot.profiling.counters import write_ratios

@@ -21,6 +21,7 @@ ALIKE = 0.999
 # Side in pixels of the images that a fingerprint encodes.
 SIDE = 224
 
+# Version of retriever.json.
 FORMAT = 1
 SETTINGS_FILE = "retriever.json"
 HEAD_FILE = "head.safetensors"
@@ -76,6 +77,7 @@ def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutp
     for part in parts:
         embeddings.append(part.embeddings.float().cpu())
         explanations += part.explanations
+        # A batch without flags has nothing to report.
         flags += part.flags or [""] * len(part.explanations)
         routing += part.routing
     return QueryOutput(torch.cat(embeddings), explanations, flags, routing)
@@ -166,7 +168,9 @@ _READINGS = (
     Reading("image_only", baseline=True),
     Reading("text_only", baseline=True),
 )
+# By name, in the order in which commands list them.
 READINGS = {reading.name: reading for reading in _READINGS}
+# What a ChainReader offers.
 CHAIN_READINGS = tuple(reading.name for reading in _READINGS if reading.by_head)
 
 
@@ -216,6 +220,7 @@ def read_settings(folder: str | Path) -> dict:
 
 def fingerprint(retriever: Retriever) -> np.ndarray:
     """Return the embeddings (3, D) of three synthetic images, which tell one retriever from another."""
+    # Random cells, enlarged without smoothing: no rounding of an interpolation changes the pixels.
     colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     images = []
     for cells in colours:
@@ -227,12 +232,14 @@ def fingerprint(retriever: Retriever) -> np.ndarray:
 
 def check_fingerprint(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:
     """Raise InputError if a stored fingerprint (3, D) is not the retriever's; `where` names what stores it."""
+    # In float64: the comparison itself must not round.
     theirs = np.array(stored, dtype=np.float64)
     ours = fingerprint(retriever).astype(np.float64)
     if theirs.shape == ours.shape:
         cosine = (theirs * ours).sum(axis=1).min()
         difference = f"cosine {cosine:.3f}"
     else:
+        # Another width cannot be the same retriever.
         cosine = -1.0
         difference = f"{theirs.shape[1]} and {ours.shape[1]} numbers"
     if not cosine >= ALIKE:  # a NaN is refused, too
@@ -245,9 +252,11 @@ def check_fingerprint(stored: Sequence[Sequence[float]], retriever: Retriever, w
 @contextmanager
 def inference(retriever: Retriever) -> Iterator[None]:
     """Turn off gradients and dropout; afterwards each module is back in its mode, training or not."""
+    # Any other retriever has no modes to switch.
     modes: dict[torch.nn.Module, bool] = {}
     if isinstance(retriever, torch.nn.Module):
         modes = {module: module.training for module in retriever.modules()}
+    # Set the flag itself: `eval` of a module may be overridden.
     for module in modes:
         module.training = False
     try:

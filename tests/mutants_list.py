@@ -674,7 +674,7 @@ MUTANTS = [
         "padding is on the other side",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/chain_collator.py",
         "random.Random(row.draw).random() < self.chain_dropout",
         "random.Random(row.draw).random() > self.chain_dropout",
         [
@@ -683,7 +683,7 @@ MUTANTS = [
         "chains are dropped the other way round",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/chain_collator.py",
         "labels[torch.tensor([chain is None for chain in chains])] = IGNORE",
         "pass",
         [
@@ -706,7 +706,7 @@ MUTANTS = [
         "a record without target is an IndexError",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/chain_collator.py",
         '            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),',
         '            "ids": torch.tensor([image_hash(row.record.targets[-1]) for row in rows]),',
         ["tests/training/test_trainer.py::test_training_shows_the_first_target_and_masks_by_it"],

@@ -28,12 +28,14 @@ def chain_metrics(
         `valid`: all sections, in order, nothing forced. `exact_<section>`: as annotated but for white space; a chain
         that does not parse has no exact section.
     """
+    # None for a text that is no valid chain.
     chains = {record.id: text_to_cot(explanations[record.id]) for record in records}
     metrics: dict[str, float | int] = {
         "chains": len(records),
         "valid": percent(chain is not None and not flags[name] for name, chain in chains.items()),
         "missing_token": percent(is_truncated(flags[record.id]) for record in records),
     }
+    # Sections against the annotation.
     annotated = {record.id: record.cot for record in records if record.cot is not None}
     if annotated:
         metrics["annotated"] = len(annotated)
@@ -88,6 +90,7 @@ def swap_chains(
                 lent[record.id] = donor
                 break
         else:
+            # No suitable donor: the experiment is not possible.
             return None
     return lent
 
@@ -95,6 +98,7 @@ def swap_chains(
 def differs(donor: Record, record: Record, own: Cot | None) -> bool:
     """Tell whether a donor's chain leads elsewhere than the record's own chain and targets."""
     assert donor.cot is not None
+    # Neither the same targets nor the same conclusion.
     apart = not set(donor.targets) & set(record.targets)
     return apart and (own is None or donor.cot.conclusion != own.conclusion)
 
@@ -154,6 +158,7 @@ def _mixed(full: Rankings, fast: Rankings, written: AbstractSet[str]) -> dict[st
 
 def calibrated(curve: Sequence[dict], metric: str, tolerance: float = 0.0) -> dict:
     """Return the cheapest point of a curve whose `metric` is within `tolerance` of the best."""
+    # The best value of the metric, then the cheapest point near it.
     best = max(point["metrics"][metric] for point in curve)
     good = [point for point in curve if point["metrics"][metric] >= best - tolerance]
     return min(good, key=lambda point: point["tokens"])

@@ -19,6 +19,7 @@ from cir_cot.errors import InputError
 from cir_cot.records import Record
 from cir_cot.retriever import CHAIN_READINGS, READINGS, ChainReader, QueryOutput, Retriever
 
+# Of the image that stands in for the reference of `text_only`.
 GREY = (127, 127, 127)
 Pictures = Sequence[Image.Image]
 Encode = Callable[[Sequence[Record], Pictures], QueryOutput]
@@ -34,11 +35,13 @@ def record_encoder(retriever: Retriever, reading: str | None) -> Encode:
         encode = record_encoder(retriever, "oracle")
         output = encode(benchmark.records, images)
     """
+    # Readings of queries alone.
     if reading is None or reading in CHAIN_READINGS:
         encode = query_encoder(retriever, reading)
         return lambda records, pictures: encode(pictures, modification_texts(records))
     if reading not in READINGS:
         raise InputError(f"unknown reading {reading!r}; choose from {', '.join(READINGS)}")
+    # Baselines of any retriever, and the reading that needs annotated records.
     if reading == "image_only":
         return partial(encode_image_only, retriever)
     if reading == "text_only":
@@ -68,6 +71,7 @@ def query_stream(
     encode = query_encoder(retriever, reading)
     if isinstance(retriever, ChainReader):
         return partial(retriever.stream, reading=reading)
+    # A retriever without chains has a single, complete output.
     return lambda pictures, texts: iter([encode(pictures, texts)])
 
 
@@ -86,6 +90,7 @@ def encode_oracle(
     """Encode queries with their annotated chains: an upper bound, for the annotator may have seen the target."""
     chains = []
     for record in records:
+        # A mean over the annotated records alone would be another number.
         if record.cot is None:
             raise InputError(
                 f"record {record.id!r} has no chain; the oracle reading needs one for each (--chains FILE)"
@@ -106,6 +111,7 @@ def encode_text_only(
     retriever: Retriever, records: Sequence[Record], pictures: Pictures
 ) -> QueryOutput:
     """Encode the texts with grey images of the references' sizes: the baseline that ignores the image."""
+    # The size stays, so that the model reads as many visual tokens.
     grey = [Image.new("RGB", picture.size, GREY) for picture in pictures]
     return retriever.encode_query(grey, modification_texts(records))
 

@@ -166,9 +166,11 @@ def save_retriever(head: Head, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # From here until the end the folder counts as unfinished.
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
     # Weights.
     head.backbone.save(folder)
+    # safetensors stores contiguous tensors only.
     own = {name: value.contiguous() for name, value in own_weights(head).items()}
     safetensors.torch.save_file(own, folder / HEAD_FILE)
     # Metadata: "." stands for a complete backbone in the same folder.
@@ -210,6 +212,7 @@ def load_head_weights(head: Head, folder: str | Path, without: tuple[str, ...] =
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         raise InputError(f"{path}: missing; give the folder that training wrote")
+    # Both sides must have the same names, but for those that stay as they are.
     stored = _unless_prefixed(load_tensors(path), without)
     own = _unless_prefixed(own_weights(head), without)
     if odd := sorted(stored.keys() ^ own.keys()):
@@ -219,6 +222,7 @@ def load_head_weights(head: Head, folder: str | Path, without: tuple[str, ...] =
     for name, value in stored.items():
         # Older checkpoints store the temperature as a 0-d tensor.
         value = value.reshape(1) if value.dim() == 0 else value
+        # Copy in place: an optimizer may already hold the parameter.
         if value.shape != own[name].shape:
             raise InputError(
                 f"{path}: {name} is {tuple(value.shape)}, the head's is {tuple(own[name].shape)}"
@@ -233,6 +237,7 @@ def _unless_prefixed(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -
 
 def model_card(metadata: dict) -> str:
     """Return the README.md of a saved retriever; `metadata` is the content of its retriever.json."""
+    # The settings stand in the same table as the rest.
     shown = {**metadata, **metadata["settings"]}
     del shown["settings"]
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())
@@ -261,4 +266,5 @@ scores = query.embeddings @ retriever.encode_target(gallery).T
 
 def image_hash(image: str) -> int:
     """Return a 63-bit number for an image id, the same in every process and version."""
+    # Python's own hash differs between processes; 63 bits fit torch's int64.
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

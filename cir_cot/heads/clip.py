@@ -90,7 +90,7 @@ class ClipRetriever(Head):
         super().__init__()
         self.backbone = backbone
         self.base = base
-        self.temperature = temperature
+        self.temperature = temperature  # fixed, so no parameter
         self.dim = backbone.dim
         # Feature vectors of all training texts, where rows hold feature vectors.
         self.texts: Mapping[str, Tensor] | None = None
@@ -111,7 +111,7 @@ class ClipRetriever(Head):
     ) -> HeadOutput:
         """Encode a batch of images and texts, or of their cached features; `labels` are for heads with chains."""
         text = query["text"] if "text" in query else self.backbone.texts(query)  # (B, D)
-        combined = self.combine(self._image(query), text)
+        combined = self.combine(self._image(query), text)  # features (B, D)
         return HeadOutput(
             query=_unit(combined.features),
             target=None if target is None else _unit(self._image(target)),
@@ -141,8 +141,10 @@ class ClipRetriever(Head):
         """Encode B composed queries, with the explanations of `explain`."""
         outputs = []
         for rows in self.batches(len(images)):
+            # Features (B, D) of both.
             image = self.backbone.images(self.backbone.inputs.pictures(images[rows]))
             text = self.backbone.texts(self.backbone.inputs.texts(texts[rows]))
+            # Combine, describe and normalise them.
             combined = self.combine(image, text)
             explanations, routing = self.explain(combined)
             vectors = _unit(combined.features).cpu()
@@ -161,6 +163,7 @@ class ClipRetriever(Head):
         place = pick_device(device)  # an unknown device is refused before weights are read
         settings = dict(metadata["settings"])
         frozen = metadata.get("frozen", False)  # older folders lack the entry
+        # A frozen encoder is not in the folder, which only names it.
         base = metadata["backbone"] if frozen else str(folder)
         encoder = load_clip(base, settings.pop("pad_ratio", None), dtype, frozen)
         with loading(f"{Path(folder) / SETTINGS_FILE}: no such head can be built"):

@@ -10,10 +10,9 @@ chains you supply: edited by a person, or annotated (the oracle reading, an uppe
 a result).
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Unpack, cast
+from typing import Unpack
 
 import torch
 from PIL.Image import Image
@@ -29,56 +28,10 @@ from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
 from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, concatenate_outputs
 
-from .base import HeadOutput, TrainingRow, image_hash
+from .base import HeadOutput
+from .chain_collator import ChainCollator
 from .decoding import DecodingState, Grammar, decode
 from .qwen import QwenHead, Readout
-
-
-class ChainCollator:
-    """Collate rows for the chain retriever: query and target inputs, labels (B, T), ids (B,).
-
-    With probability `chain_dropout`, decided by the row's own `draw`, a row has no chain: the retrieval token follows
-    the prompt at once and nothing is supervised, because a token that the fast reading forces teaches no text.
-
-    `targets` encodes target images, by default as prompts of the same model. Targets that are feature vectors stay
-    vectors.
-    """
-
-    def __init__(
-        self,
-        encoder: ChatEncoder,
-        chain_dropout: float = 0.0,
-        targets: Callable[[Sequence[Image]], dict[str, Tensor]] | None = None,
-    ):
-        self.encoder = encoder
-        self.chain_dropout = chain_dropout
-        self.targets = targets or encoder.target
-
-    def __call__(self, rows: Sequence[TrainingRow]) -> dict:
-        chains = [self._kept_chain(row) for row in rows]
-        # Answers: the chain with the retrieval token, or the token alone.
-        texts = [cot_to_text(chain) for chain in chains if chain]
-        written = iter(self.encoder.answer_token_ids(texts))
-        answers = [next(written) if chain else [self.encoder.ret_id] for chain in chains]
-        # Queries: reference image, modification text, answer.
-        references = cast(list[Image], [row.reference for row in rows])
-        query, labels = self.encoder.query(references, [row.record.text for row in rows], answers)
-        labels[torch.tensor([chain is None for chain in chains])] = IGNORE
-        return {
-            "query": query,
-            "target": self._collate_targets([row.target for row in rows]),
-            "labels": labels,
-            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
-        }
-
-    def _kept_chain(self, row: TrainingRow) -> Cot | None:
-        dropped = random.Random(row.draw).random() < self.chain_dropout
-        return None if dropped else row.record.cot
-
-    def _collate_targets(self, targets: Sequence[Image | Tensor]) -> dict[str, Tensor]:
-        if torch.is_tensor(targets[0]):
-            return {"vectors": torch.stack(cast(list[Tensor], targets))}  # (B, D)
-        return self.targets(cast(list[Image], targets))
 
 
 class CotRetriever(QwenHead):
@@ -86,7 +39,7 @@ class CotRetriever(QwenHead):
 
     Args:
         backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
-        chain_dropout: of ChainCollator.
+        chain_dropout: probability that a training row has no chain, see ChainCollator.
         max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
             is closed and the row flagged.
         threshold: `stop_confidence` from which the adaptive reading generates no chain; `cir-cot calibrate` finds one.
@@ -94,10 +47,12 @@ class CotRetriever(QwenHead):
         readout: further arguments of QwenHead.
 
     Example:
+        head = CotRetriever(load_backbone("Qwen/Qwen2.5-VL-3B-Instruct"), "Qwen/Qwen2.5-VL-3B-Instruct")
         output = head.encode_query([image], ["the same, but red"], "short")
     """
 
     kind = "cot"
+    # Part of the ChainReader protocol, with `reading`, which a caller may change.
     readings = CHAIN_READINGS
 
     def __init__(
@@ -119,6 +74,7 @@ class CotRetriever(QwenHead):
                     f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}"
                 )
         super().__init__(backbone, base, **readout)
+        # Settings.
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
         if max_new_tokens < 1:
@@ -130,6 +86,7 @@ class CotRetriever(QwenHead):
         self.chain_dropout = chain_dropout
         self.max_new_tokens = max_new_tokens
         self.threshold = float(threshold)
+        # The reading of `encode_query` where none is asked for.
         self.reading = "full"
 
     def settings(self) -> dict:
@@ -156,6 +113,7 @@ class CotRetriever(QwenHead):
         """Embed target images, or their feature vectors -> (B, D) unit."""
         if self.foreign is None:
             return self.read(inputs)
+        # Cached features of the foreign encoder, or images to encode with it.
         vectors = inputs["vectors"] if "vectors" in inputs else self.foreign.images(inputs)
         return functional.normalize(vectors.float(), dim=-1)
 
@@ -178,6 +136,7 @@ class CotRetriever(QwenHead):
 
     def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of the chains; logits exist at the S supervised positions only: (S, V)."""
+        # The state at each position predicts the token after it.
         wanted = labels[:, 1:]  # (B, T - 1)
         at = wanted != IGNORE  # (B, T - 1)
         vocabulary = self.backbone.config.get_text_config().vocab_size
@@ -204,6 +163,7 @@ class CotRetriever(QwenHead):
         reading = self._checked_reading(reading)
         outputs = []
         for rows in self.batches(len(images)):
+            # Without a chain there is nothing to decode: one forward pass.
             if reading == "fast":
                 outputs.append(self._encode(images[rows], texts[rows], [""] * len(images[rows])))
             else:
@@ -291,9 +251,11 @@ class CotRetriever(QwenHead):
         The adaptive reading generates a chain where it is below `self.threshold`.
         """
         encoder = self.encoder("left")
+        # The alternative to the retrieval token is the first token of a chain.
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
         found = [torch.zeros(0)]
         for rows in self.batches(len(images)):
+            # Prompts without an answer: the last state decides.
             inputs, _ = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))
             hidden = self.backbone(self._to_device(inputs))[:, -1]  # (B, H)
             found.append(self._stop_confidence(hidden, start).cpu())

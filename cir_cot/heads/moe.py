@@ -48,6 +48,7 @@ class MoeRetriever(ClipRetriever):
         temperature: float = 0.01,
     ):
         super().__init__(backbone, base, temperature)
+        # Check the settings.
         for value, known in ((combiner, COMBINERS), (routing, ROUTINGS)):
             if value not in known:
                 raise InputError(
@@ -55,6 +56,7 @@ class MoeRetriever(ClipRetriever):
                 )
         if not 1 <= top_k <= experts:
             raise InputError(f"top_k {top_k}: a row passes 1 to {experts} of {experts} experts")
+        # Keep them for `settings`; `combiner` is the name of the module.
         self.name = combiner
         self.experts = experts
         self.top_k = top_k
@@ -65,6 +67,7 @@ class MoeRetriever(ClipRetriever):
             raise InputError(
                 f"projection {self.projection} does not split into {ATTENTION_HEADS} attention heads"
             )
+        # Build the Combiner.
         sizes = (self.dim, self.projection, self.hidden)
         self.combiner: DenseCombiner | MoeCombiner
         if combiner == "dense":
@@ -85,7 +88,8 @@ class MoeRetriever(ClipRetriever):
 
     def combine(self, image: Tensor, text: Tensor) -> Combination:
         """Combine features (B, d); in training the result has the losses of a learned router and its loads."""
-        features, weight, route = self.combiner(image, text)
+        # A route of None is the dense Combiner's.
+        features, weight, route = self.combiner(image, text)  # (B, d), (B, 1 or d)
         combined = Combination(features, text_weight=weight.mean(dim=1))
         combined.stats["text_weight"] = weight.mean()
         if route is None:
@@ -111,10 +115,12 @@ class MoeRetriever(ClipRetriever):
         weights = [f"text weight {value:.2f}" for value in combined.text_weight.tolist()]
         if combined.shares is None:
             return weights, []
+        # One text and one dict of shares a row.
         explanations = []
         routing = []
         for row, weight in zip(combined.shares.tolist(), weights, strict=True):
             shares = {f"expert {number}": share for number, share in enumerate(row)}
+            # Experts with a share of 0 were not chosen.
             ordered = sorted(
                 ((share, name) for name, share in shares.items() if share), reverse=True
             )

@@ -31,6 +31,7 @@ class Choice(NamedTuple):
         Alone, the pull is smallest where the features of all rows are equal, and then the choice carries no
         information.
         """
+        # The smooth maximum of all cosines.
         push = torch.logsumexp(SHARPNESS * self.scores, dim=1).mean() / SHARPNESS
         return pool_pull(self.feature, keys, self.chosen) + push
 
@@ -38,6 +39,7 @@ class Choice(NamedTuple):
         """Name each row's prompts with their scores, best first."""
         texts = []
         for scores, chosen in zip(self.scores.tolist(), self.chosen.tolist(), strict=True):
+            # Ascending by the negative score: best first, then by number.
             best = sorted([(-scores[prompt], prompt) for prompt in chosen])
             texts.append(", ".join(f"{names[prompt]} ({-score:.2f})" for score, prompt in best))
         return texts

@@ -113,6 +113,7 @@ class PromptPoolRetriever(QwenHead):
         labels: Tensor | None = None,
     ) -> HeadOutput:
         """Encode a batch; aux `pull` is the mean of both sides, stats are the loads of the prompts by the queries."""
+        # Both sides go through the same weights.
         encoded = {"query": self.choose_and_read(query, "query")}
         if target is not None:
             encoded["target"] = self.choose_and_read(target, "target")

@@ -62,11 +62,13 @@ class QwenHead(Head):
             raise InputError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")
         if not COLDEST <= temperature <= WARMEST:
             raise InputError(f"temperature {temperature} is outside {COLDEST} .. {WARMEST}")
+        # Settings.
         self.backbone = backbone
         self.base = base
         self.readout = readout
         self.projection = projection
         self.learn_temperature = learn_temperature
+        # Trained parameters: the projection and the temperature.
         self.dim = projection or backbone.hidden_size
         self.project = (
             nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
@@ -87,6 +89,7 @@ class QwenHead(Head):
 
     def temperature(self) -> Tensor:
         """Return the temperature of InfoNCE, clamped to its bounds; a scalar."""
+        # Training its logarithm keeps it positive.
         return self.log_temperature.squeeze().exp().clamp(COLDEST, WARMEST)
 
     def read(
@@ -133,7 +136,7 @@ class QwenHead(Head):
         backbone = load_backbone(folder if base == "." else base, frozen=frozen, **options)
         if base != "." and not frozen:
             backbone.load_adapter(folder, trainable)
-        # Build the head around it.
+        # Build the head around it. Settings of the caller win.
         stored = dict(metadata["settings"])
         anew = settings.get("target_encoder") not in (None, stored.get("target_encoder"))
         if anew:
@@ -149,6 +152,7 @@ class QwenHead(Head):
         encoder = ChatEncoder(self.backbone.processor, self.backbone.ret_id)
         with loading(f"{folder}: the image processor cannot be used"):
             encoder.target([Image.new("RGB", (56, 56))])
+        # With another projection the width is meant to differ.
         same_space = self.projection == metadata["settings"].get("projection")
         if self.dim != metadata["dim"] and same_space:
             raise InputError(
