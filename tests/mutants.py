@@ -112,7 +112,9 @@ def copy_tree(root: Path, copy: Path) -> Path:
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
     for name in PACKAGED:
         if (copy / name).is_dir():
-            (copy / "cir_cot" / name).symlink_to(Path("..") / name)
+            scripts = copy / "cir_cot" / "scripts"
+            scripts.mkdir(parents=True, exist_ok=True)
+            (scripts / name).symlink_to(Path("..") / ".." / name)
     return copy
 
 
