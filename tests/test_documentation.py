@@ -110,7 +110,10 @@ def documented_arguments(docstring: str) -> list[str]:
 
 
 def unknown_arguments(tree: ast.AST) -> list[str]:
-    """Return `line: name` of each described argument that the function, or the class's `__init__`, does not have."""
+    """Return `line: name` of each described argument that does not exist in the code, or has no type there.
+
+    A class describes the arguments of its `__init__`; a dataclass, which has none, its fields.
+    """
     unknown = []
     for node in ast.walk(tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -119,13 +122,14 @@ def unknown_arguments(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.ClassDef):
             inits = [part for part in node.body if getattr(part, "name", None) == "__init__"]
             if not inits:
-                continue  # a dataclass describes its fields
+                continue
             function = inits[0]
         given = function.args
-        names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-        names += [one.arg for one in (given.vararg, given.kwarg) if one]
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+        arguments += [one for one in (given.vararg, given.kwarg) if one]
+        typed = [one.arg for one in arguments if one.annotation]
         for name in documented_arguments(ast.get_docstring(node) or ""):
-            if name.lstrip("*") not in names:
+            if name.lstrip("*") not in typed:
                 unknown.append(f"{node.lineno}: {name}")
     return unknown
 
@@ -136,5 +140,14 @@ def test_docstrings_describe_arguments_that_exist(path):
 
 
 def test_a_described_argument_that_does_not_exist_is_noticed():
-    source = 'def f(a, *, b):\n    """Do.\n\n    Args:\n        a: one.\n        c: two.\n    """\n'
-    assert unknown_arguments(ast.parse(source)) == ["1: c"]
+    lines = [
+        '"""Do.',
+        "",
+        "    Args:",
+        "        a: one.",
+        "        b: two.",
+        "        c: three.",
+        '    """',
+    ]
+    source = "def f(a: int, *, b):\n    " + "\n".join(lines)
+    assert unknown_arguments(ast.parse(source)) == ["1: b", "1: c"]

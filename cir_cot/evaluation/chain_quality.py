@@ -116,7 +116,8 @@ def adaptive_curve(
     Args:
         benchmark: the queries and their protocol.
         stop_confidence: `CotRetriever.stop_confidence` by query.
-        full, fast: (rankings, subset rankings or None) of the queries, read with and without chains.
+        full: (rankings, subset rankings or None) of the queries, read with chains.
+        fast: The same, read without chains.
         tokens: length of each query's chain.
         steps: most thresholds between both ends; they are quantiles of the confidences.
 

@@ -1,6 +1,7 @@
 """Retrieval methods, one file each, that implement the protocol of `cir_cot.retriever`."""
 
 from pathlib import Path
+from typing import Any
 
 from cir_cot.errors import InputError
 from cir_cot.retriever import Retriever, read_settings
@@ -19,7 +20,7 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def load_retriever(folder: str | Path, **options) -> Retriever:
+def load_retriever(folder: str | Path, **options: Any) -> Retriever:
     """Load a trained retriever for inference.
 
     Args:

@@ -56,8 +56,10 @@ class SparseMoe(nn.Module):
     """Mixture of E experts, Linear + GELU + Dropout (W -> H), of which each row passes K.
 
     Args:
-        width, hidden: W and H.
-        experts, top_k: E and K.
+        width: W, dimensions of a row.
+        hidden: H, output dimensions of an expert.
+        experts: E, number of experts.
+        top_k: K, experts that a row passes.
         improved: adds a shared expert that every row passes, and routes in float32.
         routing: "learned", or "random" as a control.
     """

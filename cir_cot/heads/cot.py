@@ -38,7 +38,8 @@ class CotRetriever(QwenHead):
     """Chain-of-thought head around a Qwen-VL.
 
     Args:
-        backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
+        backbone: the Qwen-VL.
+        base: the checkpoint that it was loaded from.
         chain_dropout: probability that a training row has no chain, see ChainCollator.
         max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
             is closed and the row flagged.

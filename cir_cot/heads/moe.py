@@ -25,11 +25,14 @@ class MoeRetriever(ClipRetriever):
     """Combiner on frozen CLIP features; embeddings are (B, D), float32 and unit.
 
     Args:
-        backbone, base: both towers of a CLIP, and the checkpoint that they were loaded from.
+        backbone: both towers of a CLIP.
+        base: the checkpoint that they were loaded from.
         combiner: one of COMBINERS.
-        experts, top_k: E, and K of a row.
+        experts: E, number of experts.
+        top_k: K, experts that a row passes.
         routing: "learned", or "random" as a control.
-        projection, hidden: P and H, by default CLIP4Cir's 4d and 8d.
+        projection: P, by default CLIP4Cir's 4d.
+        hidden: H, by default CLIP4Cir's 8d.
         temperature: fixed temperature of InfoNCE.
     """
 

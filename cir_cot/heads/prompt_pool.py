@@ -34,7 +34,8 @@ class PromptPoolRetriever(QwenHead):
     """Prompt-pool head around a Qwen-VL; without pool and Connector it is a plain one-pass encoder.
 
     Args:
-        backbone, base: the Qwen-VL, and the checkpoint that it was loaded from.
+        backbone: the Qwen-VL.
+        base: the checkpoint that it was loaded from.
         pool: number of prompts (M), 0 for no pool.
         length: tokens of a prompt (L).
         top: prompts that a row takes (K).

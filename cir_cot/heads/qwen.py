@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self, TypedDict, cast
+from typing import Any, Self, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -117,7 +117,7 @@ class QwenHead(Head):
 
     @classmethod
     def resume(
-        cls, folder: str | Path, metadata: dict, trainable: bool, settings: dict, **options
+        cls, folder: str | Path, metadata: dict, trainable: bool, settings: dict, **options: Any
     ) -> Self:
         """Rebuild a saved head on the CPU, to train it further or to use it.
 
@@ -166,7 +166,7 @@ class QwenHead(Head):
         metadata: dict,
         device: str | None = None,
         dtype: str = "float32",
-        **options,
+        **options: Any,
     ) -> Self:
         """Load a saved folder for inference; `options` (attn, quantization, pixels) go to `load_backbone`."""
         place = pick_device(device)  # an unknown device is refused before weights are read
