@@ -1,8 +1,8 @@
-"""An annotation job against static batches: makespan over the ideal, overhead of the client, peak memory.
+"""Measure an annotation job beside static batches: makespan over the ideal, overhead of the client, peak memory.
 
 A server in a process of its own answers at once, then after log-normal latencies. Ours is the job as `cir-cot annotate`
-runs it; the peer asks the same teacher the same questions for so many rows at a time and waits for the slowest of them,
-as annotation scripts do. Ideal is the sum of all latencies over the number in flight.
+runs it. The peer asks the same teacher the same questions in batches of rows, and waits for the slowest row of each
+batch, as annotation scripts do. The ideal is the sum of all latencies, divided by the number of requests in flight.
 """
 
 import argparse
@@ -32,37 +32,17 @@ from cir_cot.data import load_benchmark
 from cir_cot.files import write_text_atomic
 from cir_cot.provenance import package_versions
 
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES, WIDTH, HEIGHT = 16, 96, 128  # stand-ins: so many pictures under all the names
+SERVER = Path(__file__).resolve().parent / "teacher_server.py"
+# Synthetic pictures: 16 files, each under many names.
+PICTURES = 16
+WIDTH = 96
+HEIGHT = 128
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print one table and write it as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="annotate.py",
-        description="The annotation job beside static batches",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="FashionIQ's captions and image_splits",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument(
-        "--rows", type=int, default=None, help="the first so many of the 18,000 train queries"
-    )
-    parser.add_argument(
-        "--overhead-rows", type=int, default=None, help="rows at zero latency (default: as --rows)"
-    )
-    parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--median", type=float, default=0.2, help="of the latencies, seconds")
-    parser.add_argument(
-        "--sigma", type=float, default=0.67, help="of their logarithm: mean 1.25 medians"
-    )
-    args = parser.parse_args(argv)
+    args = parse(argv)
+    # Zero latency shows the client's own cost; latencies show how it fills the time.
     with tempfile.TemporaryDirectory() as folder:
         root = stand_in(args.root, Path(folder))
         at_once = overhead(root, args.overhead_rows or args.rows, args.concurrency)
@@ -88,12 +68,29 @@ def main(argv: Sequence[str]) -> None:
         write_text_atomic(args.json, json.dumps(report, indent=1) + "\n")
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
+    about = "The annotation job beside static batches"
+    parser = argparse.ArgumentParser(prog="annotate.py", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    root = "FashionIQ's captions and image_splits"
+    add("--root", type=Path, required=True, metavar="DIR", help=root)
+    add("--json", type=Path, metavar="FILE", help="write the numbers here")
+    add("--rows", type=int, help="number of train queries, the first ones (default: all 18,000)")
+    add("--overhead-rows", type=int, help="rows at zero latency (default: as --rows)")
+    add("--concurrency", type=int, default=64)
+    add("--median", type=float, default=0.2, help="of the latencies, seconds")
+    add("--sigma", type=float, default=0.67, help="of their logarithm: mean 1.25 medians")
+    return parser.parse_args(argv)
+
+
 def stand_in(annotations: Path, folder: Path) -> Path:
-    """FashionIQ with its real annotation files and stand-in pictures, hard links to a few files."""
+    """Lay out FashionIQ with its real annotation files and synthetic pictures -> the folder."""
     rng = np.random.default_rng(0)
     for name in ("captions", "image_splits"):
         (folder / name).symlink_to((annotations / name).resolve())
     (folder / "images").mkdir()
+    # Draw a few pictures, and link each under many names.
     sources = []
     for number in range(PICTURES):
         sources.append(folder / f"{number}.jpg")
@@ -111,15 +108,8 @@ def stand_in(annotations: Path, folder: Path) -> Path:
 
 @contextmanager
 def server(median: float, sigma: float) -> Iterator[tuple[str, dict]]:
-    """A server in another process -> (its address, what it counted, once it has ended)."""
-    argv = [
-        sys.executable,
-        str(ROOT / "tests" / "servers.py"),
-        "--median",
-        str(median),
-        "--sigma",
-        str(sigma),
-    ]
+    """Start a server in another process -> its address, and its counts once the context has ended."""
+    argv = [sys.executable, str(SERVER), "--median", str(median), "--sigma", str(sigma)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         counted: dict = {}
         yield process.stdout.readline().strip(), counted
@@ -128,59 +118,43 @@ def server(median: float, sigma: float) -> Iterator[tuple[str, dict]]:
 
 
 def overhead(root: Path, rows: int | None, concurrency: int) -> dict:
-    """The command at zero latency, for a tenth of the rows and for all: calls a second, CPU a call, peak memory."""
+    """Run the command at zero latency, for a tenth of the rows and for all -> its cost by number of rows."""
     found = {}
     total = rows or sum(len(part.records) for part in load_benchmark("fashioniq", root, "train"))
     for count in (total // 10, total):
-        out = root / f"zero.{count}.jsonl"
         with server(0.0, 1.0) as (url, _):
-            argv = [
-                "--benchmark",
-                "fashioniq",
-                "--root",
-                str(root),
-                "--split",
-                "train",
-                "--teacher",
-                "openai",
-            ]
-            argv += [
-                "--model",
-                "m",
-                "--base-url",
-                url,
-                "--out",
-                str(out),
-                "--limit",
-                str(count),
-                "--json",
-            ]
-            command = [
-                sys.executable,
-                "-m",
-                "cir_cot.cli",
-                "annotate",
-                *argv,
-                "--concurrency",
-                str(concurrency),
-            ]
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            summary = json.loads(child.stdout.read())
-            _, status, used = os.wait4(child.pid, 0)
-            assert status == 0, f"the job ended with {status}"
+            summary, used = run_command(root, url, count, concurrency)
         cpu = used.ru_utime + used.ru_stime
+        calls = summary["calls"]
         found[str(count)] = {
-            "calls": summary["calls"],
+            "calls": calls,
             "accepted": summary["accepted"],
-            "calls_per_second": round(summary["calls"] / summary["seconds"], 1),
-            "cpu_ms_per_call": round(1000 * cpu / summary["calls"], 3),
+            "calls_per_second": round(calls / summary["seconds"], 1),
+            "cpu_ms_per_call": round(1000 * cpu / calls, 3),
             "peak_memory_mb": round(used.ru_maxrss / 1024, 1),
         }
     return found
 
 
+def run_command(
+    root: Path, url: str, count: int, concurrency: int
+) -> tuple[dict, resource.struct_rusage]:
+    """Annotate `count` rows with `cir-cot annotate` -> its JSON summary, and what its process used."""
+    options = (
+        f"--benchmark fashioniq --split train --teacher openai --model m --base-url {url} --json"
+    )
+    options += f" --limit {count} --concurrency {concurrency}"
+    files = ["--root", str(root), "--out", str(root / f"zero.{count}.jsonl")]
+    command = [sys.executable, "-m", "cir_cot.cli", "annotate", *options.split(), *files]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    summary = json.loads(child.stdout.read())
+    _, status, used = os.wait4(child.pid, 0)
+    assert status == 0, f"the job ended with {status}"
+    return summary, used
+
+
 def timed(root: Path, args: argparse.Namespace, runner) -> dict:
-    """Makespan of a runner over all rows, beside the ideal of the latencies that it met."""
+    """Time a runner over all rows, beside the ideal for the latencies that it met."""
     tasks = load_tasks(root, args.rows)
     before = resource.getrusage(resource.RUSAGE_SELF)
     with server(args.median, args.sigma) as (url, counted):
@@ -192,6 +166,7 @@ def timed(root: Path, args: argparse.Namespace, runner) -> dict:
         seconds = time.perf_counter() - started
         job.close()
     after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     ideal = counted["latency"] / args.concurrency
     return {
         "rows": len(tasks),
@@ -201,14 +176,12 @@ def timed(root: Path, args: argparse.Namespace, runner) -> dict:
         "ideal_seconds": round(ideal, 2),
         "over_ideal": round(seconds / ideal, 3),
         "most_in_flight": counted["most"],
-        "cpu_seconds": round(
-            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2
-        ),
+        "cpu_seconds": round(cpu, 2),
     }
 
 
 def load_tasks(root: Path, rows: int | None) -> list[Task]:
-    """The train queries as tasks, as `cir-cot annotate` makes them."""
+    """Load the train queries as tasks, as `cir-cot annotate` does."""
     tasks = []
     for part in load_benchmark("fashioniq", root, "train"):
         store = part.images()
@@ -228,21 +201,17 @@ def load_tasks(root: Path, rows: int | None) -> list[Task]:
 async def run_ours(
     job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int
 ) -> None:
-    """The job as it is."""
+    """Run the job of the library."""
     await annotate_tasks(job, tasks, teacher, Plan(), concurrency, lambda: None)
 
 
 async def run_static(
     job: Job, tasks: Sequence[Task], teacher: OpenAITeacher, concurrency: int
 ) -> None:
-    """So many rows at a time; the next ones begin when the last of them is done."""
+    """Run batch by batch; a batch begins when the last row of the one before is finished."""
     for start in range(0, len(tasks), concurrency):
-        await asyncio.gather(
-            *(
-                annotate_row(job, task, teacher, Plan())
-                for task in tasks[start : start + concurrency]
-            )
-        )
+        batch = tasks[start : start + concurrency]
+        await asyncio.gather(*(annotate_row(job, task, teacher, Plan()) for task in batch))
     await teacher.close()
 
 

@@ -104,6 +104,20 @@ def imports_beside_the_library(tree: ast.AST, folder: str) -> Iterator[str]:
             yield f"{line}: a script imports the library only, not {target}"
 
 
+TEST_MODULES = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+
+
+def leans_on_tests(tree: ast.AST) -> Iterator[str]:
+    """Yield imports of test modules, and strings that name a file of tests/."""
+    for line, target in imported(tree, "benchmarks"):
+        if target.split(".")[0] in TEST_MODULES:
+            yield f"{line}: imports {target} of the tests"
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and (text == "tests" or text.startswith("tests/")):
+            yield f"{node.lineno}: names {text}"
+
+
 def prints_or_parses(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if (
@@ -193,6 +207,11 @@ def test_a_script_imports_the_library_only(path):
     assert broken(imports_beside_the_library, path, path.relative_to(ROOT).parts[0]) == []
 
 
+@pytest.mark.parametrize("path", python_files("benchmarks"), ids=name)
+def test_benchmarks_use_nothing_of_the_tests(path):
+    assert broken(leans_on_tests, path) == []
+
+
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name != "__init__.py"], ids=name)
 def test_no_script_is_named_like_a_module_that_anybody_imports(path):
     """`accelerate launch train/x.py` puts train/ first on sys.path."""
@@ -256,6 +275,8 @@ BANNED = {
         ("eval",),
     ),
     "script imports sibling": (imports_beside_the_library, "from . import sft", ("train",)),
+    "benchmark imports tests": (leans_on_tests, "from tiny_training import rows", ()),
+    "benchmark names tests": (leans_on_tests, 'path = root / "tests" / "fake_server.py"', ()),
     "script imports folder": (imports_beside_the_library, "import train.sft", ("eval",)),
     "print": (prints_or_parses, "print(1)", ()),
     "arguments": (prints_or_parses, "from argparse import ArgumentParser", ()),
