@@ -32,6 +32,7 @@ REPORT = 60.0  # seconds between two lines of progress where there is no termina
 def main(argv: Sequence[str]) -> int:
     """Annotate until all rows or the budget are done; 1 if a larger budget would allow more."""
     options = parse_arguments(argv)
+    # An estimate counts what is left and asks nobody.
     if options.estimate:
         left = remaining_tasks(options.out, options.tasks())
         facts = forecast(left, options.plan(), options.price, options.verify)
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(facts) if options.json else "\n".join(lines))
         return DONE
 
+    # Annotate, then print the counts of all processes once.
     job, stopped = options.run(show_progress)
     if job.out == options.out:  # of several processes, the first one
         print(json.dumps(job.summary()) if options.json else f"{job.out}: {job.status_line()}")
@@ -117,6 +119,7 @@ def show_progress(job: Job) -> Iterator[Callable[[], None]]:
             printed = now
             print(f"{done} of {job.total} rows, {counts}", file=sys.stderr, flush=True)
 
+    # The last update shows the final counts.
     with bar:
         yield update
         update()

@@ -1,4 +1,4 @@
-"""Check a dataset and its chains: schema, pictures, effective gallery, leaks, filters; exit 1 on errors."""
+"""Check a dataset and its chains: schema, pictures, gallery, leaks, filters; exit 1 on errors."""
 
 import argparse
 import json
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         # A page that somebody else wrote is not replaced without --overwrite.
         with writing(page.parent, "check", [page.name], args.overwrite):
             write_text_atomic(page, chain_report.page(report, records, stores))
+    # Warnings alone are no failure: official data has them, too.
     print(json.dumps(report, ensure_ascii=False) if args.json else text(report))
     return 1 if report["errors"] else 0
 

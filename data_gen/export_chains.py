@@ -1,4 +1,4 @@
-"""Export chains for other trainers: a parquet folder, LLaVA or ShareGPT conversations, with a card."""
+"""Export chains for other trainers: parquet, LLaVA or ShareGPT conversations, with a card."""
 
 import argparse
 import json
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     facts = {"benchmark": args.benchmark, "split": args.split, "left_out": counts}
     file = write_export(args.out, args.format, kept, paths, facts)
 
+    # Name the reasons, with a few examples of each.
     result = {"file": str(file), "format": args.format, "chains": len(kept), "left_out": counts}
     if args.json:
         print(json.dumps(result))

@@ -77,13 +77,16 @@ def annotate(
         (benchmark,) = load_benchmark("cirr", "data/cirr_dataset", "train")
         result = annotate(benchmark.records[:8], benchmark.images(), teacher, "chains.jsonl")
     """
+    # Everything that decides a chain is part of the rows' keys.
     plan = plan or Plan()
     verifier = plan.verifier.model if plan.verifier else None
     facts = {"temperature": teacher.temperature} | dict(settings or {})
     facts |= job_settings(teacher.model, plan, verifier)
+    # A missing target would only show after other rows are paid for.
     if plan.see_target or plan.verifier:
         check_targets(records)
     tasks = make_tasks([(record, images) for record in records], facts)
+    # The job goes on where an earlier call with the same keys stopped.
     job = Job(Path(out), facts, teacher.budget)
     stopped = run_job(job, Path(out), tasks, lambda: (teacher, plan), concurrency)
     return JobResult(job.summary(), stopped)
@@ -187,11 +190,13 @@ async def annotate_tasks(
     Returns:
         Why it stopped early; "" if it did not.
     """
+    # Workers share one iterator: each takes the next row when it is free.
     rows = iter(tasks)
     spent = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(sync_regularly(job, tell))
+            # A worker for each row in progress; the keeper runs beside them.
             count = min(concurrency, len(tasks))
             workers = [
                 group.create_task(annotate_rows(job, rows, teacher, plan, spent))
@@ -203,6 +208,7 @@ async def annotate_tasks(
         # The first error is the cause: the others are workers that it cancelled.
         raise errors.exceptions[0] from errors
     finally:
+        # A teacher that verifies its own conclusions is closed once.
         await teacher.close()
         if plan.verifier and plan.verifier is not teacher:
             await plan.verifier.close()
@@ -217,6 +223,7 @@ async def annotate_rows(
         try:
             await annotate_row(job, task, teacher, plan)
         except BudgetSpent:
+            # The other workers finish their rows and stop.
             spent.set()
         if spent.is_set():
             return
@@ -226,6 +233,7 @@ async def sync_regularly(job: Job, tell: Callable[[], None]) -> None:
     """Force finished rows to the disk and report progress, until cancelled."""
     while True:
         await asyncio.sleep(SYNC)
+        # Forcing to the disk takes time: no row waits for it.
         await asyncio.to_thread(job.sync)
         tell()
 

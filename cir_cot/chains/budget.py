@@ -43,6 +43,7 @@ class Budget:
 
     def fits(self, prompt: int, completion: int, others: Sequence[tuple[int, int]] = ()) -> bool:
         """Tell whether a call fits into what is left beside the running calls `others`."""
+        # The worst case: every running call uses all that it may.
         prompt += self.prompt_tokens + sum(row[0] for row in others)
         completion += self.completion_tokens + sum(row[1] for row in others)
         return (

@@ -40,6 +40,7 @@ DESCRIPTIONS = {  # of each form's rows
     "reads them; chains are tagged text.",
 }
 
+# The card: the header, then what a reader of the dataset must know.
 CARD = """---
 {header}
 ---
@@ -93,6 +94,7 @@ def card(form: str, file: str, split: str, records: Sequence[Record], facts: Map
         records: the exported records.
         facts: "benchmark", "split" and "left_out" ({reason: count}).
     """
+    # The header that the hub reads.
     header = {
         "pretty_name": f"Chains of thought for {facts['benchmark']} {facts['split']}",
         "license": "other",
@@ -103,6 +105,7 @@ def card(form: str, file: str, split: str, records: Sequence[Record], facts: Map
         "size_categories": [size_category(len(records))],
         "configs": [{"config_name": "default", "data_files": [{"split": split, "path": file}]}],
     }
+    # The sections that people read.
     left = facts["left_out"]
     return CARD.format(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
@@ -120,6 +123,7 @@ def card(form: str, file: str, split: str, records: Sequence[Record], facts: Map
 
 def size_category(count: int) -> str:
     """Return the hub's name for a dataset of `count` rows."""
+    # SIZES is in ascending order.
     for most, name in SIZES.items():
         if count < most:
             return name
@@ -128,6 +132,7 @@ def size_category(count: int) -> str:
 
 def filter_rows(left: Mapping[str, int]) -> str:
     """Compose the table of filters, with how many records each left out."""
+    # Filters that left nothing out are listed, too.
     descriptions = {one.name: one.description for one in FILTERS} | OTHER_REASONS
     rows = [f"| {name} | {what} | {left.get(name, 0)} |" for name, what in descriptions.items()]
     return "\n".join(rows)
@@ -135,5 +140,6 @@ def filter_rows(left: Mapping[str, int]) -> str:
 
 def indented(value: object) -> str:
     """Return JSON as a block of Markdown in which nothing is markup."""
+    # Four spaces make a code block.
     lines = json.dumps(value, indent=1, ensure_ascii=False).splitlines()
     return "\n".join("    " + line for line in lines)

@@ -46,6 +46,7 @@ def check(
     Example:
         report, records, stores = check("cirr", "data/cirr_dataset", "val")
     """
+    # A mistyped file name must not look like a file without chains.
     for path in chains or ():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file of chains")
@@ -88,6 +89,7 @@ def summary(name: str, split: str, found: Iterable[Finding], notes: list[str], p
     for check, some in found:
         cases.setdefault(check, []).extend(some)
 
+    # Sort the findings; a check without cases is left out, a filter never is.
     errors = []
     warnings = []
     filters = []
@@ -123,12 +125,14 @@ def check_chains(
     Returns:
         The records with their chains, and the findings.
     """
+    # Chains of the files replace the records' own.
     records = [record for benchmark in benchmarks for record in benchmark.records]
     try:
         for path in paths:
             records = attach_chains(records, path)
     except InputError as error:
         return records, [("chain_schema", [str(error)])]
+    # A dataset without chains has nothing more to check.
     chained = [record for record in records if record.cot]
     if not chained and not paths:
         return records, []

@@ -49,6 +49,7 @@ async def write_chain(
     Raises:
         Unanswered: no chain passes the filters.
     """
+    # The target is for the verifier; the teacher sees it only where the plan says so.
     draft = Draft(record, reference, target if plan.see_target else None)
     try:
         for repair in range(plan.repairs + 1):
@@ -97,24 +98,28 @@ class Draft:
 
     async def ask(self, teacher: Teacher, turns: Sequence[Turn], kind: str) -> Answer:
         """Ask one question, with the complaint about its last answer if there is one."""
+        # A complaint continues the conversation: the refused answer, then what is wrong.
         turns = list(turns)
         if self.complaint:
             refused, problem = self.complaint
             turns.append(("assistant", [refused or "-"]))
             turns.append(("user", [retry_prompt(problem)]))
+        # Only the joint answer is JSON.
         schema = SCHEMA if kind == "joint" else None
         answer = await teacher.ask(turns, MAX_TOKENS[kind], schema)
         self.tries += answer.tries
         self.raw = answer.text
-        self.complaint = None
+        self.complaint = None  # a complaint is made once
         return bounded(answer, kind)
 
     async def ask_in_stages(self, teacher: Teacher) -> None:
         """Ask for the missing sections, one call each, then filter the complete chain."""
         for part in PARTS[len(self.parts) :]:
+            # Each question repeats the conversation so far.
             turns = stage_turns(self.record.text, self.parts, self.reference, self.seen)
             answer = await self.ask(teacher, turns, part)
             self.parts[part] = strip_wrapping(answer.text, part)
+            # Later sections would build on half an answer.
             if not answer.whole:
                 self.problem = truncated(part)
                 return
@@ -150,6 +155,7 @@ class Draft:
         """Set `problem` to the first filter that the chain fails, and why."""
         self.record = replace(self.record, cot=Cot(**self.parts))
         self.problem = ""
+        # The first problem is enough to ask again.
         for one in FILTERS:
             if what := one.problem(self.record):
                 self.problem = shorten(f"{one.name}: {what}")
@@ -165,6 +171,7 @@ class Draft:
 
     def restart(self, stages: str) -> None:
         """Drop the section at fault and those after it; keep the complaint for the next try."""
+        # A joint answer is written again completely.
         if stages == "joint":
             kept: Sequence[str] = ()
             refused = self.raw
@@ -172,6 +179,7 @@ class Draft:
             fault = PARTS.index(part_at_fault(self.problem))
             kept = PARTS[:fault]
             refused = self.parts[PARTS[fault]]
+        # A long answer is sent back in part only.
         self.complaint = (refused[: LETTERS * MAX_TOKENS["joint"]], self.problem)
         self.problem = ""
         self.parts = {part: self.parts[part] for part in kept}
@@ -242,6 +250,7 @@ async def verify(verifier: Teacher, record: Record, reference: Picture, target: 
         Unanswered: the answer holds no score, or more than one.
     """
     assert record.cot is not None, f"record {record.id!r} has no chain to verify"
+    # The verifier sees both pictures, and the conclusion without the reasoning.
     question = prompts.score_prompt(record.text, record.cot.conclusion)
     turns: list[Turn] = [("user", [reference, target, question])]
     answer = bounded(await verifier.ask(turns, MAX_TOKENS["score"]), "score")

@@ -41,9 +41,11 @@ def sift(
     Returns:
         The records to export, and {reason: descriptions of the records left out}.
     """
+    # Find duplicates first: a record is compared with all earlier ones.
     repeated = {}
     for record, first in duplicates([record for record in records if record.cot]):
         repeated[id(record)] = first
+    # Keep a record unless there is a reason not to.
     kept = []
     left: dict[str, list[str]] = {}
     for record in records:
@@ -104,6 +106,7 @@ def sharegpt(records: Sequence[Record], paths: Callable[[str], str]) -> list[dic
 
 def turns(record: Record) -> list[dict[str, str]]:
     """Return the prompt of training with its picture, and the chain as tagged text."""
+    # Trainers replace <image> with the picture.
     asked = {"from": "human", "value": "<image>\n" + query_prompt(record.text)}
     return [asked, {"from": "gpt", "value": cot_to_text(chain(record))}]
 
@@ -151,6 +154,7 @@ def write_export(
     Raises:
         InputError: no record is left, or the folder holds something.
     """
+    # A split's name is part of file names, and of the hub's configuration.
     folder = Path(folder)
     split = re.sub(r"\W", "_", facts["split"])
     file = FORMS[form].format(split=split)
@@ -158,6 +162,7 @@ def write_export(
         raise InputError(
             f"{folder}: no chain is left to export; left out are {dict(facts['left_out'])}"
         )
+    # An export never mixes with other files.
     with written(folder):
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; name a new folder")
@@ -183,6 +188,7 @@ def write_parquet(path: Path, content: list[dict]) -> None:
     # Takes seconds to import, and is absent where only models run.
     from datasets import Dataset, Features, List, Value
 
+    # The columns of `dataset_rows`, whatever the rows hold.
     text = Value("string")
     types: dict[str, object] = {}
     for column in ("id", "reference", "text", "source", "teacher", "reference_image"):
@@ -191,5 +197,6 @@ def write_parquet(path: Path, content: list[dict]) -> None:
         types[column] = List(text)
     types["cot"] = dict.fromkeys(PARTS, text)
     features = Features({name: types[name] for name in content[0]})
+    # A full disk leaves no half of a file.
     with replacing(path) as temporary:
         Dataset.from_list(content, features=features).to_parquet(temporary)

@@ -22,10 +22,13 @@ LOOPS = 3  # ... said 3 times in a row
 NGRAM = 6  # ours: 6 words ...
 OCCURRENCES = 3  # ... that stand at 3 places
 CONFIDENCE = 0.7  # the verifier's confidence must be above it
+# Tags of the chat template, special tokens, control characters.
 TAGS = re.compile(
     r"</?(?:caption|reasoning|conclusion)>|<ret>|<\|[^|<>]*\|>|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
+# Words for the target picture.
 TARGET = re.compile(r"\b(?:target|second|2nd)\s+(?:image|picture|photo(?:graph)?)\b", re.IGNORECASE)
+# Phrases of a model that declines.
 REFUSAL = re.compile(
     r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi (?:cannot|can't|can not|am not able)\b|\bi apologi[sz]e\b",
     re.IGNORECASE,
@@ -93,9 +96,11 @@ def length(record: Record) -> str:
 def repetition(record: Record) -> str:
     """Find a section that repeats itself: a loop, or a long phrase at several places."""
     for part in PARTS:
+        # Punctuation does not interrupt a repetition.
         words = re.findall(r"\w+", getattr(chain(record), part).lower())
         if loop := loop_in(words):
             return f"the {part} says {loop!r} {LOOPS} times in a row"
+        # A long phrase that returns, not necessarily in a row.
         starts = range(len(words) - NGRAM + 1)
         phrases = Counter(tuple(words[start : start + NGRAM]) for start in starts)
         for phrase, count in phrases.most_common(1):
@@ -138,6 +143,7 @@ def verifier(record: Record) -> str:
     confidence = (record.teacher or {}).get("confidence")
     if confidence is None:
         return ""
+    # JSON's true is a number for Python.
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)):
         return f"the verifier's confidence is {confidence!r}, no number"
     if confidence > CONFIDENCE:
@@ -160,6 +166,7 @@ class Filter:
     problem: Callable[[Record], str]
 
 
+# In the order in which annotation applies them.
 FILTERS = [
     Filter("blank", "A section without text.", blank),
     Filter(
@@ -200,6 +207,7 @@ def duplicates(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     for record in records:
         conclusion = normalised(chain(record).conclusion)
         key = (record.reference, normalised(record.text), conclusion)
+        # The first one stays, later ones are duplicates.
         if key in first:
             found.append((record, first[key]))
         first.setdefault(key, record)

@@ -38,6 +38,7 @@ def forecast(
         for turns in conversations(task.record.text, picture, plan):
             prompt_tokens += estimate_prompt_tokens(turns)
             picture_bytes += len(picture.url) * times_sent(turns)
+        # The verifier sees two pictures; its question is short.
         if verified:
             prompt_tokens += 2 * picture.pixels // TOKEN**2
 
@@ -53,6 +54,7 @@ def forecast(
         "completion_tokens": completion_tokens,
         "picture_bytes": int(picture_bytes * scale),
     }
+    # Without prices there is no cost to forecast.
     if prices:
         cost = Budget(prices=prices).cost(all_prompt_tokens, completion_tokens)
         return facts | {"cost": round(cost, 2)}
@@ -64,6 +66,7 @@ def conversations(text: str, picture: Picture, plan: Plan) -> list[list[Turn]]:
     seen = picture if plan.see_target else None  # the target has about the same size
     if plan.stages == "joint":
         return [joint_turns(text, picture, seen)]
+    # A stage's prompt holds the sections before it.
     prompts = []
     written: dict[str, str] = {}
     for part, letters in LETTERS.items():

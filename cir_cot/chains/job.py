@@ -51,6 +51,7 @@ class Task:
 
 def content_key(settings: Mapping, record: Record) -> str:
     """Hash a job's settings and a row: the same question to the same teacher has the same key."""
+    # Pictures count by name; the chain that a record may have does not.
     asked = [record.source, record.id, record.reference, record.text, record.targets]
     return hashlib.sha256(json.dumps([settings, asked], sort_keys=True).encode()).hexdigest()[:32]
 
@@ -93,18 +94,21 @@ class Job:
         self.out = out
         self.budget = budget
         self.started = time.monotonic()
+        # The quarantine and the summary stand beside the output.
         self.quarantine_path = out.with_name(f"{out.name}.{FILES[0]}")
         self.summary_path = out.with_name(f"{out.name}.{FILES[1]}")
-        self.accepted = 0
-        self.quarantined = 0
-        self.repaired = 0
-        self.total = 0
+        self.accepted = 0  # rows with a chain
+        self.quarantined = 0  # rows that ended without one
+        self.repaired = 0  # accepted rows that were asked for more than once
+        self.total = 0  # rows of the job
         self.seconds = 0.0  # of earlier runs
         self.closed = False
+        # The lock comes first: another process may be writing these files.
         self.lock = lock(out.with_name(f"{out.name}.lock"), out, settings)
         try:
             self.journal = Journal(out, chain_of)
             self.quarantine_journal = Journal(self.quarantine_path, name_of)
+            # A summary without rows belongs to files that somebody removed.
             used = self.journal.size() or self.quarantine_journal.size()
             if self.summary_path.exists() and used:
                 self.add_previous_run(self.summary_path)
@@ -116,8 +120,10 @@ class Job:
         """Add what another run of this job has used, as its summary says."""
         summary = read_json(path)
         counts = [summary.get(key, -1) for key in COUNTS] if isinstance(summary, dict) else [-1]
+        # Booleans, NaN and huge numbers are no counts.
         if not all(type(count) in (int, float) and 0 <= count <= MOST for count in counts):
             raise InputError(f"{path}: no summary of a job; remove it to count from zero")
+        # Earlier runs count against the budget, too.
         repaired, calls, prompt_tokens, completion_tokens, seconds = counts
         self.repaired += repaired
         self.seconds += seconds
@@ -158,6 +164,7 @@ class Job:
 
     def status_line(self) -> str:
         """Return the counts as a line of text: rows, calls, tokens and, with prices, the cost."""
+        # Prices are known only where --price was given.
         used = self.budget
         dollars = used.cost(used.prompt_tokens, used.completion_tokens)
         cost = f", ${dollars:.2f}" if any(used.prices) else ""
@@ -169,6 +176,7 @@ class Job:
 
     def sync(self) -> None:
         """Force rows to the disk, then write the summary that counts them."""
+        # A kill between these lines leaves a summary that counts too few, never too many.
         self.journal.sync()
         self.quarantine_journal.sync()
         write_text_atomic(self.summary_path, json.dumps(self.summary()) + "\n")
@@ -192,12 +200,13 @@ class Job:
         paths = rank_paths(self.out)
         if not paths:
             return
+        # What the main files hold already.
         keys = {key_of(chain_of(line, where)) for where, line in stream(self.out)}
         names = {name_of(line, where) for where, line in stream(self.quarantine_path)}
         for path in paths:
             quarantine = path.with_name(f"{path.name}.{FILES[0]}")
             summary = path.with_name(f"{path.name}.{FILES[1]}")
-            # Opening the files drops incomplete last lines.
+            # Opening the files drops incomplete last lines of a killed process.
             Journal(path, chain_of).close()
             Journal(quarantine, name_of).close()
             # A kill may have left a row in several files: append it once.
@@ -239,6 +248,7 @@ def finished_tasks(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]
     Raises:
         InputError: a task has a chain made from another text or with other settings.
     """
+    # A row with another key is the same row, asked differently.
     keys = {task.key for task in tasks}
     rows = {(task.record.source, task.record.id) for task in tasks}
     done = set()

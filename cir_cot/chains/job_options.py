@@ -24,19 +24,23 @@ from .teacher import Plan, Teacher
 class JobOptions:
     """The options of `cir-cot annotate`, which docs/annotation.md explains."""
 
+    # Required: the dataset, the output and the model.
     benchmark: str
     root: str
     split: str
     out: Path
     teacher: Literal["openai", "transformers"]
     model: str
+    # Which queries.
     category: str | None = None
     limit: int | None = None
+    # Which model writes.
     base_url: Sequence[str] = ()
     proxy: str | None = None
     temperature: float = 0.0
     dtype: str = "bfloat16"
     batch_size: int = 16
+    # How chains are written.
     stages: Literal["separate", "joint"] = "separate"
     see_target: bool = False
     repairs: int = 2
@@ -46,6 +50,7 @@ class JobOptions:
     concurrency: int = 64
     retries: int = 5
     timeout: float = 120.0
+    # What it may cost, and what is printed.
     max_tokens: int | None = None
     max_cost: float | None = None
     price: Sequence[float] | None = None
@@ -56,6 +61,7 @@ class JobOptions:
         """Raise InputError for options that cannot work together, or must not."""
         self._check_teacher()
         self._check_numbers()
+        # Chains that know the answer are for training only.
         if self.see_target and not self.split.startswith("train"):
             raise InputError(
                 f"--see-target is for training splits, not {self.split!r}: the chains of an "
@@ -63,6 +69,7 @@ class JobOptions:
             )
         if self.verifier and not self.verify:
             raise InputError("--verifier names the model of --verify; give both")
+        # The lock is made beside the output, so the output's place is checked first.
         if not self.out.resolve().parent.is_dir():
             raise InputError(f"{self.out}: its folder does not exist; create it")
         if self.out.exists() and not self.out.is_file():
@@ -71,16 +78,19 @@ class JobOptions:
     def _check_teacher(self) -> None:
         """Refuse options that the chosen teacher does not have."""
         if self.teacher == "openai":
+            # There is no default server: pictures must not go anywhere by accident.
             if not self.base_url and not self.estimate:
                 raise InputError(
                     "--teacher openai needs --base-url URL: pictures go to servers that are named, "
                     "to no others"
                 )
             return
+        # The rest is about a teacher in this process.
         if self.stages == "joint":
             raise InputError(
                 "--stages joint needs a server that writes JSON by a schema; use --stages separate"
             )
+        # Nothing leaves the process, so nothing can be sent elsewhere.
         if self.proxy:
             raise InputError("--proxy is for --teacher openai; a local teacher sends nothing")
         if self.verifier:
@@ -90,6 +100,7 @@ class JobOptions:
 
     def _check_numbers(self) -> None:
         """Refuse numbers out of range, NaN included."""
+        # The comparisons are false for NaN.
         if not 0 < self.timeout < math.inf or not 0 <= self.temperature < math.inf:
             raise InputError(
                 f"--timeout must be above 0, got {self.timeout}; --temperature must be at least 0, "
@@ -108,6 +119,7 @@ class JobOptions:
 
     def settings(self) -> dict:
         """Return everything that decides a chain beside its row: part of each row's key."""
+        # The verifier decides which chains are kept.
         verifier = (self.verifier or self.model) if self.verify else None
         dataset = {
             "benchmark": self.benchmark,
@@ -122,6 +134,7 @@ class JobOptions:
         for part in load_benchmark(self.benchmark, self.root, self.split, self.category):
             images = part.images()
             queries += [(record, images) for record in part.records]
+        # --limit counts over all categories.
         queries = queries[: self.limit]
         if self.see_target or self.verify:
             check_targets((record for record, _ in queries), f"{self.root}, split {self.split}")
@@ -148,6 +161,7 @@ class JobOptions:
 
     def budget(self, processes: int) -> Budget:
         """Return one process's equal share of the budget."""
+        # Processes do not see each other's spending.
         tokens = math.inf if self.max_tokens is None else self.max_tokens / processes
         cost = math.inf if self.max_cost is None else self.max_cost / processes
         return Budget(tokens, cost, self.price or (0.0, 0.0))
@@ -165,6 +179,7 @@ class JobOptions:
                 self.model, budget, self.batch_size, self.temperature, self.dtype, device
             )
             return local, self.plan(local if self.verify else None)
+        # A verifier of another name is asked on the same servers.
         teacher = self._openai_teacher(self.model, budget)
         if not self.verify:
             return teacher, self.plan()

@@ -50,6 +50,7 @@ class Journal:
 
         A last line that lacks only its newline gets it.
         """
+        # The last line, if it has no newline.
         size = self.size()
         tail = os.pread(self.file, LONGEST, max(0, size - LONGEST)).rpartition(b"\n")[2]
         if not tail:
@@ -83,6 +84,7 @@ class Journal:
 
     def write(self, line: bytes) -> None:
         """Append bytes, all or none of them."""
+        # An incomplete write is cut back to this size.
         before = self.size()
         self.dirty = True
         try:
@@ -132,11 +134,13 @@ def stream(path: Path) -> Iterator[tuple[str, Any]]:
 def chain_of(obj: object, where: str) -> Record:
     """Return the record of a job's line, which has a chain, and the row's key in `teacher`."""
     record = record_from_dict(obj, where)
+    # A line that was edited by hand would count as finished.
     if record.cot is None:
         raise InputError(
             f"{where}: {shown(record.id)} has no chain ('cot' is null); remove the line to have "
             "the row annotated"
         )
+    # Without a key a row cannot be matched with its settings.
     if not isinstance((record.teacher or {}).get("key"), str):
         raise InputError(
             f"{where}: {shown(record.id)} has no key in its 'teacher', which annotate writes; "
@@ -153,6 +157,7 @@ def key_of(record: Record) -> str:
 
 def name_of(obj: object, where: str) -> str:
     """Return the row's name in a line of the quarantine."""
+    # Other keys of the line do not matter.
     name = obj.get("id") if isinstance(obj, dict) else None
     if not isinstance(name, str):
         raise InputError(

@@ -68,6 +68,7 @@ def check_address(
         redact: removes the key, in case it was given as the address by mistake.
         password: whether the address may hold a password; the error never shows it.
     """
+    # Two parsers must agree that this is an address.
     try:
         parts = urlsplit(url)
         host = httpx2.URL(url).host
@@ -87,6 +88,7 @@ def check_address(
 
 def usable_key(key: str) -> str:
     """Strip a key; InputError, which does not quote it, if no header can hold it."""
+    # Keys are often read from a file, with its line end.
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError(
@@ -107,6 +109,7 @@ class OwnHeaders:
     key: str
 
     async def __call__(self, request: httpx2.Request) -> None:
+        # Host and key of this server, whatever the client added.
         own = [
             ("Host", request.url.netloc.decode("ascii")),
             ("Authorization", f"Bearer {self.key}"),
@@ -121,6 +124,7 @@ class TooLargeError(OSError):
 
 async def limit_answer(response: httpx2.Response) -> None:
     """Client hook: stop reading an answer beyond MAX_BYTES, and refuse a compressed one."""
+    # A few compressed bytes may unpack to gigabytes.
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise TooLargeError("compressed, though it was asked for plain")
     assert isinstance(response.stream, httpx2.AsyncByteStream), "the client is asynchronous"
@@ -136,6 +140,7 @@ class Limited(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self.stream:
+            # Count before anything is kept.
             self.size += len(chunk)
             if self.size > MAX_BYTES:
                 raise TooLargeError(f"more than {MAX_BYTES} bytes")

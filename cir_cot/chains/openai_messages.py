@@ -38,6 +38,7 @@ class Failure:
 
 def content(parts: Content) -> str | list[dict]:
     """Convert a turn's content to the API's form; text alone stays a string."""
+    # Text alone is a plain string, which every server takes.
     texts = [part for part in parts if not isinstance(part, Picture)]
     if len(texts) == len(parts):
         return plain("\n".join(texts))
@@ -65,6 +66,7 @@ def parse_answer(raw: bytes, redact: Callable[[str], str]) -> dict | Failure:
     Returns:
         The answer's JSON, or a Failure that quotes the beginning of what is no answer.
     """
+    # The form of an answer: one choice with a message.
     try:
         obj = json.loads(raw)
         choice = obj["choices"][0]
@@ -81,6 +83,7 @@ def parse_answer(raw: bytes, redact: Callable[[str], str]) -> dict | Failure:
 
 def answer_text(obj: dict) -> tuple[str, bool]:
     """Return an answer's text, lone surrogates as question marks, and whether it is complete."""
+    # A refusal is an answer, too: the filters find it.
     choice = obj["choices"][0]
     text = choice["message"].get("content") or choice["message"].get("refusal") or ""
     return text.encode("utf-8", "replace").decode("utf-8"), choice.get("finish_reason") != "length"
@@ -118,12 +121,14 @@ def retry_after(headers: httpx2.Headers) -> float:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return 0.0
+    # A date gone by, or inf, asks for nothing.
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def connection_failure(error: openai.APIConnectionError | TooLargeError, timeout: float) -> Failure:
     """Classify a connection error: unreachable, response too large, timed out, or interrupted."""
     cause = error if isinstance(error, TooLargeError) else error.__cause__
+    # A timeout while connecting means that no server is there.
     if isinstance(error, openai.APITimeoutError) and not isinstance(cause, httpx2.ConnectTimeout):
         return Failure("retryable", f"timeout: no answer within {timeout:g} s")
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):

@@ -98,6 +98,7 @@ class OpenAITeacher(Teacher):
             check_address("proxy", proxy, self.redact, password=True)
         # SSL_CERT_FILE of the environment counts: it sends nothing anywhere.
         self.certificates = httpx2.create_ssl_context()
+        # How patient the teacher is.
         self.retries = retries
         self.timeout = timeout
         self.temperature = temperature
@@ -156,6 +157,7 @@ class OpenAITeacher(Teacher):
             exhausted = failures > self.retries or busy > MAX_BUSY_REPLIES
             if result.kind == "fatal" or exhausted:
                 raise Unanswered(self.redact(result.reason), tries)
+            # A busy server rests by itself; a repetition of this row waits.
             if result.kind == "retryable":
                 await asyncio.sleep(self._delay(failures))
 
@@ -190,6 +192,7 @@ class OpenAITeacher(Teacher):
         said = self.redact(" ".join(error.response.text[:QUOTED].split()))[:SHOWN]
         after = retry_after(error.response.headers)
         reason = f"http {status}: {said}"
+        # Status codes by what can be done about them.
         if status == 429 or (status == 503 and after):
             return Failure("rate_limited", reason, after)
         if status in (408, 409) or status >= 500:
@@ -238,6 +241,7 @@ class OpenAITeacher(Teacher):
                     awake.append(replica)
             if awake:
                 return min(awake, key=lambda replica: (replica.calls, replica.failures))
+            # All rest: sleep until the first one wakes up.
             wait = max(0.1, min(replica.rest_until for replica in self.replicas) - now)
             await asyncio.sleep(wait * random.uniform(1, 1.25))
 
@@ -249,6 +253,7 @@ class OpenAITeacher(Teacher):
             "max_completion_tokens": max_tokens,
             "temperature": self.temperature,
         }
+        # Servers hold the answer to the schema while they decode.
         if schema:
             wanted = {"name": "chain", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}

@@ -21,6 +21,7 @@ class Ranks:
     """
 
     def __init__(self) -> None:
+        # A single process on the CPU: a server's teacher needs no device.
         self.rank = 0
         self.count = 1
         self.device: Any = "cpu"
@@ -41,6 +42,7 @@ class Ranks:
     @classmethod
     def single(cls) -> "Ranks":
         """Return the only process; InputError if several were launched."""
+        # accelerate and torchrun set WORLD_SIZE.
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
                 "--teacher openai runs as one process, since the servers make the batches; start "
@@ -55,5 +57,6 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the process group, which warns otherwise."""
+        # A single process has no group.
         if self.count > 1:
             self.state.destroy_process_group()

@@ -106,6 +106,7 @@ def section(title: str, content: str, note: str = "") -> str:
 
 def filter_bars(report: dict, total: int) -> str:
     """Draw the share of chains that each filter found."""
+    # The report names filters chain_<filter>.
     counts = [(row["check"].removeprefix("chain_"), row["count"]) for row in report["filters"]]
     return share_bars(counts, total, "chains found by each filter")
 
@@ -164,6 +165,7 @@ def edit_bars(records: Sequence[Record]) -> str:
     """Draw the share of each kind of edit."""
     counts: Counter[str] = Counter()
     for record in records:
+        # A text may count several times.
         counts.update(kinds(record.text))
     values = [(kind, counts[kind]) for kind in (*EDITS, "other")]
     return share_bars(values, len(records), "kinds of edits")
@@ -215,6 +217,7 @@ def samples(records: Sequence[Record], seed: int) -> list[tuple[str, list[Record
         if not group:
             continue
         most = FAILING if name else PASSING
+        # The same seed shows the same chains, in file order.
         kept = sorted(random.Random(seed).sample(range(len(group)), min(most, len(group))))
         title = f"Found by {name}" if name else "Passed every filter"
         heading = f"{title}: {len(kept)} of {len(group)}"
@@ -224,11 +227,13 @@ def samples(records: Sequence[Record], seed: int) -> list[tuple[str, list[Record
 
 def article(record: Record, found: Mapping[str, str], stores: Mapping[str, ImageStore]) -> str:
     """Show one query with its pictures and its chain, and what the filters find in it."""
+    # The filters' verdict as the heading.
     verdict = "; ".join(f"✗ {name}: {what}" for name, what in found.items())
     verdict = verdict or "✓ passes every filter"
     style = "missed" if found else "found"
     title = f"{record.source} {record.id}".strip()
 
+    # Reference and at most two targets, then the sections.
     figures = [figure("reference", record.reference, stores)]
     figures += [figure("target", target, stores) for target in record.targets[:2]]
     parts = ""

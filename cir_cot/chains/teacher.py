@@ -17,7 +17,7 @@ from cir_cot.models.resizing import TOKEN, smart_size
 
 from .budget import Budget
 
-QUALITY = 90  # of the JPEG that is sent
+QUALITY = 90  # of the JPEG that is sent, from 0 to 95
 RAW = 2000  # characters of a refused answer that the quarantine keeps
 REASON = 400  # characters of a reason, which may quote an answer
 
@@ -139,6 +139,7 @@ def encode_jpeg(picture: Image.Image, max_pixels: int) -> Picture:
         height, width = smart_size(picture.height, picture.width, max_pixels=max_pixels)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
 
+    # A copy: the caller's picture keeps its metadata.
     clean = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
     clean.info = {}  # Pillow would copy a JPEG comment into the new file
     file = io.BytesIO()
@@ -148,6 +149,7 @@ def encode_jpeg(picture: Image.Image, max_pixels: int) -> Picture:
 
 def estimate_prompt_tokens(turns: Sequence[Turn]) -> int:
     """Estimate a prompt's tokens, high: 3 letters a token, visual tokens as of Qwen2.5-VL."""
+    # Text by its letters, pictures by their area.
     tokens = 8 * len(turns)  # the chat template's own
     letters = 0
     for _, content in turns:

@@ -95,6 +95,7 @@ class TransformersTeacher(Teacher):
             raise InputError(
                 "--stages joint needs a server that writes JSON by a schema; use --stages separate"
             )
+        # The answer comes from whichever batch the question joins.
         question = Question(turns, max_tokens, asyncio.get_running_loop().create_future())
         async with self.budget.call(self.estimate(turns), max_tokens) as bill:
             # The first waiting question starts a worker, which ends when nothing waits.
@@ -127,6 +128,7 @@ class TransformersTeacher(Teacher):
             if len(batch) == 1 and not batch[0].answer.done():
                 batch[0].answer.set_exception(self._failure(error))
             return False
+        # A row may have been cancelled meanwhile.
         for one, row in zip(batch, rows, strict=True):
             if not one.answer.done():
                 one.answer.set_result(row)
@@ -134,6 +136,7 @@ class TransformersTeacher(Teacher):
 
     def _failure(self, error: RuntimeError | ValueError) -> Exception:
         """Convert a model's error: a refused value fails the row, anything else ends the job."""
+        # Errors of CUDA have many lines; a reason has one.
         what = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ValueError) and not isinstance(error, InputError):
             return Unanswered(f"generation: {what}", 1)
@@ -142,6 +145,7 @@ class TransformersTeacher(Teacher):
 
     def _pass_on(self, worker: asyncio.Task) -> None:
         """Give the error that ended the worker to all rows that would otherwise wait for ever."""
+        # A worker that ended by itself has no error to pass on.
         error = None if worker.cancelled() else worker.exception()
         for one in (*self.asked, *self.waiting):
             if one.answer.done():
@@ -199,6 +203,7 @@ class TransformersTeacher(Teacher):
 
     def _ends(self) -> list[int]:
         """List the tokens that end an answer: the model's own and the tokenizer's."""
+        # The configuration holds one id, several or none.
         ends = self.network.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         return list(dict.fromkeys([*ends, self.processor.tokenizer.eos_token_id]))
@@ -222,6 +227,7 @@ class TransformersTeacher(Teacher):
 
     def plain(self, text: str) -> str:
         """Break up the model's special tokens in a text by a space behind their first letters."""
+        # A replacement may uncover another token: repeat until none is left.
         while found := next((token for token in self.special if token in text), None):
             text = text.replace(found, f"{found[0]} {found[1:]}")
         return text

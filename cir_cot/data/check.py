@@ -70,6 +70,7 @@ def is_blank(text: str) -> bool:
 
 def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[Finding]:
     """Decode every picture of gallery and queries; `counts` gets the size of the usable gallery."""
+    # Decode in threads: Pillow releases the interpreter lock.
     names = list(dict.fromkeys([*benchmark.gallery, *named(benchmark.records)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda name: look_at(store, name), names)
@@ -98,6 +99,7 @@ def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[
 
 def look_at(store: ImageStore, name: str) -> tuple[str, str]:
     """Decode a picture: return ("fine", its digest), ("missing", why) or ("corrupt", why)."""
+    # Missing and corrupt are different findings.
     try:
         store.path(name)
     except InputError as error:
@@ -115,6 +117,7 @@ def check_leaks(
     """Find pictures and queries that this split shares with the train split, if there is one."""
     if benchmarks[0].split == "train":
         return []
+    # Without a train split there is nothing to compare with.
     try:
         train = load_benchmark(name, root, "train")
     except UnavailableError as error:
@@ -140,6 +143,7 @@ def check_leaks(
             if known_pairs.intersection(pairs(record)):
                 query = f"{record.reference} -> {' '.join(record.targets)}"
                 leaked.append(f"{label(benchmark)} {record.id}: {query}")
+    # A few shared queries are a warning, many an error.
     few = len(leaked) <= FEW * sum(len(benchmark.records) for benchmark in benchmarks)
     queries = "few_queries_in_train" if few else "query_in_train"
     return [("image_in_train", sorted(shared)), (queries, leaked)]

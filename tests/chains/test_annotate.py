@@ -29,13 +29,16 @@ from annotation_job import (
 )
 from fake_server import Reply, Server, answer, edit, good, pictures, stage
 
+from cir_cot.chains.annotate import annotate as annotate_records
 from cir_cot.chains.annotate import annotate_tasks
 from cir_cot.chains.budget import Budget
 from cir_cot.chains.job import Job
 from cir_cot.chains.journal import Journal, chain_of
-from cir_cot.chains.teacher import Answer
+from cir_cot.chains.openai_teacher import OpenAITeacher
+from cir_cot.chains.teacher import Answer, Plan
 from cir_cot.cli import PROBLEMS
 from cir_cot.errors import InputError
+from cir_cot.images import ImageStore
 from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.records import Cot, Record, read_records, record_from_dict, write_records
 from cir_cot.scripts.data_gen import annotate, check
@@ -288,6 +291,31 @@ def test_no_worker_waits_for_another(tmp_path):
     job.close()
     assert len(lines(out)) == 500
     assert ideal <= makespan <= 1.1 * ideal
+
+
+def test_a_few_rows_are_annotated_from_python_and_not_asked_for_again(data, tmp_path):
+    out, records = tmp_path / "chains.jsonl", read_records(data / "records.train.jsonl")[:3]
+    images, plan = ImageStore(data / "images"), Plan(see_target=True)
+    with Server(good) as server:
+        for _ in range(2):
+            teacher = OpenAITeacher("m", [server.url])
+            result = annotate_records(records, images, teacher, out, plan)
+        assert server.requests == 9
+    assert result.stopped == ""
+    assert result.counts | {"seconds": 0} == summary(out) | {"seconds": 0}
+    assert (result.counts["total"], result.counts["accepted"], result.counts["calls"]) == (3, 3, 9)
+    assert [record.teacher["seen_target"] for record in read_records(out)] == [True] * 3
+    teacher = OpenAITeacher("m", ["http://localhost:1/v1"], temperature=0.5)
+    with pytest.raises(InputError, match='"temperature": 0.5'):
+        annotate_records(records, images, teacher, out, plan)
+
+
+def test_a_row_without_a_target_is_refused_before_anything_is_asked(data, tmp_path):
+    records = [Record("q", "p000", "is red", ())]
+    teacher, out = OpenAITeacher("m", ["http://localhost:1/v1"]), tmp_path / "chains.jsonl"
+    with pytest.raises(InputError, match="query 'q' has no target to show"):
+        annotate_records(records, ImageStore(data / "images"), teacher, out, Plan(see_target=True))
+    assert not out.exists()
 
 
 # What survives.

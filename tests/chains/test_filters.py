@@ -34,6 +34,11 @@ def test_the_filters_are_a_plain_list():
     ] == NAMES
 
 
+def test_every_filter_describes_what_it_leaves_out():
+    assert all(one.description.endswith(".") and one.problem.__doc__ for one in FILTERS)
+    assert len({one.description for one in FILTERS}) == len(FILTERS)
+
+
 def test_an_honest_chain_passes():
     assert failing(record()) == {}
 
