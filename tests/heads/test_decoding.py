@@ -196,6 +196,21 @@ def test_a_second_choice_is_taken_and_flagged():
         assert row.flag == flag
 
 
+def test_where_the_likeliest_token_does_not_fit_the_next_one_is_written(monkeypatch):
+    """The model always prefers the retrieval token, and after it a word: no section is left a dash."""
+    head = tiny_head(lora=False, max_new_tokens=16).eval()
+    word = head.encoder().plain_ids([" bar"])[0][0]
+    logits = torch.zeros(head.backbone.config.get_text_config().vocab_size)
+    logits[head.backbone.ret_id] = 2
+    logits[word] = 1
+    monkeypatch.setattr(head.backbone, "logits", lambda hidden: logits.expand(len(hidden), -1))
+    *_, last = head.decode_chains(*asked(2), "full")
+    assert [row.ids.count(word) for row in last.rows] == [16, 16]
+    assert all(
+        row.flag == "chain is not valid: its form was forced in the caption" for row in last.rows
+    )
+
+
 def test_neither_special_tokens_nor_spare_rows_can_be_written():
     head = tiny_head(lora=False)
     tokenizer = head.backbone.processor.tokenizer
