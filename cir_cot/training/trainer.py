@@ -296,5 +296,5 @@ class CirTrainer(Trainer):
 
     def _resume_facts(self) -> dict:
         """Return what complete.json keeps: what decides the order of rows and their features."""
-        features = self.vision.identity if self.args.vision_cache and self.vision else None
+        features = None if self.vision is None else self.vision.identity or None  # {}: no folder
         return resume_facts(self.args, len(self.train_dataset), features)
