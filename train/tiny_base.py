@@ -1,9 +1,10 @@
-"""Teach a tiny Qwen2.5-VL what a pretrained multimodal embedding model brings along, and save it as a checkpoint.
+"""Pretrain a tiny Qwen2.5-VL on scenes and save it as a checkpoint.
 
-It learns to describe scenes, to say which objects a selector means, to describe a picture after an edit, and to put a
-picture and its description in one place, over all combinations of shape and colour; never a chain, never a composed
-query. Scenes are drawn without end from the training side of the benchmark's train/test hash, so no test scene is
-among them. The result ships as `cir-cot/tiny-base`.
+It gets the abilities that training a retriever relies on: it learns to describe scenes, to say
+which objects a selector means, to describe a picture after an edit, and to align a picture with its
+description. It sees no chain and no composed query. Scenes come from the training side of the
+benchmark's train/test hash, so no test scene is among them. The result ships as
+`cir-cot/tiny-base`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from cir_cot.cli import run
 from cir_cot.devices import device_name
 from cir_cot.files import write_json
+from cir_cot.models.backbone import Backbone
 from cir_cot.options import (
     add_batch_size,
     add_out,
@@ -27,14 +29,9 @@ from cir_cot.options import (
     command_parser,
 )
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.training.curriculum import (
-    Curriculum,
-    alignment_recall,
-    exact_alone,
-    exact_answers,
-    train,
-)
+from cir_cot.training.curriculum import Curriculum, train
 from cir_cot.training.lesson_batches import SIZES, new_base
+from cir_cot.training.lesson_losses import alignment_recall, exact_alone, exact_answers
 from cir_cot.training.lessons import ATTRIBUTES
 
 
@@ -78,21 +75,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def measure(base: Backbone, held_out: int) -> dict[str, float]:
+    """Return what the base has learned, in percent, on `held_out` scenes for each ability."""
+    base.eval()
+    measured = exact_answers(base, held_out)
+    alone = exact_alone(base, random.Random(0), held_out, test=True)
+    for name, rate in zip(ATTRIBUTES, alone, strict=True):
+        measured[f"select by {name} alone"] = round(100 * rate, 2)
+    recall = alignment_recall(base, held_out)
+    measured[f"description to picture, R@1 among {held_out}"] = recall
+    return measured
+
+
 def main(argv: Sequence[str]) -> int:
     """Build, train and save the tiny base with its run.json."""
     args = parse(argv)
     started = time.time()
+    # Build the base.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = new_base(args.seed).to(device)
     base.plain.model.language_model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
     curriculum = Curriculum(args.batch_size, args.seed)
+    # Train it, with a progress bar.
     bar = tqdm(total=args.steps, desc="tiny base", unit=" steps", mininterval=5)
 
-    def report(step: int, status: dict[str, str]) -> None:
+    def report(step: int, values: dict[str, str]) -> None:
         bar.update(step - bar.n)
-        bar.set_postfix(status)
+        bar.set_postfix(values)
         if step % 500 == 0:
-            print(step, status, f"{time.time() - started:.0f} s", file=sys.stderr, flush=True)
+            print(step, values, f"{time.time() - started:.0f} s", file=sys.stderr, flush=True)
 
     taken = train(
         base,
@@ -104,18 +115,8 @@ def main(argv: Sequence[str]) -> int:
         report,
     )
     bar.close()
-    # what it knows, on held-out scenes
-    base.eval()
-    measured = exact_answers(base, args.held_out)
-    alone = exact_alone(base, random.Random(0), args.held_out, test=True)
-    measured |= {
-        f"select by {name} alone": round(100 * rate, 2)
-        for name, rate in zip(ATTRIBUTES, alone, strict=True)
-    }
-    measured[f"description to picture, R@1 among {args.held_out}"] = alignment_recall(
-        base, args.held_out
-    )
-    # as float16, half the size
+    measured = measure(base, args.held_out)
+    # Save it as float16, half the size.
     base.plain.model.visual.config._attn_implementation = "sdpa"
     base.half().save(args.out)
     facts = {
@@ -131,10 +132,8 @@ def main(argv: Sequence[str]) -> int:
         "held_out_scenes": measured,
     }
     write_json(Path(args.out) / "run.json", facts)
-    print(
-        "; ".join(f"{task} {value:.1f} %" for task, value in measured.items()),
-        f"saved in {args.out}",
-    )
+    rates = "; ".join(f"{task} {value:.1f} %" for task, value in measured.items())
+    print(rates, f"saved in {args.out}")
     return 0
 
 

@@ -1,20 +1,21 @@
-"""Lessons of the tiny base: descriptions, selectors and edits of scenes, drawn without end from the training side.
+"""Draw the examples that the tiny base is trained on: descriptions, selectors and edits of scenes.
 
-Every lesson is an `Example`: a scene, a question about its picture, and the true answer. All combinations of shape and
-colour occur, as a pretrained model would have met them. No lesson holds a chain, and none retrieves a picture from
-another picture and a text. Held-out examples (`test=True`) come from the other side of the benchmark's hash.
+An `Example` is a scene, a question about its picture, and the true answer. Scenes are drawn from
+the training side of the benchmark's train/test hash, without end, in all combinations of shape and
+colour, as a pretrained model would have seen them. No example holds a chain, and none retrieves a
+picture from another picture and a text. Held-out examples (`test=True`) come from the test side.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from cir_cot import prompts
 from cir_cot.data import scenes
 
 ATTRIBUTES = ("slot", "size", "colour", "shape")
 EVEN = (1.0, 1.0, 1.0, 1.0)  # how often a selector names nothing but its slot, size, colour, shape
-MAX_NEIGHBOURS = 8  # scenes of a family: one scene and others that are one edit away
+MAX_NEIGHBOURS = 8  # scenes of a family: one scene, and others that are one edit away
 
 
 class Example(NamedTuple):
@@ -26,7 +27,7 @@ class Example(NamedTuple):
 
 
 def draw_scene(rng: random.Random, test: bool, least: int = 1, most: int = 6) -> scenes.Scene:
-    """Draw a scene of one side of the train/test hash, all combinations of shape and colour allowed."""
+    """Draw a scene of `least` to `most` objects from one side of the train/test hash."""
     while True:
         scene = scenes.random_scene(rng, scenes.PALETTES["all"], least, most)
         if scenes.is_test_scene(scene) == test:
@@ -36,17 +37,24 @@ def draw_scene(rng: random.Random, test: bool, least: int = 1, most: int = 6) ->
 def draw_pick(
     rng: random.Random, scene: scenes.Scene, alone: Sequence[float] = EVEN, subsets: float = 0.4
 ) -> scenes.Pick:
-    """Draw a selector; most (1 - `subsets`) name one attribute, drawn with the weights `alone`.
+    """Draw a selector of some objects of a scene.
 
-    In a subset the slot's name answers for the others, and what is rarely alone is learned late or never: with subsets
-    alone colours were not told apart after 2,700 steps, with single attributes they are after hundreds (docs/log.md).
+    In a selector of several attributes the slot alone often decides, so the others are learned late
+    or never: with such selectors only, colours were not distinguished after 2,700 steps, with
+    single attributes they were after hundreds (docs/log.md).
+
+    Args:
+        alone: weights of slot, size, colour and shape as the only attribute.
+        subsets: share of selectors that name several attributes.
     """
     if rng.random() < subsets:
         return scenes.random_pick(rng, scene)
-    slot = rng.choice([slot for slot, thing in enumerate(scene) if thing])
+    objects = {slot: thing for slot, thing in enumerate(scene) if thing}
+    slot = rng.choice(list(objects))
     (only,) = rng.choices(range(4), alone)
-    attributes = (scenes.SLOTS[slot], *scene[slot])
-    return tuple(value if at == only else None for at, value in enumerate(attributes))
+    attributes = (scenes.SLOTS[slot], *objects[slot])
+    picked = [value if at == only else None for at, value in enumerate(attributes)]
+    return cast(scenes.Pick, tuple(picked))
 
 
 def describe(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> Example:
@@ -62,15 +70,17 @@ def select(
     subsets: float = 0.4,
     most: int = 9,
 ) -> Example:
-    """Draw a selector: for each object of a scene the answer says whether the selector means it.
+    """Draw a selector; the answer says for each object whether the selector means it.
 
-    Half of the answers describe the scene first, as many an instruction asks: an earlier answer must not distract.
+    Half of the answers describe the scene first, as many instructions ask: an earlier part of an
+    answer must not distract.
     """
     scene = draw_scene(rng, test, most // 2, most)
     pick = draw_pick(rng, scene, alone, subsets)
     meant = [scenes.matches(pick, slot, thing) for slot, thing in enumerate(scene) if thing]
     selector = scenes.selector_text(pick)
     parts = scenes.verdicts(scene, selector, meant)
+    # With or without a description.
     if rng.random() < 0.5:
         return Example(scene, prompts.SELECT.replace("{text}", selector), "; ".join(parts))
     answer = "; ".join([scenes.scene_text(scene), *parts])
@@ -80,7 +90,7 @@ def select(
 def draw_edit(
     rng: random.Random, test: bool, alone: Sequence[float] = EVEN
 ) -> tuple[scenes.Scene, scenes.Edit]:
-    """Draw a scene and an edit of it, both scenes on one side of the train/test hash."""
+    """Draw a scene and an edit of it; both scenes are on one side of the train/test hash."""
     while True:
         scene = draw_scene(rng, test)
         pick = draw_pick(rng, scene, alone)
@@ -114,10 +124,10 @@ TASKS: dict[str, Callable[..., Example]] = {
 
 
 def draw_family(rng: random.Random, size: int, test: bool = False) -> list[scenes.Scene]:
-    """Draw a scene and `size` - 1 others that are one edit away: the hardest negatives of a description."""
+    """Draw a scene and up to `size` - 1 others that are one edit away, as hard negatives."""
     scene = draw_scene(rng, test)
-    family = {scene: None}
-    for _ in range(50 * size):
+    family = {scene: None}  # an ordered set
+    for _ in range(50 * size):  # small scenes have few edits: give up at some point
         if len(family) == size:
             break
         kind = rng.choice(scenes.KINDS)
@@ -136,7 +146,7 @@ def draw_distinct_scenes(rng: random.Random, count: int, test: bool = False) -> 
 
 
 def corpus() -> list[str]:
-    """Return texts that hold every word of the scenes' world, so that each becomes one token."""
+    """Return texts that hold every word that scenes use, so that each becomes one token."""
     rng = random.Random(0)
     questions = [prompts.QUERY, prompts.TARGET, prompts.DESCRIPTION]
     lines = [*questions, "<|im_start|>system user assistant\n", "remove make add to yes no"]

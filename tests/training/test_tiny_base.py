@@ -15,16 +15,7 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.checkpoint import TINY_BASE
 from cir_cot.prompts import RET
 from cir_cot.scripts.train.tiny_base import main
-from cir_cot.training.curriculum import (
-    Curriculum,
-    alignment_recall,
-    embed,
-    exact_rows,
-    hidden_states,
-    lesson_loss,
-    to_device,
-    train,
-)
+from cir_cot.training.curriculum import Curriculum, train
 from cir_cot.training.lesson_batches import (
     ALIGN,
     Lesson,
@@ -32,6 +23,14 @@ from cir_cot.training.lesson_batches import (
     draw_batch,
     language_batch,
     new_base,
+)
+from cir_cot.training.lesson_losses import (
+    alignment_recall,
+    embed,
+    exact_rows,
+    hidden_states,
+    lesson_loss,
+    to_device,
 )
 from cir_cot.training.lessons import TASKS, draw_distinct_scenes
 
@@ -185,7 +184,7 @@ def test_a_worker_draws_what_the_training_process_draws():
 
 def test_a_lesson_that_is_not_known_comes_more_often():
     curriculum = Curriculum(8, 0)
-    curriculum.words = []
+    curriculum.text_stages = []
     curriculum.losses = {"describe": 0.0, "select": 1.0, "apply": 0.0, "revise": 0.0}
     names = [curriculum.next_lesson().name for _ in range(1000)]
     assert 250 < names.count(ALIGN) < 350
@@ -200,9 +199,9 @@ def test_selectors_come_without_pictures_until_they_are_known_or_it_is_time(base
     assert all((lesson.most_objects == 3) == (lesson.name == "select") for lesson in lessons)
     curriculum.known = [2.0] * 4  # more than any measurement can take away
     curriculum.assess(base, 0.1)
-    assert curriculum.words == [6, 9]
+    assert curriculum.text_stages == [6, 9]
     curriculum.assess(base, 0.3)
-    assert curriculum.words == []
+    assert curriculum.text_stages == []
 
 
 def test_training_lowers_the_loss_and_is_the_same_again():
