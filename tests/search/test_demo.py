@@ -194,13 +194,13 @@ def served(tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setattr(tempfile, "tempdir", None)
         keep_copies_in(tmp_path_factory.mktemp("copies"))
-        blocks = make_layout(make_dialogue(tmp_path_factory.mktemp("served"), names=[BAD_NAME]))
-        # gradio makes its locks on the thread's event loop, and leaves a new one open where there is none
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        app = application(blocks, ["demo.example"])
-        asyncio.set_event_loop(None)
-        loop.close()
+        dialogue = make_dialogue(tmp_path_factory.mktemp("served"), names=[BAD_NAME])
+
+        async def build():
+            # where no event loop runs, gradio makes new ones for its locks and leaves them open
+            return application(make_layout(dialogue), ["demo.example"])
+
+        app = asyncio.run(build())
         server = make_server(app)
         listening = listen(0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
