@@ -29,7 +29,7 @@ from .errors import InputError, shown
 MAX_BYTES = 2**29
 # Unpacked to packed bytes of a gzipped file. Rankings and annotations have 3 to 30.
 MAX_RATIO = 100
-# Bytes that a gzipped file may unpack to whatever its size. Short rankings may be very regular.
+# Bytes that a gzipped file of any size may unpack to. Short rankings may be highly regular.
 ALWAYS = 2**25
 MAX_VALUES = 2**25  # of one file; CIRR's full rankings of val have 9.6 million
 MAX_DEPTH = 64  # of arrays and objects in each other; annotations have five

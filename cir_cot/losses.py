@@ -241,16 +241,16 @@ def token_loss(
         tile: logits at a time.
     """
 
-    def part(states: Tensor, words: Tensor) -> Tensor:
-        return F.cross_entropy(logits(states).float(), words, reduction="sum")
+    def summed(states: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(logits(states).float(), tokens, reduction="sum")
 
     # the number of tiles, the largest of all processes
     rows = max(1, tile // vocabulary)  # of a tile: at least one, however small the tile
     count = max(gather_counts(max(1, -(-len(wanted) // rows)), hidden.device))
     if count == 1:
-        return part(hidden, wanted) / max(len(wanted), 1)
+        return summed(hidden, wanted) / max(len(wanted), 1)
 
     # checkpointing keeps a tile's logits until its loss is known, no longer
     tiles = zip(hidden.tensor_split(count), wanted.tensor_split(count), strict=True)
-    losses = [checkpoint(part, *one, use_reentrant=False) for one in tiles]
+    losses = [checkpoint(summed, *one, use_reentrant=False) for one in tiles]
     return sum(losses) / max(len(wanted), 1)

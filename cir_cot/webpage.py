@@ -97,16 +97,16 @@ def bars(values: Sequence[tuple[str, float, bool]], what: str) -> str:
         what: what the chart shows, for screen readers.
     """
     parts = []
-    for index, (words, value, base) in enumerate(values):
+    for index, (name, value, base) in enumerate(values):
         top = BAR * index
         width = max(0.0, min(100.0, value))
         kind = "base" if base else "bar"
         parts.append(
-            f'<text x="0" y="{top + 15}">{escape(words)}</text>'
+            f'<text x="0" y="{top + 15}">{escape(name)}</text>'
             f'<rect class="track" x="0" y="{top + 21}" width="100%" height="12"/>'
             f'<rect class="{kind}" x="0" y="{top + 21}" width="{width:.2f}%" height="12"/>'
         )
-    # the label is what screen readers say
+    # screen readers read the label
     size = f'width="100%" height="{BAR * len(values)}"'
     return f'<svg {size} role="img" aria-label="{escape(what)}">{"".join(parts)}</svg>'
 
@@ -129,13 +129,13 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     parts += _grid(low, high)
 
     # points and legend
-    for number, (words, cost, percent) in enumerate(points, 1):
+    for number, (name, cost, percent) in enumerate(points, 1):
         x = LEFT + WIDTH * (math.log10(cost) - low) / (high - low)
         y = HEIGHT - (HEIGHT - TOP) * percent / 100
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#2f6fb0"/>',
             f'<text x="{x + 6:.1f}" y="{y - 4:.1f}">{number}</text>',
-            f'<text x="{LEFT + WIDTH + 20}" y="{LINE * number}">{number} {escape(words)}</text>',
+            f'<text x="{LEFT + WIDTH + 20}" y="{LINE * number}">{number} {escape(name)}</text>',
         ]
 
     # labels of the axes

@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "files",
         nargs="+",
         metavar="FILE",
-        help="submission file; its content says of which benchmark it is",
+        help="submission file; the benchmark is recognised by its content",
     )
     add_root(parser, "folder of the annotations, or the folder above it")
     add_json(parser, "the reports as one JSON list")

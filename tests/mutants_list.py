@@ -3903,8 +3903,8 @@ MUTANTS = [
         "the same rankings give other bytes",
     ),
     (
-        "cir_cot/evaluation/results.py",
-        "same = values.count(values[0]) == len(values)",
+        "cir_cot/data/benchmark.py",
+        "same = values.count(first) == len(values)",
         "same = True",
         ["tests/evaluation/test_evaluate.py::test_saved_rankings_score_to_the_same_numbers"],
         "the protocol of several categories is that of the first",
@@ -4844,8 +4844,8 @@ MUTANTS = [
     # ---- cir_cot/losses.py
     (
         "cir_cot/losses.py",
-        "return part(hidden, wanted) / max(len(wanted), 1)",
-        "return part(hidden, wanted) / max(len(wanted), 2)",
+        "return summed(hidden, wanted) / max(len(wanted), 1)",
+        "return summed(hidden, wanted) / max(len(wanted), 2)",
         ["tests/training/test_token_loss.py"],
         "a single word counts half",
     ),
@@ -4858,8 +4858,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/losses.py",
-        "logits(states).float(), words",
-        "logits(states), words",
+        "logits(states).float(), tokens",
+        "logits(states), tokens",
         ["tests/training/test_token_loss.py"],
         "the loss is computed in the model's own precision",
     ),
@@ -4897,8 +4897,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/losses.py",
-        "return part(hidden, wanted) / max(len(wanted), 1)",
-        "return part(hidden, wanted) / len(wanted)",
+        "return summed(hidden, wanted) / max(len(wanted), 1)",
+        "return summed(hidden, wanted) / len(wanted)",
         ["tests/training/test_token_loss.py::test_no_word_is_no_loss_and_still_has_gradients"],
         "the loss of no words is NaN",
     ),
@@ -4990,8 +4990,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "{escape(words)}</text>'\n            f'<rect class=\"track\"",
-        "{words}</text>'\n            f'<rect class=\"track\"",
+        "{escape(name)}</text>'\n            f'<rect class=\"track\"",
+        "{name}</text>'\n            f'<rect class=\"track\"",
         ["tests/test_webpage.py"],
         "a bar's label is markup",
     ),
@@ -5048,8 +5048,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "{number} {escape(words)}",
-        "{number} {words}",
+        "{number} {escape(name)}",
+        "{number} {name}",
         ["tests/test_webpage.py::test_a_hostile_text_in_any_field_stays_text"],
         "a point's label is HTML",
     ),

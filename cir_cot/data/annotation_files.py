@@ -22,9 +22,9 @@ def read_entries(path: Path, keys: Mapping[str, type]) -> list[dict]:
 
 
 def check_entry(entry: object, keys: Mapping[str, type], where: str) -> dict:
-    """Return `entry` if it is an object with `keys` of the given types; a bool is no int."""
+    """Return `entry` if it is an object with `keys` of the given types; a bool is not an int."""
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is no object but {type(entry).__name__}")
+        raise InputError(f"{where} must be an object, got {type(entry).__name__}")
     # keys that are not listed are ignored
     for key, kind in keys.items():
         if key not in entry:

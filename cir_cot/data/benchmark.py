@@ -78,7 +78,7 @@ def coco_id(image: object, where: str) -> str:
     # a bool is an int to Python
     if isinstance(image, int) and not isinstance(image, bool) and image >= 0:
         return str(image)
-    raise InputError(f"{where}: {shown(image)} is no COCO image id (a whole number)")
+    raise InputError(f"{where}: {shown(image)} is not a COCO image id (a whole number)")
 
 
 def protocol_of(

@@ -227,7 +227,7 @@ def _used_images(listed: list[str], records: list[Record], path: Path, split: st
     """Return the images that are a reference or a target of a query, in official order."""
     if not all(record.targets for record in records):
         raise InputError(
-            f"{path}: the val-union gallery is made of targets, which FashionIQ {split} does not have"
+            f"{path}: the val-union gallery consists of targets, which FashionIQ {split} does not have"
         )
     # a query uses its reference and its target
     used: set[str] = set()

@@ -177,17 +177,15 @@ def random_edit(
         text = f"make {selector} {value}"
 
     # the scene after the edit
-    changed: list[Object | None] = []
-    meant: list[bool] = []
-    for slot, thing in enumerate(scene):
-        selected = thing is not None and matches(pick, slot, thing)
-        changed.append(_changed(thing, kind, value) if thing and selected else thing)
-        if thing:
-            meant.append(selected)
-    result = tuple(changed)
+    selected = [thing is not None and matches(pick, at, thing) for at, thing in enumerate(scene)]
+    result = tuple(
+        _changed(thing, kind, value) if thing and hit else thing
+        for thing, hit in zip(scene, selected, strict=True)
+    )
     if result == scene or not any(result) or not _within(palette, result):
         return None
-    return Edit(kind, text, result, action, selector, tuple(meant))
+    meant = tuple(hit for thing, hit in zip(scene, selected, strict=True) if thing)
+    return Edit(kind, text, result, action, selector, meant)
 
 
 def _changed(thing: Object, kind: str, value: str) -> Object | None:

@@ -182,7 +182,7 @@ def rankings_file(path: str | Path, benchmark: Benchmark, alone: bool) -> Path:
     if not folder.is_dir():
         if not alone:
             raise InputError(
-                f"{path} is no folder; without --category the rankings of all categories are a folder"
+                f"{path} is not a folder; without --category give a folder with the rankings of all categories"
             )
         return folder
     # a file for each in a folder

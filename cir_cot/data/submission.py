@@ -106,7 +106,7 @@ def cirr_subsets(
         if absent:
             raise InputError(
                 f"{label(benchmark)}: query {record.id!r} does not rank {min(absent)!r} of its image set; rank the "
-                "whole gallery or give --subset-rankings"
+                "complete gallery or give --subset-rankings"
             )
     return restrict(lists, subsets)
 

@@ -1,11 +1,11 @@
 """Validate submission files of CIRR and CIRCO offline, before a test server sees them.
 
-A file is never refused as a whole for one mistake: everything that is wrong with it is reported,
-each mistake under a fixed name with the place and the value.
+Every mistake of a file is reported, not only the first one: each under a fixed name, with the place
+and the value.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,10 @@ class Problem(NamedTuple):
 
     name: str
     what: str
+
+
+# Yields the problems of one list: (kind of file, benchmark, query, the list).
+CheckList = Callable[[str, Benchmark, Record, object], Iterator[Problem]]
 
 
 @dataclass
@@ -71,15 +75,20 @@ def check_submission(path: str | Path, root: str | Path) -> Submission:
         )
         return found
 
-    # which of the files it is
+    # which of the files it is, then what is wrong with it
     lists = {key: value for key, value in content.items() if key not in META}
     if is_cirr(content):
         (benchmark,) = load_benchmark("cirr", root, "test1")
         found.kind = cirr_kind(content)
         found.problems += cirr_header_problems(content, path.stat().st_size)
+        found.problems += queries_problems(benchmark, lists)
+        found.problems += _in_queries(benchmark, lists, found.kind, cirr_list_problems)
     else:
         benchmark = circo_of(lists, root)
         found.kind = "circo"
+        found.problems += queries_problems(benchmark, lists)
+        found.problems += _in_queries(benchmark, lists, found.kind, circo_list_problems)
+
     found.benchmark = benchmark.name
     found.split = benchmark.split
     found.queries = len(lists)
@@ -87,15 +96,17 @@ def check_submission(path: str | Path, root: str | Path) -> Submission:
         found.notes.append(
             "the list of the gallery is not there: whether a picture belongs to it was not checked"
         )
+    return found
 
-    # what is wrong with its queries, and with the list of each
-    found.problems += queries_problems(benchmark, lists)
-    check_list = circo_list_problems if found.kind == "circo" else cirr_list_problems
+
+def _in_queries(
+    benchmark: Benchmark, lists: Mapping[str, object], kind: str, check: CheckList
+) -> Iterator[Problem]:
+    """Yield what is wrong with the list of each query, in the order of the benchmark."""
     for record in benchmark.records:
         if record.id in lists:
-            for problem in check_list(found.kind, benchmark, record, lists[record.id]):
-                found.problems.append(Problem(problem.name, f"query {record.id}: {problem.what}"))
-    return found
+            for problem in check(kind, benchmark, record, lists[record.id]):
+                yield Problem(problem.name, f"query {record.id}: {problem.what}")
 
 
 def submission_report(file: str, root: str) -> dict:
@@ -191,7 +202,7 @@ def queries_problems(benchmark: Benchmark, lists: Mapping[str, object]) -> Itera
             yield Problem("missing_query", f"query {query} has no list")
     for key in lists:
         if key not in known:
-            yield Problem("unknown_query", f"{shown(key)} is no query id")
+            yield Problem("unknown_query", f"{shown(key)} is not a query id")
 
 
 def cirr_list_problems(
@@ -212,7 +223,7 @@ def cirr_list_problems(
     # only images of the gallery can be members of the set
     foreign = [image for image in images if image not in benchmark.members]
     if foreign:
-        what = f"{shown(foreign[0])} is no picture of test1; names have no './' and no '.png'"
+        what = f"{shown(foreign[0])} is not a picture of test1; names have no './' and no '.png'"
         yield Problem("not_in_gallery", what)
         return
     others = [image for image in images if image not in record.subset]
@@ -238,7 +249,7 @@ def circo_list_problems(
     yield from _form_problems(kind, ids)
     foreign = [image for image in ids if image not in benchmark.members]
     if benchmark.gallery and foreign:
-        yield Problem("not_in_gallery", f"{foreign[0]} is no picture of COCO 2017 unlabeled")
+        yield Problem("not_in_gallery", f"{foreign[0]} is not a picture of COCO 2017 unlabeled")
 
 
 def _not_a_list(images: object) -> Problem:

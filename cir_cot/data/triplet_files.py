@@ -56,14 +56,10 @@ def write_triplets(
         some = {image: described[image] for image in images}
         source = f"{root.name}/{name}"  # of its records
         records = list(triplets(some, edits, random.Random(seed), chains, source))
-        if images and not records:
-            cure = "" if name == "train" else ", or --val 0"
-            raise InputError(
-                f"{labels}: no two of the {len(images)} pictures of {name} are alike enough for an edit; give "
-                f"more pictures, or labels that several pictures share{cure}"
-            )
         if records:
             queries[name] = records
+        elif images:
+            raise _too_different(labels, name, len(images))
 
     # list all files before the first one is written
     files = []
@@ -82,6 +78,15 @@ def write_triplets(
 
 
 # ---- reading
+
+
+def _too_different(labels: Path, split: str, count: int) -> InputError:
+    """Return the error of a split without a single query."""
+    cure = "" if split == "train" else ", or --val 0"
+    return InputError(
+        f"{labels}: no two of the {count} pictures of {split} are alike enough for an edit; give "
+        f"more pictures, or labels that several pictures share{cure}"
+    )
 
 
 def picture_ids(folder: Path) -> list[str]:
@@ -147,7 +152,7 @@ def _read_csv(path: Path) -> list[list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.reader(file, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no CSV in UTF-8 ({error})") from error
+        raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
 def _check_header(path: Path, header: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cir_cot.data.benchmark import Benchmark
+from cir_cot.data.benchmark import Benchmark, merge_protocols
 from cir_cot.data.scoring import mean_of_categories
 from cir_cot.files import write_bytes_atomic, write_text_atomic
 from cir_cot.images import ImageStore
@@ -127,20 +127,13 @@ def results_json(results: Sequence[Result]) -> dict:
     if len(results) == 1:
         (only,) = results
         return {"metrics": only.metrics, "by_source": only.by_source, "protocol": only.protocol}
-    # Merge the protocols.
     names = [result.benchmark.category or result.name for result in results]
-    protocol: dict = {}
-    for key in results[0].protocol:
-        values = [result.protocol[key] for result in results]
-        same = values.count(values[0]) == len(values)
-        protocol[key] = values[0] if same else dict(zip(names, values, strict=True))
-    # Merge the metrics.
     metrics = {name: result.metrics for name, result in zip(names, results, strict=True)}
     by_source = {name: result.by_source for name, result in zip(names, results, strict=True)}
     return {
         "metrics": mean_of_categories(metrics),
         "by_source": by_source,
-        "protocol": protocol | {"category": names},
+        "protocol": merge_protocols(names, [result.protocol for result in results]),
     }
 
 

@@ -1,6 +1,7 @@
 """Benchmarks: facts of the real annotation files, the official evaluators' numbers, layouts, and what is refused."""
 
 import gzip
+import inspect
 import json
 import pickle
 import random
@@ -743,6 +744,13 @@ def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path, name):
         load_benchmark(name, tmp_path / "absent", split)
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_option_of_a_loader_is_listed(name):
+    dataset = BENCHMARKS[name]
+    common = ("root", "split", "category")
+    assert tuple(inspect.signature(dataset.load).parameters) == (*common, *dataset.options)
+
+
 # ---- what is refused
 
 OPTIONS = [
@@ -805,7 +813,7 @@ PAIR = {"candidate": "a", "target": "b", "captions": ["x", "y"]}
 BAD_FASHIONIQ = [
     ({}, "a list of annotations is expected, got dict"),
     ([], "got list without entries"),
-    ([PAIR, "x"], "entry 1 is no object but str"),
+    ([PAIR, "x"], "entry 1 must be an object, got str"),
     ([{"candidate": "a", "captions": ["x", "y"]}], "entry 0: key 'target' is missing"),
     ([PAIR | {"target": None}], "entry 0: 'target' must be str, got None"),
     ([PAIR | {"captions": ["x"]}], "entry 0: two captions are expected, got 1"),

@@ -357,11 +357,11 @@ def test_circo_ids_may_be_numbers_or_strings_and_lists_short(circo, capsys, tmp_
     [
         ([8, "8"], "ranks image '8' twice"),
         ([11], "'11', which is not in the gallery"),
-        (["8.jpg"], "'8.jpg' is no COCO image id"),
-        ([-8], "-8 is no COCO image id"),
-        ([8.0], "8.0 is no COCO image id"),
-        ([True], "True is no COCO image id"),
-        (["²"], "'²' is no COCO image id"),
+        (["8.jpg"], "'8.jpg' is not a COCO image id"),
+        ([-8], "-8 is not a COCO image id"),
+        ([8.0], "8.0 is not a COCO image id"),
+        ([True], "True is not a COCO image id"),
+        (["²"], "'²' is not a COCO image id"),
     ],
 )
 def test_circo_ids_that_are_none(circo, tmp_path, ranking, message):
@@ -423,7 +423,7 @@ def test_the_folder_of_rankings_is_searched(fashioniq, tmp_path, capsys):
         InputError, match="no rankings in .*rankings; looked for fashioniq.shirt.val.json, "
     ):
         score.main(fashioniq)
-    with pytest.raises(InputError, match="is no folder; without --category"):
+    with pytest.raises(InputError, match="is not a folder; without --category"):
         score.main([*fashioniq[:-1], str(tmp_path / "rankings" / "fashioniq.toptee.val.json")])
 
 

@@ -172,7 +172,7 @@ def test_a_coco_id_is_a_number_however_it_is_written(given, name):
     "given", [True, -1, "-1", "0000000161275", "8.jpg", "", "\N{SUPERSCRIPT TWO}", 1.0, None]
 )
 def test_what_is_no_coco_id(given):
-    with pytest.raises(InputError, match="x: .* is no COCO image id"):
+    with pytest.raises(InputError, match="x: .* is not a COCO image id"):
         coco_id(given, "x")
 
 

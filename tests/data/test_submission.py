@@ -132,7 +132,7 @@ def test_a_file_of_somebody_else_is_not_replaced(cirr, capsys):
 def test_subset_rankings_of_their_own(cirr, capsys):
     rankings = {query: names[:51] for query, names in full().items()}
     with pytest.raises(
-        InputError, match="does not rank .* of its image set; rank the whole gallery or give"
+        InputError, match="does not rank .* of its image set; rank the complete gallery or give"
     ):
         submitted(
             capsys, cirr, "cirr", "test1", full(reverse=True) | {"103": NAMES[24:] + NAMES[:18]}
@@ -169,7 +169,7 @@ REFUSED = {
         {str(n): [*range(1, 60), 99] for n in range(3)},
         "ranks image '99', which is not in",
     ),
-    "no picture": ({str(n): ["x.jpg"] * 50 for n in range(3)}, "'x.jpg' is no COCO image id"),
+    "no picture": ({str(n): ["x.jpg"] * 50 for n in range(3)}, "'x.jpg' is not a COCO image id"),
 }
 
 

@@ -201,8 +201,8 @@ def test_bad_labels_are_named(own, rows, message):
         (b"id,colour\n", "the header must be"),
         (b"image,a,a\n", "the header must be"),
         (b"image,caption,colour\n", "'caption' stands alone"),
-        (b"image,\xff\n", "no CSV in UTF-8"),
-        (b'image,a\nx,"open\n', "no CSV in UTF-8"),
+        (b"image,\xff\n", "not a CSV file in UTF-8"),
+        (b'image,a\nx,"open\n', "not a CSV file in UTF-8"),
     ],
 )
 def test_files_that_are_no_labels_are_refused(own, capsys, content, message):
