@@ -73,7 +73,8 @@ def test_only_cir_cot_is_on_top(wheel):
 
 def test_every_module_and_every_data_file_is_inside(wheel):
     code = source_files("cir_cot/**/*.py", "train/*.py", "eval/*.py", "data_gen/*.py")
-    data = source_files("cir_cot/assets/**/*", "train/configs/**/*.yaml", "train/configs/**/*.json")
+    everything = source_files("cir_cot/**/*", "train/**/*", "eval/**/*", "data_gen/**/*")
+    data = {name for name in everything if not name.endswith((".py", ".pyc"))}
     assert data
     assert sorted((code | data) - wheel) == []
 
