@@ -1,11 +1,11 @@
-"""Every head on scenes under the same conditions: one train split, one gallery, one time budget, one table, one plot.
+"""Compare every head on scenes under the same conditions: one train split, gallery and time budget; one table and plot.
 
-A sweep: each row is one configuration of a shipped recipe. A row that is done is not done again; table and plot are
-written after each row. The budget is wall-clock time in the training loop, of all stages of a row together: each run
-is timed for a few steps first and given the steps that fill its part, so that its schedule ends with its budget.
+Each row is one configuration of a shipped recipe. Finished rows and trained models are reused, and table and plot are
+written after each row. The budget is wall-clock time in the training loop, of all stages of a row together. Each run is
+timed for a few steps first, and then gets as many steps as fill its part, so that its schedule ends with its budget.
 
-Qwen rows start from the shipped tiny base, which was taught to describe scenes; CLIP rows from random weights, for no
-CLIP so small exists. That difference is in every comparison between the two groups.
+Qwen rows start from the shipped tiny base, which was trained to describe scenes. CLIP rows start from random weights,
+because no pretrained CLIP of that size exists. That difference is in every comparison between the two groups.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,118 +30,34 @@ from cir_cot.evaluation.readings import record_encoder
 from cir_cot.evaluation.tables import Table, text_table
 from cir_cot.files import write_json, write_text_atomic
 from cir_cot.heads import load_retriever
-from cir_cot.heads.combiners import MoeCombiner, count_parameters, hidden_for
 from cir_cot.models.tiny_clip import write_tiny_clip
 from cir_cot.profiling.counters import flops, seconds
+from cir_cot.profiling.head_rows import CLIP, ROWS, STAGES
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.webpage import scatter
 
 CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
 SPLITS = ("iid", "novel")
-SHORT = 5  # minutes: below, a row is run with three seeds
+SHORT = 5  # minutes; a row with a smaller budget is run with three seeds
 TIMED = 12  # steps that a run is timed for; the first ones are slow
-CLIP = {"dim": 64, "hidden": 128, "layers": 4}
-EXPERTS, TOP = 4, 2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A training run: a command with its options, its part of the budget, and the stage or base it starts from."""
-
-    command: str
-    options: str
-    start: str
-    part: float = 1.0
-
-
-def qwen(config: str) -> str:
-    """Options of a run from a shipped configuration of the quickstart's size."""
-    return f"--config {CONFIGS / config}.yaml"
-
-
-def pool(prompts: int, length: int, top: int = 3) -> Stage:
-    """The prompt pool with M prompts of L tokens."""
-    return Stage(
-        "prompt-pool",
-        f"{qwen('prompt_pool')} --pool {prompts} --length {length} --top {top}",
-        "qwen",
-    )
-
-
-def combiner(options: str) -> Stage:
-    """A Combiner on the features of half a budget's stage 1."""
-    # ours: CLIP4Cir's rates and batch of 4,096 are for a pretrained CLIP and 300 epochs
-    common = "--per_device_train_batch_size 512 --learning_rate 1e-3 --temperature 0.03 --features {out}/features"
-    return Stage("moe", f"{common} {options}", "half", 0.5)
-
-
-def dense_widths(dim: int) -> dict[str, int]:
-    """H of dense Combiners with as many parameters as the mixture of experts, in all and active for a row."""
-    sizes = dim, 4 * dim, 8 * dim
-    whole = count_parameters(lambda: MoeCombiner(*sizes, EXPERTS, TOP, False, "learned"))
-    idle = (EXPERTS - TOP) * (2 * sizes[1] + 1) * sizes[2]
-    return {
-        "parameters": hidden_for(whole, dim, sizes[1]),
-        "compute": hidden_for(whole - idle, dim, sizes[1]),
-    }
-
-
-WIDTHS = dense_widths(CLIP["dim"])
-SUM = "--per_device_train_batch_size 128 --learning_rate 1e-3 --temperature 0.03"
-STAGES = {
-    "sum": Stage("clip", SUM, "clip"),
-    "half": Stage("clip", SUM, "clip", 0.5),
-    "dense": combiner("--combiner dense"),
-    "dense_parameters": combiner(f"--combiner dense --hidden {WIDTHS['parameters']}"),
-    "dense_compute": combiner(f"--combiner dense --hidden {WIDTHS['compute']}"),
-    "faithful": combiner("--combiner faithful"),
-    "improved": combiner("--combiner improved"),
-    "random": combiner("--combiner improved --routing random"),
-    "one_pass": Stage("prompt-pool", f"{qwen('prompt_pool')} --pool 0 --connector 0", "qwen"),
-    "pool": pool(10, 2),
-    **{f"pool_m{m}": pool(m, 2) for m in (5, 20)},
-    **{f"pool_l{length}": pool(10, length) for length in (1, 5)},
-    "chains": Stage("sft", qwen("quickstart_stage1"), "qwen", 0.4),
-    "chain": Stage("sft", qwen("quickstart"), "chains", 0.6),
-    "chain_clip": Stage("sft", f"{qwen('quickstart')} --target_encoder {{sum}}", "chains", 0.6),
-}
-ROWS = {  # name: (the stage whose retriever is asked, the reading)
-    "image only": ("sum", "image_only"),
-    "text only": ("sum", "text_only"),
-    "sum (stage 1)": ("sum", None),
-    "dense Combiner": ("dense", None),
-    "dense, equal parameters": ("dense_parameters", None),
-    "dense, equal active compute": ("dense_compute", None),
-    "MoE faithful": ("faithful", None),
-    "MoE improved": ("improved", None),
-    "MoE, random routing": ("random", None),
-    "Qwen, one pass, no pool": ("one_pass", None),
-    "prompt pool, M 10, L 2": ("pool", None),
-    "prompt pool, M 5, L 2": ("pool_m5", None),
-    "prompt pool, M 20, L 2": ("pool_m20", None),
-    "prompt pool, M 10, L 1": ("pool_l1", None),
-    "prompt pool, M 10, L 5": ("pool_l5", None),
-    "chain, Fast": ("chain", "fast"),
-    "chain, Full": ("chain", "full"),
-    "chain, Full, frozen CLIP space": ("chain_clip", "full"),
-}
 
 
 def train(out: Path, name: str, seed: int, budget: float) -> Path:
-    """Train a stage, and first what it starts from, unless that is done -> its run folder."""
+    """Train a stage after the stages that it starts from, unless they are trained already -> its run folder."""
     folder = out / "models" / f"{name}.{seed}"
     if (folder / "metrics.json").is_file():  # written last
         return folder
     stage = STAGES[name]
+    # Train what the stage needs.
     bases = {"qwen": "cir-cot/tiny-base", "clip": str(out / "tiny_clip")}
     start = bases.get(stage.start) or str(train(out, stage.start, seed, budget))
-    shared = {
-        "out": out,
-        "sum": train(out, "sum", seed, budget) if "{sum}" in stage.options else "",
-    }
+    shared = {"out": out, "configs": CONFIGS, "sum": ""}
+    if "{sum}" in stage.options:
+        shared["sum"] = train(out, "sum", seed, budget)
     words = [stage.command, *stage.options.format(**shared).split(), "--model", start]
     words += ["--root", str(out / "scenes"), "--seed", str(seed)]
     words += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
+    # Time a few steps, then run as many as fill the budget.
     timed = call(words, folder.with_suffix(".timed"), TIMED)
     rate = timed["train_runtime"] / TIMED
     call(words, folder, max(TIMED, round(60 * budget * stage.part / rate)))
@@ -149,20 +65,12 @@ def train(out: Path, name: str, seed: int, budget: float) -> Path:
 
 
 def call(words: Sequence[str], folder: Path, steps: int) -> dict:
-    """Run a training command of the project for so many steps -> its metrics; SystemExit names its log if it fails."""
+    """Run a training command for a number of steps -> its metrics; SystemExit names its log if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
-    command = [
-        sys.executable,
-        "-m",
-        "cir_cot.cli",
-        *words,
-        "--output_dir",
-        str(folder),
-        "--max_steps",
-        str(steps),
-    ]
-    command += ["--overwrite"]  # what an interrupted run of this benchmark left
+    command = [sys.executable, "-m", "cir_cot.cli", *words, "--output_dir", str(folder)]
+    command += ["--max_steps", str(steps)]
+    command += ["--overwrite"]  # a run of this benchmark that was interrupted
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
@@ -171,11 +79,9 @@ def call(words: Sequence[str], folder: Path, steps: int) -> dict:
 
 
 def minutes_of(out: Path, name: str, seed: int) -> float:
-    """Training minutes of a stage and of those it starts from."""
-    stage, own = (
-        STAGES[name],
-        json.loads((out / "models" / f"{name}.{seed}" / "metrics.json").read_text()),
-    )
+    """Return the training minutes of a stage and of those that it starts from."""
+    stage = STAGES[name]
+    own = json.loads((out / "models" / f"{name}.{seed}" / "metrics.json").read_text())
     before = minutes_of(out, stage.start, seed) if stage.start in STAGES else 0.0
     return before + own["train_runtime"] / 60
 
@@ -185,22 +91,14 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
     name, reading = ROWS[row]
     folder = train(out, name, seed, args.minutes)
     retriever = load_retriever(folder)
-    found = {
-        "row": row,
-        "seed": seed,
-        "git": git_state(),
-        "minutes": round(minutes_of(out, name, seed), 2),
-    }
+    minutes = round(minutes_of(out, name, seed), 2)
+    found = {"row": row, "seed": seed, "git": git_state(), "minutes": minutes}
     found["parameters"] = sum(parameter.numel() for parameter in retriever.parameters())
+    # Metrics of each split, then the cost of a query.
+    options = {"reading": reading, "model": name, "limit": args.queries}
+    options |= {"batch_size": 128, "seed": 0}
     for split in SPLITS:
         (benchmark,) = load_benchmark("folder", out / "scenes", split)
-        options = {
-            "reading": reading,
-            "model": name,
-            "limit": args.queries,
-            "batch_size": 128,
-            "seed": 0,
-        }
         result = evaluate(retriever, benchmark, benchmark.images(), **options)
         found[split] = result.metrics
         found["protocol"] = result.protocol
@@ -208,88 +106,80 @@ def measure(out: Path, row: str, seed: int, args: argparse.Namespace) -> dict:
 
 
 def query_cost(retriever, benchmark: Benchmark, reading: str | None, count: int = 8) -> dict:
-    """Mean FLOPs and median seconds of one query, asked alone, over `count` queries."""
-    images, records = benchmark.images(), benchmark.records[:count]
-    pictures, ask = (
-        [images.load(record.reference) for record in records],
-        record_encoder(retriever, reading),
-    )
-    works = [lambda r=r, p=p: ask([r], [p]) for r, p in zip(records, pictures, strict=True)]
+    """Measure mean FLOPs and median seconds of a query that is encoded alone, over `count` queries."""
+    images = benchmark.images()
+    records = benchmark.records[:count]
+    encode = record_encoder(retriever, reading)
+    works = {}
+    for number, record in enumerate(records):
+        picture = images.load(record.reference)
+        works[str(number)] = partial(encode, [record], [picture])
     with torch.no_grad():
-        operations = [flops(work) for work in works]
-        times = seconds({str(number): work for number, work in enumerate(works)}, pairs=3)
-    return {
-        "flops": statistics.mean(operations),
-        "latency_ms": 1000 * statistics.median(times.values()),
-    }
+        operations = [flops(work) for work in works.values()]
+        times = seconds(works, pairs=3)
+    latency = 1000 * statistics.median(times.values())
+    return {"flops": statistics.mean(operations), "latency_ms": latency}
 
 
 def table(results: Sequence[dict], words: str) -> Table:
-    """One row a configuration, mean and spread over its seeds."""
-    rows = []
-    for row in ROWS:
-        same = [result for result in results if result["row"] == row]
-        if same:
-            recalls = [
-                spread([result[split][k] for result in same])
-                for split in SPLITS
-                for k in ("R@1", "R@10")
-            ]
-            mean = {
-                key: statistics.mean(result[key] for result in same)
-                for key in ("minutes", "flops", "latency_ms")
-            }
-            cost = [
-                f"{same[0]['parameters'] / 1e6:.2f}",
-                f"{mean['flops'] / 1e9:.3f}",
-                f"{mean['latency_ms']:.1f}",
-            ]
-            rows.append([row, len(same), *recalls, f"{mean['minutes']:.1f}", *cost])
+    """Return the table: one row a configuration, mean and spread over its seeds."""
+    rows = [table_row(row, same) for row in ROWS if (same := results_of(results, row))]
     header = [f"{split} {k}" for split in SPLITS for k in ("R@1", "R@10")]
     costs = ["minutes", "M parameters", "GFLOP a query", "ms a query"]
     return Table("Heads on scenes", ["row", "seeds", *header, *costs], rows, words)
 
 
+def results_of(results: Sequence[dict], row: str) -> list[dict]:
+    """Return the results of a row, one a seed."""
+    return [result for result in results if result["row"] == row]
+
+
+def table_row(row: str, results: Sequence[dict]) -> list:
+    """Return the cells of a row from its results."""
+    cells = [row, len(results)]
+    for split in SPLITS:
+        for metric in ("R@1", "R@10"):
+            cells.append(spread([result[split][metric] for result in results]))
+    cells.append(f"{mean(results, 'minutes'):.1f}")
+    cells.append(f"{results[0]['parameters'] / 1e6:.2f}")
+    cells.append(f"{mean(results, 'flops') / 1e9:.3f}")
+    cells.append(f"{mean(results, 'latency_ms'):.1f}")
+    return cells
+
+
+def mean(results: Sequence[dict], key: str) -> float:
+    """Return the mean of a number over results."""
+    return statistics.mean(result[key] for result in results)
+
+
 def spread(values: Sequence[float]) -> str:
-    """Mean, and the standard deviation where there are several."""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+    """Format the mean, and the standard deviation if there are several values."""
+    center = f"{statistics.mean(values):.1f}"
+    return center if len(values) == 1 else f"{center} ± {statistics.stdev(values):.1f}"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
+    parser = argparse.ArgumentParser(prog="heads.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder; run again to continue")
+    add("--minutes", type=float, default=10, help="training time of a row (default 10)")
+    references = "scenes to train on, 16 edits each (default 1000)"
+    add("--references", type=int, default=1000, help=references)
+    test = "scenes of iid and of novel (default 400)"
+    add("--test-references", type=int, default=400, help=test)
+    queries = "queries of a split; the gallery stays complete"
+    add("--queries", type=int, default=2000, help=queries)
+    add("--seeds", type=int, help=f"default: 3 if --minutes is below {SHORT}, else 1")
+    rows = list(ROWS)
+    add("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help="default: all")
+    add("--json", type=Path, metavar="FILE", help="write all results here as well")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run what is not done yet, writing each result as it ends, then print the table."""
-    parser = argparse.ArgumentParser(prog="heads.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder; run again to go on"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=10, help="training time of a row (default 10)"
-    )
-    parser.add_argument(
-        "--references",
-        type=int,
-        default=1000,
-        help="scenes to train on, 16 edits each (default 1000)",
-    )
-    parser.add_argument(
-        "--test-references", type=int, default=400, help="scenes of iid and of novel (default 400)"
-    )
-    parser.add_argument(
-        "--queries", type=int, default=2000, help="queries a split; the gallery stays whole"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"default: 3 where --minutes is below {SHORT}, else 1"
-    )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=list(ROWS),
-        default=list(ROWS),
-        metavar="ROW",
-        help="default: all",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here, too")
-    args = parser.parse_args(argv)
+    """Run the rows that are not finished, writing each result at once, then print the table."""
+    args = parse(argv)
     if args.minutes <= 0:
         raise InputError(f"minutes {args.minutes}: give each row some time")
     settings = prepare(args)
@@ -309,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prepare(args: argparse.Namespace) -> dict:
-    """Write scenes and the tiny CLIP once -> what all rows share; InputError if a folder was begun otherwise."""
+    """Write scenes and the tiny CLIP once -> settings of all rows; InputError if the folder has other settings."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     asked = {
         name: getattr(args, name)
@@ -336,12 +226,12 @@ def prepare(args: argparse.Namespace) -> dict:
 
 
 def slug(row: str) -> str:
-    """Name a row's files."""
+    """Return a row's name in file names."""
     return "_".join("".join(letter if letter.isalnum() else " " for letter in row.lower()).split())
 
 
 def read_results(out: Path) -> list[dict]:
-    """All results there are."""
+    """Read all results."""
     return [json.loads(file.read_text()) for file in sorted((out / "results").glob("*.json"))]
 
 
@@ -353,26 +243,22 @@ def write_out(out: Path, settings: dict) -> Table:
         f"gallery, the reference removed, ties pessimistic. {16 * settings['references']} queries to train on, "
         f"{settings['minutes']:g} minutes of training a row on {settings['device']}, {settings['threads']} threads."
     )
-    made = table(results, words)
-    lines = [
-        " | ".join(map(str, cells))
-        for cells in (made.header, ["---"] * len(made.header), *made.rows)
-    ]
-    write_text_atomic(
-        out / "heads.md", "\n".join([words, "", *(f"| {line} |" for line in lines)]) + "\n"
-    )
+    found = table(results, words)
+    lines = [words, ""]
+    for cells in (found.header, ["---"] * len(found.header), *found.rows):
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    write_text_atomic(out / "heads.md", "\n".join(lines) + "\n")
     write_text_atomic(out / "heads.svg", plot(results))
-    return made
+    return found
 
 
 def plot(results: Sequence[dict]) -> str:
-    """Recall on new combinations against the cost of a query, a point a row."""
+    """Draw recall on new combinations against the cost of a query, a point a row -> SVG."""
     points = []
     for row in ROWS:
-        same = [result for result in results if result["row"] == row]
-        if same:
+        if same := results_of(results, row):
             recall = statistics.mean(result["novel"]["R@1"] for result in same)
-            points.append((row, statistics.mean(result["flops"] for result in same) / 1e9, recall))
+            points.append((row, mean(same, "flops") / 1e9, recall))
     return scatter(points, "GFLOP a query (logarithmic)", "R@1 on novel combinations, %")
 
 

@@ -11,6 +11,7 @@ import pytest
 from cir_cot.cli import COMMANDS
 from cir_cot.errors import InputError
 from cir_cot.heads.combiners import DenseCombiner, MoeCombiner, count_parameters
+from cir_cot.profiling.head_rows import dense_widths
 from cir_cot.training.arguments import CirArguments, parse_arguments
 from cir_cot.webpage import scatter
 
@@ -38,7 +39,7 @@ def arguments_of(command: str) -> type[CirArguments]:
 @pytest.mark.parametrize("name", heads.STAGES)
 def test_every_stage_is_a_recipe_with_arguments_it_knows(name):
     stage = heads.STAGES[name]
-    words = stage.options.format(out="out", sum="sum").split()
+    words = stage.options.format(out="out", configs=heads.CONFIGS, sum="sum").split()
     parse_arguments(
         arguments_of(stage.command), [*words, "--model", "m", "--root", "r", "--output_dir", "o"]
     )
@@ -61,7 +62,7 @@ def test_dense_widths_give_equal_parameters_and_equal_active_ones():
     active = count_parameters(lambda: MoeCombiner(*sizes, 2, 2, False, "learned"))
     dense = {
         name: count_parameters(lambda hidden=hidden: DenseCombiner(dim, 4 * dim, hidden))
-        for name, hidden in heads.dense_widths(dim).items()
+        for name, hidden in dense_widths(dim).items()
     }
     assert dense["parameters"] == pytest.approx(whole, rel=2e-3)
     assert dense["compute"] == pytest.approx(active, rel=2e-3)
