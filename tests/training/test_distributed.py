@@ -199,7 +199,9 @@ def launch(out: Path, *arguments: str) -> None:
         "--nproc_per_node",
         "2",
     ]
+    helpers = str(Path(__file__).resolve().parent.parent)  # where tiny_training is
     environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (helpers, os.environ.get("PYTHONPATH")))),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "CUDA_VISIBLE_DEVICES": "",
