@@ -136,6 +136,7 @@ def build(
 def check_settings(metadata: Metadata) -> None:
     """Refuse a dtype, a width or a kind that does not exist."""
     dtype, width, dim = metadata["dtype"], metadata["width"], metadata["dim"]
+    # Those that every class shares, then those of the kind's class.
     if dtype not in STORES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(STORES)}")
     if not 1 <= width <= dim:
@@ -165,6 +166,7 @@ def _open_old(folder: Path, retriever: Retriever, metadata: Metadata) -> Gallery
     """Open the index in the folder, if there is one; InputError when its retriever or settings differ."""
     if not (folder / "index.json").exists():
         return None
+    # Vectors of two retrievers, or of two settings, must not be mixed.
     old = open_index(folder)
     old.check(retriever, str(folder))
     # kind, dtype, dim and width are settled by the first build.

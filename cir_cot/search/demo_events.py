@@ -101,12 +101,13 @@ class Buttons:
         same = gr.skip()  # leaves a component as it is
         try:
             answer = self.dialogue.ask_again(state, text, mode, sections)
+            found = self.dialogue.pictures(answer)
         except InputError as error:
             return same, same, same, note(str(error), bad=True), same
         # The corrected chain is not compared: the second gallery is emptied.
         state = after_search(state, f"{text.strip()} (chain corrected)", answer)
         status = status_line(answer, f"{mode}, with your chain", self.count)
-        return state, self.dialogue.pictures(answer), [], note(status), turns_of(state)
+        return state, found, [], note(status), turns_of(state)
 
     def hit(self, state: State, event: gr.SelectData) -> Update:
         """Continue from a picture that was found."""

@@ -75,6 +75,8 @@ class Index:
     def close(self) -> None:
         """Release nothing: this index holds no connection."""
 
+    # ---- search
+
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
     ) -> list[list[Hit]]:
@@ -104,6 +106,7 @@ class Index:
 
     def _matching_rows(self, where: Mapping) -> np.ndarray:
         """Return the rows (n,) whose payload matches a filter."""
+        # Every picture is looked at: payloads have no index.
         matching = []
         for row, name in enumerate(self.ids):
             if matches_filter(self.payloads.get(name, {}), where):
@@ -112,6 +115,7 @@ class Index:
 
     def _rank(self, query: np.ndarray, rows: np.ndarray, k: int) -> list[Hit]:
         """Return the k best of the candidates `rows` by their float64 scores with a query (width,)."""
+        # Dot products in float64, rounded once; equal scores in the order of the gallery.
         exact = self.vectors(rows).astype(np.float64) @ query.astype(np.float64)  # (n,)
         scores = exact.astype(np.float32)
         order = np.lexsort((rows, -scores))[:k]
@@ -135,11 +139,14 @@ class Index:
             raise InputError(
                 f"{settings!r} is no setting of {kind!r} ({faiss_message(error)})"
             ) from None
+        # Saved with the index, so that it is set again when the index is loaded.
         self.metadata["tuned"] = settings
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
         """Refuse a retriever other than the one that encoded the gallery."""
         check_fingerprint(self.metadata["probe"], retriever, where)
+
+    # ---- making and changing
 
     @staticmethod
     def check_settings(metadata: Metadata) -> None:
@@ -164,10 +171,12 @@ class Index:
         """Return an index of the pictures `rows`: vectors of this one by content hash, else from `fresh`."""
         hashes = [digest for _, digest in rows]
         held = {digest: row for row, digest in enumerate(self.hashes)}
+        # Of a hash that is in both, the stored vector is kept.
         read = faiss_stores.vector_reader(hashes, fresh, metadata["width"], held, self.vectors)
         # A new store with the ranges of the old one: vectors that stay are not rounded again.
         store = faiss_stores.empty_like(self.store)
         faiss_stores.fill(store, len(rows), read)
+        # Settings of an approximate kind stay through updates.
         if self.metadata.get("tuned"):
             metadata = metadata | {"tuned": self.metadata["tuned"]}
         return self._assemble(rows, store, payloads, metadata)
@@ -206,9 +215,10 @@ class Index:
                 index.tune(metadata["tuned"])
         return index
 
+    # ---- files
+
     def save(self, folder: str | Path) -> None:
         """Write the index; readers see the old state or the complete new one, then the old files are removed."""
-        # Rows are written one at a time, as they are made.
         stores: dict[str, faiss.Index] = {"vectors": self.store}
         if self.approximate is not None:
             stores["near"] = self.approximate
@@ -246,6 +256,7 @@ class Index:
         paths = {part: folder / name for part, name in names.items()}
         rows = list(read_rows(paths["rows"], digests.get("rows")))
         store = read_store(paths["vectors"], digests.get("vectors"), width, count)
+        # Put them together; an approximate kind has a second file.
         index = cls(
             ids=[row["id"] for row in rows],
             hashes=[row["hash"] for row in rows],
@@ -263,18 +274,21 @@ class Index:
 
     def _check_files(self, paths: Mapping[str, Path]) -> None:
         """Check that rows and vectors belong together and that every number is finite."""
+        # As many rows as vectors, and no picture twice.
         count = self.metadata["count"]
         distinct = len(set(self.ids))
         if len(self.ids) != count or distinct != count:
             raise InputError(
                 f"{paths['rows']}: {distinct} pictures, not {count}, so it is damaged; {CURE}"
             )
+        # The store is of the dtype that index.json names.
         dtype = self.metadata["dtype"]
         if (
             getattr(self.store, "code_size", None)
             != self.metadata["width"] * faiss_stores.CODE_BYTES[dtype]
         ):
             raise InputError(f"{paths['vectors']}: not stored as {dtype}, so it is damaged; {CURE}")
+        # One NaN would come first in every search.
         for start in range(0, count, faiss_stores.BLOCK):
             block = self.vectors(np.arange(start, min(start + faiss_stores.BLOCK, count)))
             if not np.isfinite(block).all():

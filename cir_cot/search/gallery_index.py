@@ -33,6 +33,8 @@ class GalleryIndex(Protocol):
 
     metadata: Metadata
 
+    # ---- making and opening
+
     @staticmethod
     def check_settings(metadata: Metadata) -> None:
         """Refuse a kind that this class cannot make."""
@@ -49,6 +51,8 @@ class GalleryIndex(Protocol):
     def load(cls, folder: str | Path) -> Self:
         """Open what `save` wrote; InputError when it is missing or damaged."""
         ...
+
+    # ---- reading
 
     def __len__(self) -> int: ...
 
@@ -78,6 +82,8 @@ class GalleryIndex(Protocol):
         """Refuse a retriever other than the one that encoded the gallery."""
         ...
 
+    # ---- changing
+
     def update(
         self, rows: Rows, fresh: Vectors, payloads: Mapping[str, dict], metadata: Metadata
     ) -> Self:
@@ -90,6 +96,8 @@ class GalleryIndex(Protocol):
     def remove(self, ids: Collection[str]) -> Self:
         """Return the index without the pictures `ids`; InputError names one that it does not hold."""
         ...
+
+    # ---- files
 
     def save(self, folder: str | Path) -> None:
         """Write the index, or where its collection is, to a folder."""
@@ -113,6 +121,7 @@ def check_queries(queries: torch.Tensor | np.ndarray, k: int, metadata: Metadata
 
 def check_held(ids: Collection[str], held: Collection[str]) -> None:
     """Refuse to remove pictures that an index does not hold."""
+    # The first missing one is named, in alphabetical order.
     if missing := sorted(set(ids) - set(held)):
         raise InputError(
             f"image {missing[0]!r} is not in the index, nor are {len(missing) - 1} others"

@@ -101,6 +101,7 @@ def encode_rank(
         done.update(other.rows)
     with written(folder):
         log = VectorLog(folder, ranks.rank, retriever.dim).repair()
+    # Take every `world`-th picture.
     share = names[ranks.rank :: ranks.world]
     scan: list[tuple[str, str, str]] = []
     batch: list[Scanned] = []
@@ -129,6 +130,7 @@ def encode_rank(
 
 def _store_batch(retriever: Retriever, log: VectorLog, batch: Sequence[Scanned]) -> int:
     """Encode a batch and append it to the log; return its size."""
+    # The last batch may be empty.
     if not batch:
         return 0
     # Encode, and refuse numbers that are not finite before they are stored.
@@ -176,6 +178,7 @@ def _scan(images: ImageStore, name: str, done: Collection[str]) -> Scanned:
 def hash_picture(images: ImageStore, name: str) -> str:
     """Return the content hash of a picture's file; InputError when it cannot be read."""
     path = images.path(name)
+    # The file's bytes, not its pixels: another encoding of the same picture counts as a change.
     try:
         return digest_file(path)
     except OSError as error:
@@ -184,6 +187,7 @@ def hash_picture(images: ImageStore, name: str) -> str:
 
 def read_scan(folder: Path, world: int) -> tuple[dict[str, str], dict[str, str]]:
     """Read what all processes found -> {image id: content hash}, and {image id: problem} of unreadable pictures."""
+    # A picture has a hash or a problem.
     hashes: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     for rank in range(world):

@@ -24,6 +24,7 @@ def checks(hosts: Sequence[str], data: str) -> list[Middleware]:
         hosts: host names to answer to, beside this machine's own.
         data: path below which are the files that visitors see and send.
     """
+    # The host first: the page's own origin is taken from it.
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=[*HOSTS, *hosts], www_redirect=False),
         Middleware(SameOrigin, data=data),
@@ -38,6 +39,7 @@ def listen(port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port}: ports are 0 .. 65535")
+    # Opening the port now reports a busy one before a model is loaded.
     try:
         return socket.create_server((LOCAL, port))
     except OSError as error:

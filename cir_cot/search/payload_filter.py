@@ -29,6 +29,7 @@ def check_filter(where: object) -> dict:
 
 def _check_bounds(key: str, bounds: Mapping) -> None:
     """Refuse a bound of another name, or one that is not a number."""
+    # The first wrong one is named.
     for name, bound in bounds.items():
         if name not in BOUNDS or not isinstance(bound, (int, float)):
             raise InputError(
@@ -43,6 +44,7 @@ def matches_filter(payload: Mapping, where: Mapping) -> bool:
     Example:
         matches_filter({"category": "dress", "price": 30}, {"price": {"lt": 50}})  # True
     """
+    # A picture without the key matches nothing but a wanted null.
     return all(_matches(payload.get(key), wanted) for key, wanted in where.items())
 
 

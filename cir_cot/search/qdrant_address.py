@@ -15,6 +15,7 @@ SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # namespace of point 
 
 def address(kind: str) -> tuple[str, str]:
     """Return (server or folder, collection) of a kind; InputError when it is no address."""
+    # A folder may hold a "#", a collection may not.
     place, _, collection = kind.removeprefix(PREFIX).rpartition("#")
     if not place or not collection:
         raise InputError(f"{kind!r} is no address; write qdrant:<server or folder>#<collection>")

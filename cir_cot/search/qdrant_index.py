@@ -59,11 +59,14 @@ class QdrantIndex:
         """Refuse a retriever other than the one that encoded the gallery."""
         check_fingerprint(self.metadata["probe"], retriever, where)
 
+    # ---- search
+
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 10, where: Mapping | None = None
     ) -> list[list[Hit]]:
         """Return the k best pictures for each of queries (B, D), best first, of those that match `where`."""
         check_queries(queries, k, self.metadata)
+        # Qdrant filters while it searches, so k results are found where k pictures match.
         condition = None if where is None else self._condition(where)
         # One request for each query: results come back in the order of the queries.
         answers = []
@@ -99,6 +102,8 @@ class QdrantIndex:
             f"{settings!r} is a setting of FAISS; a Qdrant collection is tuned on its server"
         )
 
+    # ---- reading every point
+
     def _read_points(self) -> dict[str, dict[str, Any]]:
         """Read {image id: {"id", "hash", "payload"}} of every point; InputError at a point of no index."""
         rows: dict[str, dict[str, Any]] = {}
@@ -109,6 +114,7 @@ class QdrantIndex:
                 self.collection, limit=BLOCK, offset=offset, with_payload=True
             )
             for point in points:
+                # Somebody else's points may be in a collection of the same name.
                 if not isinstance(point.payload, dict) or not point.payload.keys() >= ROW:
                     raise InputError(
                         f"collection {self.collection!r}: point {point.id} is not of an index; "
@@ -130,6 +136,8 @@ class QdrantIndex:
     def list_payloads(self) -> dict[str, dict]:
         """Read the payloads of the pictures that have one."""
         return {name: row["payload"] for name, row in self._read_points().items() if row["payload"]}
+
+    # ---- making and changing
 
     @staticmethod
     def check_settings(metadata: Metadata) -> None:
@@ -170,6 +178,7 @@ class QdrantIndex:
     ) -> Self:
         """Make the pictures `rows` the content of the collection; unchanged points stay as they are."""
         self.metadata = metadata
+        # The collection may have been deleted on the server since.
         if not self._exists():
             self._create_collection()
         self._fill(rows, fresh, payloads, self._read_points())
@@ -198,6 +207,7 @@ class QdrantIndex:
         names = {row["hash"]: name for name, row in held.items()}
         for start in range(0, len(changed), BLOCK):
             block = changed[start : start + BLOCK]
+            # Vectors of the block, then its points.
             vectors = self._vectors([row["hash"] for row in block], fresh, names)
             points = []
             for row in block:
@@ -232,6 +242,7 @@ class QdrantIndex:
             with_payload=["hash"],
             with_vectors=True,
         )
+        # Points come back in any order; the hash says whose vector it is.
         vectors: dict[str, list[float]] = {}
         for point in found:
             vectors[cast(dict, point.payload)["hash"]] = cast(list[float], point.vector)

@@ -56,6 +56,7 @@ class Answer:
                 "search": round(self.search_seconds, 4),
             },
         }
+        # Only heads that route queries have this key.
         if self.routing:
             answer["choices"] = self.routing
         return answer
@@ -72,6 +73,7 @@ def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search
     # Open the index first: it is quicker to fail than a model.
     opened = open_index(index)
     retriever = load_retriever(model, **options)
+    # An index of another retriever would return arbitrary pictures.
     opened.check(retriever, str(index))
     return Search(retriever, opened)
 
@@ -86,9 +88,9 @@ def open_picture(path: str | Path) -> Image.Image:
         raise InputError(
             f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})"
         ) from error
-    # A store of one file decodes it with the usual limits.
     if not found:
         raise InputError(f"{path}: no such file")
+    # An image store checks size and format before it decodes.
     return ImageStore(path.parent, {path.name: path.name}).load(path.name)
 
 
@@ -117,6 +119,7 @@ class Search:
     ) -> Answer:
         """Answer one query: a picture or its file, and a sentence. The other arguments are those of `many`."""
         picture = image if isinstance(image, Image.Image) else open_picture(image)
+        # A batch of one.
         chains = None if chain is None else [chain]
         return self.many([picture], [text], k, reading, chains, where, without)[0]
 
@@ -144,6 +147,7 @@ class Search:
         Raises:
             InputError: a text is too long, or this retriever lacks the reading or encodes no chains.
         """
+        # Encode, measuring the time that it takes, then search.
         started = time.perf_counter()
         with inference(self.retriever):
             output = self.encode(images, texts, reading, chains)
@@ -178,6 +182,7 @@ class Search:
         without: Sequence[str] = (),
     ) -> Iterator[str | Answer]:
         """Yield the chain whenever it has grown, and finally the answer."""
+        # Nothing of a refused text is yielded.
         check_text(text, "the text of the query")
         started = time.perf_counter()
         output = None
