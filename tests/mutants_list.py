@@ -3664,7 +3664,7 @@ MUTANTS = [
         "cir_cot/data/chain_files.py",
         "        if len(found) != 1:",
         "        if not found:",
-        ["tests/test_records.py::test_a_pair_of_several_records_is_refused"],
+        ["tests/data/test_chain_files.py::test_a_pair_of_several_records_is_refused"],
         "a chain goes to the first of several records",
     ),
     (
