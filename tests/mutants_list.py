@@ -4674,8 +4674,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/tables.py",
-        "for share in shares) / len(records) for name in names]",
-        "for share in shares) for name in names]",
+        "loads.append(100 * total / len(records))",
+        "loads.append(100 * total)",
         ["tests/evaluation/test_tables.py"],
         "loads are sums",
     ),

@@ -85,6 +85,7 @@ def calibrate(
     ids = list(confidence)
     chains = retriever.encoder().plain_ids([full.explanations[name] for name in ids])
     tokens = [len(chain) for chain in chains]
+    # Mix the two rankings at each threshold.
     curve = adaptive_curve(
         full.benchmark,
         confidence,
@@ -100,6 +101,7 @@ def stop_confidences(
 ) -> dict[str, float]:
     """Return the model's preference to answer without a chain, by query id."""
     records: list[Record] = benchmark.records
+    # As many values as records, in their order.
     references = [record.reference for record in records]
     values: list[float] = []
     with inference(retriever):
@@ -112,6 +114,7 @@ def stop_confidences(
 
 def curve_table(curve: Sequence[dict]) -> Table:
     """Return the curve as a table: threshold, share of chains, tokens a query, metrics."""
+    # A row for each point.
     names = list(curve[0]["metrics"])
     rows: list[list] = []
     for point in curve:

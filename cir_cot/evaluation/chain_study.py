@@ -69,6 +69,7 @@ def study_chains(
         progress: Show progress bars.
         announce: Called with each reading before it is evaluated.
     """
+    # All readings share the gallery's embeddings.
     images = benchmark.images()
     gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
 
@@ -90,7 +91,7 @@ def study_chains(
 
     results = {reading: ask(reading) for reading in ("full", "fast")}
     asked = results["full"].benchmark.records
-    # The annotated chains are an upper bound.
+    # The annotated chains are an upper bound; a partial one would not be comparable.
     if all(record.cot for record in asked):
         results["oracle"] = ask("oracle")
     # Another query's chain shows whether retrieval follows the chain.
@@ -121,6 +122,7 @@ def faithfulness(study: Study) -> dict:
     """
     if study.donors is None:
         return {}
+    # Count the queries whose first answer changed with the chain.
     full = study.results["full"]
     shuffled = study.results["shuffled"]
     changed = [full.rankings[name][0] != shuffled.rankings[name][0] for name in study.donors]
@@ -138,17 +140,23 @@ def faithfulness(study: Study) -> dict:
 
 def by_reading(studies: Sequence[Study]) -> dict[str, list[Result]]:
     """Return the results of all categories for each reading that every category has."""
-    shared = [name for name in studies[0].results if all(name in s.results for s in studies)]
-    return {name: [study.results[name] for study in studies] for name in shared}
+    results = {}
+    for name in studies[0].results:
+        # A reading that one category lacks has no mean over categories.
+        if all(name in study.results for study in studies):
+            results[name] = [study.results[name] for study in studies]
+    return results
 
 
 def study_json(studies: Sequence[Study]) -> dict:
     """Return the content of results.json: metrics by reading, metrics of the chains, protocol."""
     keys = ("metrics", "chains", "faithfulness", "by_source", "protocol")
     content: dict[str, dict[str, Any]] = {key: {} for key in keys}
+    # Metrics, by_source and protocol, each by reading.
     for reading, results in by_reading(studies).items():
         for key, value in results_json(results).items():
             content[key][reading] = value
+    # The chains that the model wrote, by measured set.
     for study in studies:
         full = study.results["full"]
         records = full.benchmark.records
@@ -164,7 +172,9 @@ def study_tables(content: dict) -> list[Table]:
     columns: dict[str, None] = {}
     for metrics in chains.values():
         columns |= dict.fromkeys(metrics)
-    rows = [[name, *(m.get(column, "") for column in columns)] for name, m in chains.items()]
+    rows = []
+    for name, metrics in chains.items():
+        rows.append([name, *(metrics.get(column, "") for column in columns)])
     tables = [Table("Chains", ["set", *columns], rows, CHAINS_NOTE)]
     # The same for faithfulness, where chains were lent.
     measured = {name: values for name, values in content["faithfulness"].items() if values}
@@ -193,8 +203,10 @@ def save_study(
     """
     folder = Path(folder)
     content = study_json(studies)
+    # Results of all categories and readings, in the order of the report.
     results = [result for study in studies for result in study.results.values()]
     with written(folder), writing_results(folder, [RESULTS], [RESULTS], overwrite):
+        # The rankings of each reading have a folder of their own, as `cir-cot retrieval` writes it.
         for reading, found in by_reading(studies).items():
             save_results(found, folder / reading, overwrite)
         write_report(
@@ -205,5 +217,6 @@ def save_study(
             seed=seed,
             overwrite=overwrite,
         )
+        # results.json comes last: where it exists, everything else is complete.
         text = json.dumps(content, indent=1, ensure_ascii=False)
         write_text_atomic(folder / RESULTS, text + "\n")

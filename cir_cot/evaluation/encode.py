@@ -73,6 +73,7 @@ def encode_queries(
             outputs.append(encode(records[done : done + len(pictures)], pictures))
             done += len(pictures)
             bar.update(len(pictures))
+    # One output of all batches, in the order of the records.
     output = concatenate_outputs(outputs)
     check_embeddings(output.embeddings, [record.id for record in records])
     return output
@@ -96,6 +97,7 @@ def load_batches(
             waiting.append([pending[name] for name in batch])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
+        # The last batch has no successor to wait for.
         while waiting:
             yield [future.result() for future in waiting.popleft()]
 
@@ -105,6 +107,7 @@ def check_embeddings(embeddings: Tensor, names: Sequence[str]) -> Tensor:
     if embeddings.shape[0] != len(names):
         count = embeddings.shape[0]
         raise ValueError(f"{len(names)} inputs gave {count} embeddings; one for each is expected")
+    # A row with NaN or infinity would be ranked arbitrarily.
     bad = (~embeddings.isfinite().all(dim=1)).nonzero()
     if len(bad):
         raise InputError(

@@ -25,7 +25,7 @@ from cir_cot.images import ImageStore
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Record
-from cir_cot.retriever import ChainReader, Retriever, inference
+from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
 from .encode import encode_gallery, encode_queries
 from .ranking import rank
@@ -71,26 +71,48 @@ def evaluate(
         InputError: The retriever lacks the reading, a picture cannot be read, or an embedding is
             not finite.
     """
+    # A given `encode` takes the place of a reading.
     if encode is None:
         encode = record_encoder(retriever, reading)
         reading = reading or (retriever.reading if isinstance(retriever, ChainReader) else None)
-    # Encode the gallery, then the queries; only the queries are timed.
+    # Encode the gallery, unless its embeddings are given.
     if gallery is None:
         gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
+    # Encode the queries; only these are timed.
     asked = sample_queries(benchmark, limit, seed)
     started = time.perf_counter()
     with inference(retriever):
         output = encode_queries(asked.records, images, encode, batch_size, progress)
     speed = len(asked.records) / (time.perf_counter() - started)
-    # Rank, and score where the answers are published.
-    rankings, scores, subsets = rank(asked, output.embeddings, gallery)
-    labelled = all(record.targets for record in asked.records)  # not in CIRR's and CIRCO's test
-    metrics = score_rankings(asked, rankings, subsets) if labelled else {}
-    by_source = score_by_source(asked, rankings, subsets) if labelled else {}
-    # Record what the numbers depend on.
+    # Record what the metrics depend on.
     protocol = run_protocol(benchmark, asked)
     protocol |= {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
     protocol["queries_per_second"] = round(speed, 2)
+    return rank_and_score(asked, images, output, gallery, protocol)
+
+
+def rank_and_score(
+    asked: Benchmark,
+    images: ImageStore,
+    output: QueryOutput,
+    gallery: Tensor,
+    protocol: dict,
+) -> Result:
+    """Rank the gallery for encoded queries, and score the rankings where answers are published.
+
+    Args:
+        asked: The queries that were encoded.
+        images: Pictures of the benchmark.
+        output: The encoded queries, embeddings (Q, D).
+        gallery: (N, D) embeddings of the gallery.
+        protocol: What the metrics depend on.
+    """
+    rankings, scores, subsets = rank(asked, output.embeddings, gallery)
+    # The test splits of CIRR and CIRCO have no targets.
+    labelled = all(record.targets for record in asked.records)
+    metrics = score_rankings(asked, rankings, subsets) if labelled else {}
+    by_source = score_by_source(asked, rankings, subsets) if labelled else {}
+    # Everything that was written or chosen for a query is kept by its id.
     ids = [record.id for record in asked.records]
     return Result(
         benchmark=asked,
@@ -134,6 +156,7 @@ def sample_queries(benchmark: Benchmark, limit: int | None, seed: int) -> Benchm
         return benchmark
     if limit < 1:
         raise InputError(f"limit is {limit}; ask at least one query")
+    # The order stays official, so that a sample of all queries is the benchmark itself.
     kept = sorted(random.Random(seed).sample(range(len(benchmark.records)), limit))
     return replace(benchmark, records=[benchmark.records[index] for index in kept])
 
@@ -142,11 +165,13 @@ def score_by_source(
     benchmark: Benchmark, rankings: dict, subset_rankings: dict | None
 ) -> dict[str, dict]:
     """Score the queries of each `Record.source`, such as a type of edit; {} for one source."""
+    # Group the queries.
     groups: dict[str, list[Record]] = {}
     for record in benchmark.records:
         groups.setdefault(record.source, []).append(record)
     if len(groups) == 1:
         return {}
+    # Score each group as a benchmark of its own, over the same gallery.
     metrics = {}
     for source, records in sorted(groups.items()):
         ids = [record.id for record in records]
@@ -167,6 +192,7 @@ def check_pictures(benchmark: Benchmark, images: ImageStore) -> None:
         raise InputError(
             f"{label(benchmark)}: no list of gallery images; retrieval needs one to rank them all"
         )
+    # Gallery images and references, each once.
     references = [record.reference for record in benchmark.records]
     needed = dict.fromkeys([*benchmark.gallery, *references])
     missing = [name for name in needed if name not in images]

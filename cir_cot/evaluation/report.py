@@ -59,6 +59,7 @@ def write_report(
         InputError: One of the files exists and no measurement wrote it.
     """
     folder = Path(folder)
+    # Compose both files before the folder is touched.
     tables = [summary_table(results), *source_tables(results), *routing_tables(results), *tables]
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
     texts = (markdown(title, tables, samples, results), page(title, tables, samples, results))
@@ -79,13 +80,16 @@ def markdown(
     title: str, tables: Sequence[Table], samples: Samples, results: Sequence[Result]
 ) -> str:
     """Compose report.md: every table, the drawn queries, the protocols."""
+    # The tables.
     lines = [f"# {plain(title)}", ""]
     for table in tables:
         lines += [*_markdown_table(table), ""]
+    # The drawn queries of each measured set.
     for result, records in samples:
         lines += [f"## Queries, {plain(heading(result))}", "", drawn_text(result, records), ""]
         for record in records:
             lines += [*_markdown_query(result, record), ""]
+    # The protocols, as a code block.
     lines += ["## Protocols", ""]
     lines += [f"    {line}" for line in protocols(results).split("\n")]
     return "\n".join([*lines, ""])
@@ -126,7 +130,9 @@ def page(title: str, tables: Sequence[Table], samples: Samples, results: Sequenc
     # The summary and its chart come first.
     drawn = []
     for table in tables:
-        rows = [[cell(value) for value in row] for row in table.rows]
+        rows = []
+        for row in table.rows:
+            rows.append([cell(value) for value in row])
         drawn.append(webpage.table(table.title, table.header, rows, table.note))
     body = [drawn[0], chart(results), *drawn[1:]]
     # Then the drawn queries of each measured set.
@@ -142,6 +148,7 @@ def page(title: str, tables: Sequence[Table], samples: Samples, results: Sequenc
 
 def chart(results: Sequence[Result]) -> str:
     """Draw a bar for the first metric of each result, labelled with its value."""
+    # The first metric is the benchmark's primary one; without published answers there is none.
     values = []
     for result in results:
         for metric, value in list(flat(result.metrics).items())[:1]:
@@ -155,10 +162,12 @@ def article(result: Result, record: Record) -> str:
     reference = webpage.thumbnail(
         result.images.load(record.reference), f"reference: {record.reference}"
     )
+    # The chain, as a list of its sections.
     parts = []
     for name, text in chain_lines(result, record):
         parts.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
     chain = f"<dl>{''.join(parts)}</dl>" if parts else ""
+    # The first answers, with their pictures.
     items = [_answer_item(result, *answer) for answer in answers(result, record)]
     return (
         f'<article><h3 class="{outcome(result, record)}">{escape(verdict(result, record))}</h3>'

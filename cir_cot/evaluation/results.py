@@ -60,6 +60,7 @@ def result_files(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
     """Return the names of all files that `save_results` may write, results.json first."""
     if len(benchmarks) == 1:
         return (RESULTS, "rankings.json.gz", "subset_rankings.json.gz", "chains.jsonl")
+    # The files of each category are named after it.
     names = [RESULTS]
     for benchmark in benchmarks:
         stem = set_name(benchmark)
@@ -110,6 +111,7 @@ def _save_rows(result: Result, folder: Path, files: dict[str, str]) -> None:
     write_gzip(folder / files["rankings"], result.rankings)
     if result.subset_rankings is not None:
         write_gzip(folder / files["subset"], result.subset_rankings)
+    # A line for each query, also where the model wrote no chain.
     if "chains" in files:
         lines = []
         for query, explanation in result.explanations.items():
@@ -124,6 +126,7 @@ def results_json(results: Sequence[Result]) -> dict:
     For several categories: metrics by category with their mean; a value of the protocol that
     differs between categories is given by category, as `cir-cot score` does.
     """
+    # A single result needs no categories.
     if len(results) == 1:
         (only,) = results
         return {"metrics": only.metrics, "by_source": only.by_source, "protocol": only.protocol}
@@ -139,4 +142,5 @@ def results_json(results: Sequence[Result]) -> dict:
 
 def write_gzip(path: Path, content: dict) -> None:
     """Write compressed JSON; the same content gives the same bytes."""
+    # gzip would store the time of writing.
     write_bytes_atomic(path, gzip.compress(json.dumps(content).encode(), mtime=0))

@@ -16,9 +16,11 @@ OUTCOMES = {"missed": "missed", "found": "found first", "unknown": "without a pu
 
 def sample(result: Result, count: int, seed: int) -> list[Record]:
     """Draw up to `count` failures, successes and unlabelled queries, each in official order."""
+    # Sort the queries by how they went.
     pools: dict[str, list[Record]] = {name: [] for name in OUTCOMES}
     for record in result.benchmark.records:
         pools[outcome(result, record)].append(record)
+    # Draw from each pool with the same seed.
     drawn = []
     for pool in pools.values():
         kept = sorted(random.Random(seed).sample(range(len(pool)), min(count, len(pool))))
@@ -65,10 +67,12 @@ def chain_lines(result: Result, record: Record) -> list[tuple[str, str]]:
     """
     written = result.explanations[record.id]
     chain = text_to_cot(written)
+    # No chain, or none that can be parsed.
     if chain is None:
         if not written:
             return []
         return [("read with" if result.routing else "not a valid chain", written)]
+    # A section that differs from the annotation is followed by the annotated one.
     lines = []
     for part in PARTS:
         text = getattr(chain, part)

@@ -66,7 +66,9 @@ def summary_table(results: Sequence[Result]) -> Table:
     names: dict[str, None] = {}
     for _, values in rows:
         names |= dict.fromkeys(values)
-    cells = [[*first, *(values.get(name, "") for name in names)] for first, values in rows]
+    cells = []
+    for first, values in rows:
+        cells.append([*first, *(values.get(name, "") for name in names)])
     header = ["set · reading", "queries", "gallery", *names]
     return Table("Summary", header, cells, _protocols_note(results))
 
@@ -96,7 +98,9 @@ def source_tables(results: Sequence[Result]) -> Iterator[Table]:
     for first in leading(results):
         if not first.by_source:
             continue
+        # A column for each reading of this set.
         readings = [result for result in results if result.name == first.name]
+        # The first metric is the benchmark's primary one.
         metric = next(iter(flat(first.metrics)))
         rows = []
         for source, metrics in first.by_source.items():
@@ -133,13 +137,18 @@ def routing_tables(results: Sequence[Result]) -> Iterator[Table]:
 def load(result: Result, records: Sequence[Record], names: Sequence[str]) -> list[float]:
     """Return the mean share of each named part over the records, in percent."""
     shares = [result.routing[record.id] for record in records]
-    return [100 * sum(share[name] for share in shares) / len(records) for name in names]
+    loads = []
+    for name in names:
+        total = sum(share[name] for share in shares)
+        loads.append(100 * total / len(records))
+    return loads
 
 
 def evenness(loads: Sequence[float]) -> float:
     """Return the entropy of loads in percent of that of even loads; 100 for a single part."""
     if len(loads) == 1:
         return 100.0
+    # A part without load adds nothing to the entropy.
     shares = [value / sum(loads) for value in loads if value]
     return 100 * sum(p * math.log(1 / p) for p in shares) / math.log(len(loads))
 
@@ -156,9 +165,11 @@ def cell(value: object) -> str:
 
 def text_table(table: Table) -> str:
     """Align a table for a terminal: first column to the left, others to the right, note below."""
+    # Format every cell.
     rows = [[str(name) for name in table.header]]
     for row in table.rows:
         rows.append([cell(value) for value in row])
+    # Pad each column to its widest cell.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
