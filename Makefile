@@ -15,7 +15,7 @@ help:
 	@echo "make test         the fast tests"
 	@echo "make test-slow    the tests that train for minutes"
 	@echo "make test-newest  the fast tests with the newest versions of all packages, in .venv-newest"
-	@echo "make check        ruff check and ruff format --check"
+	@echo "make check        ruff check, ruff format --check, and mypy over the library"
 	@echo "make docs         the site of the documentation, in build/site; a dead link ends it"
 
 # The stamp is written last, so an interrupted installation is done again.
@@ -55,6 +55,7 @@ test-newest:
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 # .venv/.docs is written last, as .venv/.installed is.
 DOCS := .venv/.docs

@@ -116,3 +116,12 @@ def test_workflows_may_only_read_and_try_every_python_that_is_supported():
     pythons = workflows["test"]["jobs"]["test"]["strategy"]["matrix"]["python"]
     oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["target-version"]
     assert pythons[0].replace(".", "") == oldest.removeprefix("py")
+
+
+def test_check_runs_ruff_and_mypy_and_the_workflow_runs_check():
+    text = (ROOT / "Makefile").read_text()
+    (rule,) = re.findall(r"^check: (?:.*)\n((?:\t.*\n)+)", text, re.MULTILINE)
+    for tool in ("ruff check .", "ruff format --check .", "python -m mypy"):
+        assert f"/{tool}\n" in rule
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    assert {"run": "make check PYTHON=python"} in jobs["check"]["steps"]
