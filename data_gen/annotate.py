@@ -32,7 +32,7 @@ REPORT = 60.0  # seconds between two lines of progress where there is no termina
 def main(argv: Sequence[str]) -> int:
     """Annotate until all rows or the budget are done; 1 if a larger budget would allow more."""
     options = parse_arguments(argv)
-    # An estimate counts what is left and asks nobody.
+    # An estimate sends no request.
     if options.estimate:
         left = remaining_tasks(options.out, options.tasks())
         facts = forecast(left, options.plan(), options.price, options.verify)
@@ -89,7 +89,11 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
     add("--max-cost", type=float, metavar="X", help="of the job, in dollars; needs --price")
     price = "dollars per million prompt tokens and per million answer tokens"
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help=price)
-    add("--estimate", action="store_true", help="print remaining rows, tokens and cost; ask nobody")
+    add(
+        "--estimate",
+        action="store_true",
+        help="print remaining rows, tokens, cost; send no request",
+    )
     add_json(parser)
     options = JobOptions(**vars(parser.parse_args(argv)))
     options.check()

@@ -4719,7 +4719,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/conversation.py",
-        '        if not answer.whole:\n            self.problem = truncated("joint")\n            return\n',
+        '        if not answer.complete:\n            self.problem = truncated("joint")\n            return\n',
         "",
         [
             "tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"
@@ -4728,7 +4728,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/conversation.py",
-        '    if not answer.whole:\n        raise Unanswered(truncated("score")',
+        '    if not answer.complete:\n        raise Unanswered(truncated("score")',
         '    if False:\n        raise Unanswered(truncated("score")',
         [
             "tests/chains/test_teacher.py::test_an_answer_that_its_limit_cut_is_refused_in_every_mode"

@@ -149,7 +149,7 @@ def check_chains(
     # Chains that repeat another one.
     repeated = []
     for record, first in duplicates(chained):
-        repeated.append(f"{record.source} {record.id}: says what {first.id} says")
+        repeated.append(f"{record.source} {record.id}: repeats {first.id}")
     return records, [*found, ("chain_seen_target", leaked), ("chain_duplicate", repeated)]
 
 

@@ -120,7 +120,7 @@ class Draft:
             answer = await self.ask(teacher, turns, part)
             self.parts[part] = strip_wrapping(answer.text, part)
             # Later sections would build on half an answer.
-            if not answer.whole:
+            if not answer.complete:
                 self.problem = truncated(part)
                 return
         self.filter()
@@ -131,7 +131,7 @@ class Draft:
         answer = await self.ask(teacher, turns, "joint")
 
         # A truncated answer is refused even if it parses: a server may close the braces it cut off.
-        if not answer.whole:
+        if not answer.complete:
             self.problem = truncated("joint")
             return
 
@@ -195,7 +195,7 @@ def part_at_fault(problem: str) -> str:
 def bounded(answer: Answer, kind: str) -> Answer:
     """Mark an answer as truncated if it is too long for its limit, which some servers ignore."""
     too_long = len(answer.text) > LETTERS * MAX_TOKENS[kind]
-    return replace(answer, whole=False) if too_long else answer
+    return replace(answer, complete=False) if too_long else answer
 
 
 def truncated(kind: str) -> str:
@@ -254,7 +254,7 @@ async def verify(verifier: Teacher, record: Record, reference: Picture, target: 
     question = prompts.score_prompt(record.text, record.cot.conclusion)
     turns: list[Turn] = [("user", [reference, target, question])]
     answer = bounded(await verifier.ask(turns, MAX_TOKENS["score"]), "score")
-    if not answer.whole:
+    if not answer.complete:
         raise Unanswered(truncated("score"), answer.tries, answer.text)
 
     # Exactly one number from 0 to 1; of two, neither can be trusted.

@@ -71,7 +71,7 @@ def reason(
     if found := problems(record):
         return next(iter(found.items()))
     if id(record) in repeated:
-        return "duplicate", f"says what {repeated[id(record)].id} says"
+        return "duplicate", f"repeats {repeated[id(record)].id}"
 
     # Markers of the conversation forms.
     for part, text in {"modification": record.text, "chain": cot_to_text(record.cot)}.items():

@@ -147,8 +147,8 @@ class OpenAITeacher(Teacher):
                 replica.failures = 0
                 replica.unreachable = False
                 self.answered = True
-                text, whole = answer_text(result)
-                return Answer(self.redact(text), whole, tries)
+                text, complete = answer_text(result)
+                return Answer(self.redact(text), complete, tries)
 
             # Let the server rest, and give the row up after too many failures.
             self._back_off(replica, result)

@@ -50,12 +50,12 @@ class Answer:
 
     Attributes:
         text: the answer.
-        whole: False if the token limit truncated it.
+        complete: False if the token limit truncated it.
         tries: how many requests it took.
     """
 
     text: str
-    whole: bool = True
+    complete: bool = True
     tries: int = 1
 
 

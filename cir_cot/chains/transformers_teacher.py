@@ -103,9 +103,9 @@ class TransformersTeacher(Teacher):
             if self.worker is None or self.worker.done():
                 self.worker = asyncio.create_task(self._work())
                 self.worker.add_done_callback(self._pass_on)
-            text, whole, prompt, completion = await question.answer
+            text, complete, prompt, completion = await question.answer
             bill(prompt, completion)
-        return Answer(text, whole)
+        return Answer(text, complete)
 
     async def _work(self) -> None:
         """Generate batch after batch until nothing waits."""

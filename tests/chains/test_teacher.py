@@ -347,7 +347,7 @@ def test_an_answer_that_its_limit_cut_is_refused_in_every_mode(plan):
     text = json.dumps(GOOD) if plan.stages == "joint" else GOOD["caption"]
     with Server(lambda request: answer(text, finish="length")) as server:
         assert refused(server.url, plan=plan).reason.startswith("truncated: the ")
-    cut = Fixed("0.9", whole=False)
+    cut = Fixed("0.9", complete=False)
     with pytest.raises(Unanswered, match="truncated: the score goes beyond 16 tokens"):
         asyncio.run(verify(cut, Record("1", "r", "t", (), Cot("a", "b", "c")), REFERENCE, TARGET))
 
@@ -749,12 +749,12 @@ class Fixed:
 
     model = "fixed"
 
-    def __init__(self, text: str, whole: bool = True):
-        self.text, self.whole, self.turns = text, whole, None
+    def __init__(self, text: str, complete: bool = True):
+        self.text, self.complete, self.turns = text, complete, None
 
     async def ask(self, turns, max_tokens, schema=None):
         self.turns = turns
-        return Answer(self.text, self.whole)
+        return Answer(self.text, self.complete)
 
 
 @pytest.mark.parametrize(
@@ -843,7 +843,9 @@ def test_a_local_model_answers_in_batches_as_it_does_alone(local):
         await local.close()
         return answers
 
-    assert [(one.text, one.whole) for one in asyncio.run(together())] == [row[:2] for row in alone]
+    assert [(one.text, one.complete) for one in asyncio.run(together())] == [
+        row[:2] for row in alone
+    ]
     assert local.budget.calls == 3
 
 
