@@ -11,7 +11,7 @@ from contract_heads import LORA, difference, make_prompt_pool, references, scene
 
 from cir_cot.errors import InputError
 from cir_cot.heads import HEADS, load_retriever
-from cir_cot.heads.base import model_card
+from cir_cot.heads.base import HeadOutput, model_card
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.heads.moe import COMBINERS, MoeRetriever
@@ -113,6 +113,10 @@ def test_training_embeds_as_inference_does(make):
     batch = head.collator()(scene_rows())
     with torch.no_grad():
         out = head(batch["query"], batch["target"], batch.get("labels"))
+        alone = head(batch["query"])
+    assert isinstance(out, HeadOutput)
+    assert alone.target is None
+    assert difference(alone.query, out.query) < 1e-5
     targets = [row.target for row in scene_rows()]
     assert difference(out.target, head.encode_target(targets)) < 1e-5
     if isinstance(head, ChainReader):  # trained with the annotated chain, not with its own

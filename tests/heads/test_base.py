@@ -1,0 +1,62 @@
+"""The contract of a head as types: what is abstract, what `forward` returns, flags that are texts with a kind."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from cir_cot.heads import HEADS
+from cir_cot.heads.base import Head, HeadOutput
+from cir_cot.retriever import CHAIN_READINGS, READINGS, Flag
+
+
+def test_a_head_that_lacks_a_method_cannot_be_built():
+    class Half(Head):
+        kind = "half"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()
+
+
+def test_every_head_is_listed_under_its_kind_and_implements_the_contract():
+    for kind, head in HEADS.items():
+        assert issubclass(head, Head)
+        assert head.kind == kind
+        assert not head.__abstractmethods__
+
+
+def test_wrappers_of_distributed_training_find_every_tensor_of_an_output():
+    """They look into tuples and dicts only, so the output is one of these and not an opaque object."""
+    tensors = [torch.tensor(float(number)) for number in range(6)]
+    query, target, temperature, aux, row, stat = tensors
+    output = HeadOutput(query, target, temperature, {"lm": aux}, {"scores": row}, {"load": stat})
+    found, _ = pytree.tree_flatten(output)
+    assert [value.item() for value in found] == [0, 1, 2, 3, 4, 5]
+    doubled = pytree.tree_map(lambda value: 2 * value, output)
+    assert isinstance(doubled, HeadOutput)
+    assert doubled.rows["scores"].item() == 8
+
+
+def test_a_flag_is_its_text_with_a_kind_and_survives_copies():
+    flag = Flag("missing_token", "no retrieval token: cut")
+    assert flag == "no retrieval token: cut"
+    assert json.dumps([flag]) == '["no retrieval token: cut"]'
+    for other in (pickle.loads(pickle.dumps(flag)), copy.deepcopy(flag)):
+        assert (other, other.kind) == (flag, "missing_token")
+
+
+def test_the_table_of_readings_tells_who_offers_what():
+    assert list(READINGS) == [
+        "full",
+        "short",
+        "adaptive",
+        "fast",
+        "oracle",
+        "image_only",
+        "text_only",
+    ]
+    assert CHAIN_READINGS == ("full", "short", "adaptive", "fast")
+    assert [name for name, reading in READINGS.items() if reading.needs_chains] == ["oracle"]
