@@ -1,6 +1,6 @@
-"""Bytes on the device at one time for a batch of pairs: chunks moved one by one, against everything at once.
+"""Count the bytes of a batch that are on the device at one time: chunks moved one by one, or everything at once.
 
-The same rows through the same collator; counted are the bytes of the tensors that the model is given, padding included.
+Both sides put the same rows through the same collator. Counted are the bytes of the model's inputs, with padding.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from cir_cot.training.loading import LazyCollator, rows_per_part
 
 
 def batch_bytes(batch: dict) -> int:
-    """Bytes of all tensors of a batch."""
+    """Return the bytes of all tensors of a batch."""
     return sum(leaf.nbytes for leaf in tree_leaves(batch))
 
 
-def main(argv: Sequence[str]) -> None:
-    """Count, print one table and write it as JSON."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="batch_bytes.py", description="Bytes of a batch on the device", allow_abbrev=False
     )
@@ -34,7 +34,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--pixels", type=int, default=112, help="side of a picture")
     parser.add_argument("--chunk-tokens", type=int, default=1024)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Count, print one table and write it as JSON."""
+    args = parse(argv)
+    # Encode the same rows at once and chunk by chunk.
     rows = SyntheticPairs(args.pairs, args.pixels)
     tokenizer = tiny_tokenizer(rows.corpus())
     processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=args.pixels**2)
@@ -46,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     chunks = [chunk for part in parts for chunk in split_into_chunks(part, args.chunk_tokens)]
     assert sum(len(chunk) for chunk in chunks) == args.pairs
     most = max(batch_bytes(chunk.batch) for chunk in chunks)
-    ours, peer = {"bytes": most, "chunks": len(chunks)}, {"bytes": whole}
+    ours = {"bytes": most, "chunks": len(chunks)}
+    peer = {"bytes": whole}
     settings = {"pairs": args.pairs, "pixels": args.pixels, "chunk_tokens": args.chunk_tokens}
     print(
         write_ratios(

@@ -1,10 +1,10 @@
-"""A contrastive step with gradient caching: operations and memory over the plain step and sentence-transformers.
+"""Measure a contrastive step with gradient caching: operations and memory beside a plain step and a peer's.
 
-One tiny Qwen2.5-VL whose vision tower is frozen, one batch of pairs, LoRA, InfoNCE alone so that all compute the same
-loss. Sides: everything at once (the floor of operations), our cached step, the same with a warm cache of vision
-features, and sentence-transformers' CachedMultipleNegativesRankingLoss around the same head (extra `bench`). Its mini
-batches are rows of one side, our chunks rows of both: ours get as many tokens as its largest mini batch, not more.
-With --batches the peak memory of cached steps over batch sizes is measured as well and drawn.
+All sides train one tiny Qwen2.5-VL with a frozen vision tower and LoRA on one batch of pairs, with InfoNCE alone, so
+that they compute the same loss. The sides: everything at once (the least operations), our cached step, the same with a
+warm cache of vision features, and sentence-transformers' CachedMultipleNegativesRankingLoss around the same head (extra
+`bench`). Its mini batches are rows of one side, our chunks are rows of both: a chunk gets as many tokens as the peer's
+largest mini batch, and no more. --batches also measures peak memory over batch sizes, and --plot draws it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TEMPERATURE = 0.05
 
 
 def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
-    """A tiny head whose vision tower takes about a third of a plain step, as that of a 2B model does."""
+    """Build a tiny head whose vision tower takes about a third of a plain step, as that of a 2B model does."""
     tokenizer = tiny_tokenizer(rows.corpus())
     sizes = {
         "hidden": 128,
@@ -39,9 +39,8 @@ def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
         "vision_intermediate": 384,
     }
     model = tiny_model("qwen2_5_vl", tokenizer, **sizes)
-    model.set_attn_implementation(
-        "eager"
-    )  # its products are counted, those of a fused kernel are not everywhere
+    # Eager attention's products are counted everywhere, those of a fused kernel are not.
+    model.set_attn_implementation("eager")
     processor = tiny_processor("qwen2_5_vl", tokenizer, max_pixels=pixels**2)
     backbone = load_backbone((model, processor), lora={"r": 8, "dropout": 0.0})
     return CotRetriever(backbone, "tiny", temperature=TEMPERATURE)
@@ -50,7 +49,7 @@ def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
 def our_step(
     head: CotRetriever, rows: SyntheticPairs, folder: Path, **arguments
 ) -> Callable[[], torch.Tensor]:
-    """One training step of CirTrainer on all rows, gradients left in the head."""
+    """Return one training step of CirTrainer on all rows, which leaves its gradients in the head."""
     args = CirArguments(
         output_dir=str(folder),
         per_device_train_batch_size=len(rows),
@@ -65,7 +64,7 @@ def our_step(
 
 
 class Embedder(nn.Module):
-    """A head as sentence-transformers wants it."""
+    """Present a head as a module of sentence-transformers."""
 
     def __init__(self, head: CotRetriever):
         super().__init__()
@@ -77,7 +76,7 @@ class Embedder(nn.Module):
 
 
 def peer_step(head: CotRetriever, rows: SyntheticPairs, chunk: int) -> Callable[[], torch.Tensor]:
-    """One step of CachedMultipleNegativesRankingLoss on the same rows."""
+    """Return one step of CachedMultipleNegativesRankingLoss on the same rows."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
@@ -95,12 +94,17 @@ def peer_step(head: CotRetriever, rows: SyntheticPairs, chunk: int) -> Callable[
 
 
 def measured(head: CotRetriever, step: Callable[[], torch.Tensor]) -> dict:
-    """Operations, peak bytes, loss and the norm of the gradient of one step."""
+    """Run one step -> its operations, peak bytes, loss, and the norm of its gradient."""
     head.zero_grad()
     found = {}
-    found["peak_bytes"] = peak_bytes(
-        lambda: found.update(flops=flops(lambda: found.update(loss=step().item())))
-    )
+
+    def one_step() -> None:
+        found["loss"] = step().item()
+
+    def counted() -> None:
+        found["flops"] = flops(one_step)
+
+    found["peak_bytes"] = peak_bytes(counted)
     gradients = [value.grad.flatten() for value in head.parameters() if value.grad is not None]
     return found | {"gradient_norm": torch.cat(gradients).norm().item()}
 
@@ -108,7 +112,7 @@ def measured(head: CotRetriever, step: Callable[[], torch.Tensor]) -> dict:
 def memory_over_batches(
     sizes: Sequence[int], pixels: int, tokens: int, plain_up_to: int
 ) -> dict[str, dict[int, int]]:
-    """Peak bytes of a step by batch size, with chunks and (for small batches) without."""
+    """Measure the peak bytes of a step by batch size, with chunks, and for small batches without."""
     peaks: dict[str, dict[int, int]] = {"cached": {}, "plain": {}}
     for size in sizes:
         rows = SyntheticPairs(size, pixels, words=6)
@@ -123,14 +127,14 @@ def memory_over_batches(
 
 
 def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
-    """Peak memory against batch size."""
+    """Draw peak memory against batch size."""
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(6, 4))).subplots()
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
     for name, values in peaks.items():
-        axes.plot(
-            list(values), [value / 2**20 for value in values.values()], marker="o", label=name
-        )
+        mebibytes = [value / 2**20 for value in values.values()]
+        axes.plot(list(values), mebibytes, marker="o", label=name)
     axes.set(
         xscale="log",
         yscale="log",
@@ -143,8 +147,8 @@ def draw(peaks: dict[str, dict[int, int]], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measure, print one table and write it as JSON."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="cached_step.py", description="A cached step over a plain one", allow_abbrev=False
     )
@@ -163,7 +167,37 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw peak memory against batch size"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def check_agreement(found: dict[str, dict]) -> None:
+    """Check that all sides have computed the same loss and gradient."""
+    plain = found["plain"]
+    for name, facts in found.items():
+        torch.testing.assert_close(facts["loss"], plain["loss"], rtol=1e-5, atol=1e-6, msg=name)
+        norm = facts["gradient_norm"]
+        torch.testing.assert_close(norm, plain["gradient_norm"], rtol=1e-4, atol=0, msg=name)
+
+
+def ratios(found: dict[str, dict]) -> dict[str, float]:
+    """Return the operations over those of a plain step, and the peer's operations and memory over ours."""
+    plain = found["plain"]["flops"]
+    cached = found["cached"]["flops"]
+    warm = found["warm"]["flops"]
+    ratio = {"flops_over_plain": cached / plain, "flops_warm_over_plain": warm / plain}
+    # A warm cache saves the vision tower's pass.
+    ratio["vision_share_of_plain"] = (cached - warm) / plain
+    if peer := found.get("sentence_transformers"):
+        ours = found["cached"]
+        ratio["flops_vs_sentence_transformers"] = peer["flops"] / ours["flops"]
+        ratio["memory_vs_sentence_transformers"] = peer["peak_bytes"] / ours["peak_bytes"]
+    return ratio
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print one table and write it as JSON."""
+    args = parse(argv)
+    # A chunk has as many tokens as the peer's largest mini batch.
     torch.manual_seed(0)
     rows = SyntheticPairs(args.pairs, args.pixels, words=24)
     head = build(rows, args.pixels)
@@ -171,6 +205,7 @@ def main(argv: Sequence[str]) -> None:
     tokens = args.chunk_rows * max(
         batch[side]["input_ids"].shape[1] for side in ("query", "target")
     )
+    # Measure each side on the same head.
     with tempfile.TemporaryDirectory() as folder:
         features = str(Path(folder) / "features")
         steps = {
@@ -183,24 +218,8 @@ def main(argv: Sequence[str]) -> None:
             steps["sentence_transformers"] = peer_step(head, rows, args.chunk_rows)
         found = {name: measured(head, step) for name, step in steps.items()}
         times = seconds(steps, args.timed, head.zero_grad) if args.timed else {}
-    for name, facts in found.items():
-        torch.testing.assert_close(
-            facts["loss"], found["plain"]["loss"], rtol=1e-5, atol=1e-6, msg=name
-        )
-        torch.testing.assert_close(
-            facts["gradient_norm"], found["plain"]["gradient_norm"], rtol=1e-4, atol=0, msg=name
-        )
-    ratio = {
-        "flops_over_plain": found["cached"]["flops"] / found["plain"]["flops"],
-        "flops_warm_over_plain": found["warm"]["flops"] / found["plain"]["flops"],
-        "vision_share_of_plain": (found["cached"]["flops"] - found["warm"]["flops"])
-        / found["plain"]["flops"],
-    }
-    if "sentence_transformers" in found:
-        for kind, key in (("flops", "flops"), ("memory", "peak_bytes")):
-            ratio[f"{kind}_vs_sentence_transformers"] = (
-                found["sentence_transformers"][key] / found["cached"][key]
-            )
+    check_agreement(found)
+    # Report our sides, the peer's, and their ratios.
     ours = {
         f"{key}_{name}": found[name][key]
         for name in ("plain", "cached", "warm")
@@ -217,12 +236,11 @@ def main(argv: Sequence[str]) -> None:
     }
     more = {"settings": settings, "seconds": times}
     if args.batches:
-        more["peak_bytes_by_batch"] = peaks = memory_over_batches(
-            args.batches, args.pixels, tokens, plain_up_to=128
-        )
+        peaks = memory_over_batches(args.batches, args.pixels, tokens, plain_up_to=128)
+        more["peak_bytes_by_batch"] = peaks
         if args.plot:
             draw(peaks, args.plot)
-    print(write_ratios(args.json, "cached_step", ours, peer, ratio, **more))
+    print(write_ratios(args.json, "cached_step", ours, peer, ratios(found), **more))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A rehearsal of CIRCO at full size: the real ids and annotations, made pictures, a tiny model, the whole way.
+"""Rehearse CIRCO at full size, from pictures to a valid submission, with real annotations and a tiny model.
 
-Draws one small picture for each of COCO's 123,403 unlabeled images, encodes them into an index, ranks the queries of
-val and test, writes the submission and validates it. What is measured is the machinery: time, peak memory, bytes of the
-index; the ranks mean nothing. What a 7B model would need on one H200 is added by arithmetic (2 FLOPs a parameter and
+Draws one small synthetic picture for each of COCO's 123,403 unlabeled images, encodes them into an index, ranks the
+queries of val and test, writes the submission and validates it. It measures the software: time, peak memory, bytes of
+the index. The ranks mean nothing. The time that a 7B model would need on one H200 is computed (2 FLOPs a parameter and
 token; 6.5e9 parameters of the language model, 140 tokens a picture; 0.67e9 of the vision tower, 480 patches; 40 % of
 989 TFLOP/s).
 """
@@ -34,7 +34,7 @@ from cir_cot.provenance import git_state, package_versions
 from cir_cot.search.build import build, open_index
 from cir_cot.search.search import Search
 
-SIDE = 28  # of a made picture, pixels: one visual token
+SIDE = 28  # of a synthetic picture, in pixels: one visual token
 BATCH = 64
 FLOPS_A_PICTURE = 2 * (6.5e9 * 140 + 0.67e9 * 480)
 H200 = 0.4 * 989e12
@@ -47,13 +47,14 @@ def draw(path: Path, seed: object) -> None:
 
 
 def lay_out(circo: Path, root: Path, limit: int | None) -> list[str]:
-    """Write annotations, ids and pictures in CIRCO's layout -> the names; what is there already is left as it is."""
+    """Write annotations, ids and pictures in CIRCO's layout -> the names; existing pictures are kept."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     needed: set[int] = set()
     for split in ("val", "test"):
         shutil.copy(circo / f"annotations/{split}.json", root / f"annotations/{split}.json")
         for query in read_json(circo / f"annotations/{split}.json"):
             needed |= {query["reference_img_id"], *query.get("gt_img_ids", ())}
+    # Draw the pictures, all of them or those that queries need.
     with gzip.open(circo / "coco2017_unlabeled_ids.txt.gz", "rt") as lines:
         ids = [int(line) for line in lines]
     if limit is not None:
@@ -81,20 +82,19 @@ def tiny() -> CotRetriever:
 def rank(search: Search, root: Path, split: str) -> dict[str, list[str]]:
     """Return the 50 best ids of each query of a split."""
     (benchmark,) = load_benchmark("circo", root, split)
-    images, rankings = benchmark.images(), {}
+    images = benchmark.images()
+    rankings = {}
     for at in range(0, len(benchmark.records), BATCH):
         records = benchmark.records[at : at + BATCH]
         pictures = [images.load(record.reference) for record in records]
         answers = search.many(pictures, [record.text for record in records], 50)
-        rankings |= {
-            record.id: [str(int(name)) for name, _ in answer.hits]
-            for record, answer in zip(records, answers, strict=True)
-        }
+        for record, answer in zip(records, answers, strict=True):
+            rankings[record.id] = [str(int(name)) for name, _ in answer.hits]  # without leading 0s
     return rankings
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the whole way and write what it took."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add(
@@ -116,23 +116,36 @@ def main(argv: Sequence[str]) -> int:
         help="the first N pictures and those that queries need (default: all)",
     )
     add("--json", metavar="FILE")
-    args = parser.parse_args(argv)
-    root, seconds, started = Path(args.out), {}, time.perf_counter()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run every step, and write its time and memory."""
+    args = parse(argv)
+    root = Path(args.out)
+    seconds = {}
+    started = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal started
-        seconds[name], started = round(time.perf_counter() - started, 1), time.perf_counter()
+        seconds[name] = round(time.perf_counter() - started, 1)
+        started = time.perf_counter()
 
+    # Encode and index, then once more after a hundredth of the pictures has changed.
     names = lay_out(Path(args.circo), root, args.limit)
     lap("drawing")
-    head, store = tiny(), list_pictures(root / "unlabeled2017")
+    head = tiny()
+    store = list_pictures(root / "unlabeled2017")
     count = build(head, store, names, root / "index", batch_size=BATCH, progress=True)
     lap("encoding and indexing")
     for name in names[::100]:
         draw(store.path(name), f"{name} changed in this run {time.time()}")
     updated = build(head, store, names, root / "index", batch_size=BATCH, progress=True)
     lap(f"updating {len(names[::100])} changed pictures")
-    search, files, problems = Search(head, open_index(root / "index")), [], []
+    # Rank both splits, write the submission, validate it.
+    search = Search(head, open_index(root / "index"))
+    files = []
+    problems = []
     for split in ("val", "test"):
         (benchmark,) = load_benchmark("circo", root, split)
         files += write_submission(root / "submission", benchmark, rank(search, root, split))

@@ -1,15 +1,15 @@
-"""Qwen2.5-VL-3B and -7B at full size on a GPU: training, decoding and encoding, beside their roofline and transformers.
+"""Measure Qwen2.5-VL-3B and -7B on a GPU in training, decoding and encoding, beside their roofline and transformers.
 
-The models are built from the published configurations with random weights: speed and memory do not depend on what a
-model knows. They are prepared as the recipes prepare them (bfloat16 weights and autocast, adapters in float32,
-recomputed activations, chunks) and trained by CirTrainer.train itself, optimizer included. Pictures are noise of
-photographs' sizes within the shipped configurations' bounds. A random model closes no part of a chain, so that each is
-cut at its budget: all chains have one length.
+The models are built from the published configurations with random weights: speed and memory do not depend on the
+values. They are prepared as in the recipes (bfloat16 weights and autocast, adapters in float32, recomputed activations,
+chunks) and trained by CirTrainer.train itself, with the optimizer. Pictures are noise of photographs' sizes within the
+bounds of the shipped configurations. A random model ends no section of a chain, so that every chain is truncated at its
+token budget, and all have one length.
 
-Roofline: the operations and bytes of `cir_cot.profiling.roofline` over the rates of a large product and a large copy,
-measured in the same run. Beside it transformers and peft alone: the same adapter, labels= and all hidden states.
-Each case is written to --out as soon as it is measured; one that is there already is not measured again. Without a GPU,
---size tiny shows in seconds that the script works, and nothing about speed.
+The roofline divides the operations and bytes of `cir_cot.profiling.roofline` by the rates of a large product and a
+large copy, measured in the same run. The peers are transformers and peft alone: the same adapter, `labels=` and all
+hidden states. Each case is written to --out as soon as it is measured, and is not measured again when it is there.
+Without a GPU, --size tiny shows in seconds that the script works, and nothing about speed.
 """
 
 import argparse
@@ -44,13 +44,15 @@ from cir_cot.profiling.workloads import (
 from cir_cot.provenance import git_state, package_versions
 
 PARTS = ("decoding", "encoding", "training")
-MIN_PIXELS, TEMPERATURE = 3136, 0.03  # those of the shipped 7B configurations
+# Values of the shipped 7B configurations.
+MIN_PIXELS = 3136
+TEMPERATURE = 0.03
 
 
 def build(
     size: str, device: torch.device, adapter: bool, args: argparse.Namespace, lora: dict
 ) -> CotRetriever:
-    """Build a head on a model of the published size, random bfloat16 weights made on the device."""
+    """Build a head on a model of a published size, with random bfloat16 weights drawn on the device."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer([*SyntheticPairs(0, 28).corpus(), *CORPUS])
     if size == "tiny":
@@ -68,7 +70,7 @@ def build(
 
 
 def cases(size: str, args: argparse.Namespace) -> list[tuple[str, bool, Callable[..., dict]]]:
-    """Return name, whether the model has our adapter, and work of each case, those of one model behind each other."""
+    """Return each case's name, whether its model has our adapter, and its work; cases of one model are adjacent."""
     found: list[tuple[str, bool, Callable[..., dict]]] = []
     if "decoding" in args.parts:
         found += [
@@ -101,15 +103,19 @@ def cases(size: str, args: argparse.Namespace) -> list[tuple[str, bool, Callable
 def measure(
     found: dict, size: str, given: Conditions, until: float, args: argparse.Namespace
 ) -> None:
-    """Measure what is not there yet of one size; write and print each case at once."""
-    device, head, built = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None, None
+    """Measure the cases of one size that are missing; write and print each at once."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = None
+    built = None
     for name, adapter, work in cases(size, args):
         if name in found["cases"] or time.perf_counter() > until:
             continue
+        # One model at a time fits the memory.
         if built != adapter:
             head = None
             clear(device)
-            head, built = build(size, device, adapter, args, given.lora), adapter
+            head = build(size, device, adapter, args, given.lora)
+            built = adapter
         try:
             found["cases"][name] = work(head, given=given)
         except torch.OutOfMemoryError:
@@ -121,14 +127,14 @@ def measure(
 
 
 def clear(device: torch.device) -> None:
-    """Give back the memory of what is no longer used."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def line(name: str, case: dict) -> str:
-    """Return a case as a row of the table."""
+    """Format a case as a row of the table."""
     if "out_of_memory" in case:
         return f"{name:<52} out of memory"
     numbers = (
@@ -138,8 +144,8 @@ def line(name: str, case: dict) -> str:
     return f"{name:<52}{numbers} {case['roofline_seconds']:9.3f} {case['share']:7.1%} {case['peak_gib']:7.1f} {waits}"
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measure, print one table and write it as JSON."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="fullsize.py",
         description="Training, decoding and encoding at full size",
@@ -180,7 +186,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin no case later"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print one table and write it as JSON."""
+    args = parse(argv)
+    # Continue a file that was measured with the same settings.
     until = time.perf_counter() + args.limit
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and args.layers is None and args.size != ["tiny"]:

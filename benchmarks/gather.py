@@ -1,7 +1,7 @@
-"""Gathering embeddings across processes: counts, then one padded tensor, against pickled objects.
+"""Measure gathering of embeddings across processes: counts and one padded tensor, beside pickled objects.
 
-Two processes over gloo hold 3 and 5 rows (right answers, and gradients) and many rows (time). The peer is
-`torch.distributed.all_gather_object`, the usual way around unequal batches, which carries no gradients at all.
+Two processes over gloo hold 3 and 5 rows, to check values and gradients, and many rows, to measure time. The peer is
+`torch.distributed.all_gather_object`, the usual solution for unequal batches, which carries no gradients.
 """
 
 import argparse
@@ -23,27 +23,27 @@ PROCESSES = 2
 
 
 def everyone_as_objects(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (n_r, D) of every process by pickling -> (N, D), without gradients."""
+    """Gather the rows (n_r, D) of every process by pickling -> (N, D), without gradients."""
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, rows)
     return torch.cat(parts)
 
 
 def unequal(rank: int, dim: int) -> bool:
-    """Whether 3 rows beside 5 come out in order, and each gets the gradient that all processes' losses give it."""
+    """Tell whether 3 rows and 5 rows are gathered in order, and get the gradients of all processes' losses."""
     whole = torch.arange(8.0 * dim).view(8, dim)
     mine = whole[:3] if rank == 0 else whole[3:]
     leaf = mine.clone().requires_grad_()
     gathered = gather_with_grad(leaf)
-    (
-        (rank + 1) * gathered.square().sum()
-    ).backward()  # the sum of both losses is 3 * sum of squares
+    # The sum of both losses is 3 * sum of squares.
+    loss = (rank + 1) * gathered.square().sum()
+    loss.backward()
     same = torch.equal(gathered, whole) and torch.equal(everyone_as_objects(mine), whole)
     return same and torch.allclose(leaf.grad, 6 * mine)
 
 
 def worker(rank: int, store: str, rows: int, dim: int, pairs: int, answers) -> None:
-    """What each process does; the first one reports."""
+    """Check and measure in one process; the first one reports."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=PROCESSES)
     right = unequal(rank, dim)
@@ -57,8 +57,8 @@ def worker(rank: int, store: str, rows: int, dim: int, pairs: int, answers) -> N
     os._exit(0)  # taking gloo's group apart at the interpreter's end can deadlock (torch 2.13)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure, print one table and write it as JSON; 1 when a gathered row is wrong."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="gather.py",
         description="Gathering across processes against pickled objects",
@@ -68,7 +68,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=1024, help="rows a process")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=20, help="interleaved measurements of both")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print one table and write it as JSON; 1 when a gathered row is wrong."""
+    args = parse(argv)
+    # Start the processes, and take the first one's report.
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:

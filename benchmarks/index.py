@@ -1,8 +1,9 @@
-"""The index beside plain FAISS: ranks, speed and memory at the size of CIRCO, and what approximation and storage lose.
+"""Measure the index beside plain FAISS at the size of CIRCO: ranks, speed, memory, and what compression loses.
 
-Vectors are drawn around centres, so that neighbourhoods exist as in embeddings. Exact: the ranks of a float64 brute
-force, and time and memory against IndexFlatIP over the same vectors, taking turns. Then each way of storing less, and
-an approximate kind at `--many` vectors: recall@10 against exact and the time of a query, at several settings.
+Vectors are drawn around centres, so that they have neighbourhoods as embeddings do. The exact index is compared with
+the ranks of a float64 brute force, and in time and memory with IndexFlatIP over the same vectors, in turns. Then come
+smaller types and widths, and an approximate kind at `--many` vectors: recall@10 against the exact index, and the time
+of a query, at several settings.
 """
 
 import argparse
@@ -21,15 +22,13 @@ from cir_cot.cli import run
 from cir_cot.files import write_text_atomic
 from cir_cot.search.faiss_index import Index
 
-CENTRES, SPREAD, LOOSE = (
-    2000,
-    0.7,
-    2.0,
-)  # centres of the drawn vectors, and noise relative to them; LOOSE with --many
+CENTRES = 2000  # of the drawn vectors
+SPREAD = 0.7  # noise around a centre, relative to it
+LOOSE = 2.0  # the same with --many
 
 
 class Drawn:
-    """Vectors by row number; what `Index.create` takes."""
+    """Hold vectors by row number, as `Index.create` expects it."""
 
     def __init__(self, vectors: np.ndarray):
         self.vectors = vectors
@@ -61,12 +60,12 @@ def make(
 
 
 def resident() -> int:
-    """Return the bytes of memory this process has."""
+    """Return the bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def grown(build: Callable) -> tuple[object, int]:
-    """Return what `build` makes and by how many bytes the process has grown."""
+    """Return the result of `build`, and by how many bytes the process has grown."""
     before = resident()
     made = build()
     return made, resident() - before
@@ -74,21 +73,24 @@ def grown(build: Callable) -> tuple[object, int]:
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> list[list[str]]:
     """Return the k best rows of float64 products, rounded once, of equal ones the first."""
-    scores = np.concatenate(
-        [
-            queries.astype(np.float64) @ vectors[at : at + 8192].T.astype(np.float64)
-            for at in range(0, len(vectors), 8192)
-        ],
-        axis=1,
-    ).astype(np.float32)
-    return [
-        [str(row) for row in np.lexsort((np.arange(len(vectors)), -line))[:k]] for line in scores
-    ]
+    precise = queries.astype(np.float64)
+    blocks = []
+    for at in range(0, len(vectors), 8192):
+        blocks.append(precise @ vectors[at : at + 8192].T.astype(np.float64))
+    scores = np.concatenate(blocks, axis=1).astype(np.float32)  # (Q, N)
+    best = []
+    for line in scores:
+        order = np.lexsort((np.arange(len(vectors)), -line))  # by score, then by row
+        best.append([str(row) for row in order[:k]])
+    return best
 
 
 def names(answers: list[list[tuple[str, float]]]) -> list[list[str]]:
     """Return the ids of answers."""
-    return [[name for name, _ in answer] for answer in answers]
+    ids = []
+    for answer in answers:
+        ids.append([name for name, _ in answer])
+    return ids
 
 
 def recall(found: list[list[str]], wanted: list[list[str]]) -> float:
@@ -101,7 +103,7 @@ def recall(found: list[list[str]], wanted: list[list[str]]) -> float:
 def exact_against_faiss(
     vectors: np.ndarray, queries: np.ndarray, k: int, repeats: int
 ) -> tuple[dict, dict, list]:
-    """Return what is measured of our exact index and of IndexFlatIP, and the true ranks."""
+    """Measure our exact index and IndexFlatIP -> the numbers of both, and the true ranks."""
 
     def plain():
         index = faiss.IndexFlatIP(vectors.shape[1])
@@ -110,6 +112,7 @@ def exact_against_faiss(
 
     theirs, their_bytes = grown(plain)
     ours, our_bytes = grown(lambda: make(vectors))
+    # Search in turns, so that other load affects both.
     seconds: dict[str, list[float]] = {"ours": [], "faiss": []}
     for _ in range(repeats):
         for name, search in (("ours", ours.search), ("faiss", theirs.search)):
@@ -118,6 +121,7 @@ def exact_against_faiss(
             seconds[name].append(time.perf_counter() - started)
             if name == "ours":
                 found = names(answer)
+    # Count the queries whose ranks are the true ones.
     wanted = brute_force(vectors, queries, k)
     row = {
         "milliseconds_a_query": 1000 * statistics.median(seconds["ours"]) / len(queries),
@@ -128,15 +132,14 @@ def exact_against_faiss(
         "milliseconds_a_query": 1000 * statistics.median(seconds["faiss"]) / len(queries),
         "bytes": their_bytes,
     }
-    peer["queries_ranked_as_float64"] = sum(
-        [str(n) for n in line] == b
-        for line, b in zip(theirs.search(queries, k)[1], wanted, strict=True)
-    )
+    their_ranks = [list(map(str, line)) for line in theirs.search(queries, k)[1]]
+    same = (a == b for a, b in zip(their_ranks, wanted, strict=True))
+    peer["queries_ranked_as_float64"] = sum(same)
     return row, peer, wanted
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure and write one JSON file."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--count", type=int, default=123_403, help="vectors (default 123,403, CIRCO's gallery)")
@@ -154,9 +157,16 @@ def main(argv: Sequence[str]) -> int:
     add("--many-dim", type=int, default=128)
     add("--kind", default="IVF1024,Flat")
     add("--json", metavar="FILE")
-    args = parser.parse_args(argv)
-    vectors, queries = draw(args.count, args.dim, 1), draw(args.queries, args.dim, 2)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and write one JSON file."""
+    args = parse(argv)
+    vectors = draw(args.count, args.dim, 1)
+    queries = draw(args.queries, args.dim, 2)
     ours, peer, wanted = exact_against_faiss(vectors, queries, args.k, args.repeats)
+    # Smaller types and widths.
     ours["stored"] = {}
     for dtype, width in (
         ("float16", None),

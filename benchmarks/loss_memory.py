@@ -1,8 +1,8 @@
-"""Memory of the chain's cross-entropy at a vocabulary of 151,936: supervised rows only, against plain transformers.
+"""Measure the memory of the chain's cross-entropy at a vocabulary of 151,936, beside transformers and trl.
 
-The same tiny Qwen2.5-VL with Qwen's vocabulary, the same batch: forward and backward pass through the head's loss,
-through transformers' own `labels=`, and, if trl is installed (extra `bench`), through the loss of its SFTTrainer.
-Counted are the bytes alive at the peak, parameters and their gradients left out of it on no side.
+The sides run one batch through one tiny Qwen2.5-VL with Qwen's vocabulary, forward and backward: by the head's loss on
+supervised tokens only, by transformers' own `labels=`, and, if trl is installed (extra `bench`), by the loss of its
+SFTTrainer. Counted are the bytes alive at the peak that each side creates, gradients of parameters included.
 """
 
 import argparse
@@ -23,7 +23,7 @@ VOCABULARY = 151_936
 
 
 def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
-    """A tiny head whose embedding matrix has Qwen's number of rows."""
+    """Build a tiny head whose embedding matrix has Qwen's number of rows."""
     tokenizer = tiny_tokenizer(rows.corpus())
     model = tiny_model(
         "qwen2_5_vl", tokenizer, hidden=64, intermediate=128, layers=2, vision_depth=1
@@ -35,8 +35,10 @@ def build(rows: SyntheticPairs, pixels: int) -> CotRetriever:
 
 
 def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tensor]]:
-    """The loss of each side -> mean cross-entropy of the supervised tokens, a scalar."""
-    query, labels, model = batch["query"], batch["labels"], head.backbone.plain
+    """Return the loss of each side: the mean cross-entropy of the supervised tokens, a scalar."""
+    query = batch["query"]
+    labels = batch["labels"]
+    model = head.backbone.plain
     losses = {
         "ours": lambda: head(query, labels=labels).aux["lm"],
         "transformers": lambda: model(**query, labels=labels).loss,
@@ -46,17 +48,16 @@ def sides(head: CotRetriever, batch: dict) -> dict[str, Callable[[], torch.Tenso
 
         def fused() -> torch.Tensor:
             outputs = model(**query, labels=labels, fused_lm_head=True)
-            return (
-                -outputs.log_probs.sum() / outputs.label_mask.sum()
-            )  # as SFTTrainer.compute_loss has it
+            # As in SFTTrainer.compute_loss.
+            return -outputs.log_probs.sum() / outputs.label_mask.sum()
 
         add_fused_lm_head(model)
         losses["trl"] = fused
     return losses
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measure, print one table and write it as JSON."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="loss_memory.py", description="Memory of the chain's loss", allow_abbrev=False
     )
@@ -66,12 +67,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--pixels", type=int, default=308, help="side of a picture; 308 is 121 visual tokens"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print one table and write it as JSON."""
+    args = parse(argv)
+    # One batch for all sides.
     torch.manual_seed(0)
     rows = SyntheticPairs(args.rows, args.pixels, args.words)
     head = build(rows, args.pixels)
     batch = head.collator()([rows[index, 0] for index in range(args.rows)])
-    peaks, losses = {}, {}
+    peaks = {}
+    losses = {}
     for name, loss in sides(head, batch).items():
 
         def step(name=name, loss=loss) -> None:
@@ -81,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
 
         peaks[name] = peak_bytes(step)
         head.zero_grad()
+    # All sides compute the same loss.
     torch.testing.assert_close(
         torch.tensor(list(losses.values())), torch.full((len(losses),), losses["ours"])
     )
@@ -88,10 +97,8 @@ def main(argv: Sequence[str]) -> None:
     ratio = {"peak_memory": peaks["transformers"] / peaks["ours"]}
     if "trl" in peaks:
         ratio["peak_memory_trl"] = peaks["trl"] / peaks["ours"]
-    ours, peer = (
-        {"peak_bytes": peaks.pop("ours")},
-        {f"peak_bytes_{name}": value for name, value in peaks.items()},
-    )
+    ours = {"peak_bytes": peaks.pop("ours")}
+    peer = {f"peak_bytes_{name}": value for name, value in peaks.items()}
     print(write_ratios(args.json, "loss_memory", ours, peer, ratio, loss=losses, settings=tokens))
 
 

@@ -1,8 +1,9 @@
-"""A training step of the mixture of experts, rows sorted by expert, against a loop over single rows: same results.
+"""Measure a training step of the mixture of experts, rows sorted by expert, beside a loop over single rows.
 
-The peer is the dispatch that CLIP4Cir-MoE publishes, re-created from its description: for each row and each of its K
-experts a call on that single row. Same layer and weights, forward and backward, by default at d = 640 (P = 2560: rows
-of 5120, H = 5120, 2 of 4 experts). The loop's time grows with the rows, so a CPU takes few.
+The peer is the dispatch that CLIP4Cir-MoE publishes, re-created from its description: for each row, one call for each
+of its K experts. Both use the same layer and weights, forward and backward, and must give the same results; by default
+at d = 640 (P = 2560: rows of 5120, H = 5120, 2 of 4 experts). The loop's time grows with the rows, so that a CPU takes
+few.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from cir_cot.profiling.counters import seconds, write_ratios
 
 def row_by_row(moe: SparseMoe, z: Tensor) -> Tensor:
     """Pass rows (B, W) through the experts of `moe`, a call for each row and expert -> (B, H)."""
-    route, rows = moe.route(z), []
+    route = moe.route(z)
+    rows = []
     for row in range(len(z)):
         total = 0
         for expert, weight in zip(route.chosen[row].tolist(), route.weights[row], strict=True):
@@ -29,12 +31,12 @@ def row_by_row(moe: SparseMoe, z: Tensor) -> Tensor:
 
 
 def sorted_by_expert(moe: SparseMoe, z: Tensor) -> Tensor:
-    """Pass rows (B, W) through the layer as it is -> (B, H)."""
+    """Pass rows (B, W) through the layer of the library -> (B, H)."""
     return moe(z)[0]
 
 
 def step(moe: SparseMoe, z: Tensor, way: Callable[[SparseMoe, Tensor], Tensor]) -> list[Tensor]:
-    """One forward and backward pass -> outputs (B, H), gradients of the rows and of the weights."""
+    """Run one forward and backward pass -> outputs (B, H), gradients of the rows and of the weights."""
     moe.zero_grad()
     z = z.detach().requires_grad_()
     out = way(moe, z)
@@ -50,8 +52,8 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in pairs)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Check that both agree, measure, print one table and write it as JSON; 1 when they differ."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="moe_dispatch.py", description="Dispatch of a mixture of experts", allow_abbrev=False
     )
@@ -70,7 +72,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pairs", type=int, default=3, help="interleaved measurements of both")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check that both agree, measure, print one table and write it as JSON; 1 when they differ."""
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     moe = SparseMoe(
@@ -78,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     )
     moe = moe.to(args.device).eval()  # no dropout: both must give the same numbers
     z = torch.randn(args.batch, 8 * args.dim, device=args.device)
+    # Check, then measure in turns.
     ways = {"ours": sorted_by_expert, "peer": row_by_row}
     worst = difference(step(moe, z, ways["ours"]), step(moe, z, ways["peer"]))
     times = seconds(

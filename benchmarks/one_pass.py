@@ -1,9 +1,9 @@
-"""One-pass chain inference against transformers' generate with all hidden states, and against generating then encoding.
+"""Measure one-pass chain decoding beside transformers' generate with all hidden states, and beside two passes.
 
-The same weights and queries. Chains of log-normal lengths are made by a model that is taught nothing: each row's tokens
-are prescribed, and all three ways write exactly them. Counted are row-steps (rows x steps that the language model sees
-while decoding), token FLOPs (2 x parameters of the language model x tokens, prompts and visual tokens included), the
-bytes of hidden states that are held when decoding ends, and the time, the ways taking turns.
+All three modes use the same weights and queries. The model is untrained: each row's tokens are prescribed, of
+log-normal lengths, and all modes generate exactly these. Counted are row-steps (rows x steps of the language model
+while decoding), token FLOPs (2 x parameters of the language model x tokens, with prompts and visual tokens), the bytes
+of hidden states that are held when decoding ends, and the time, the modes in turns.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WORDS = ("red", "blue", "shirt", "dress", "stripes", "sleeves", "longer", "plain
 
 
 class Told(Grammar):
-    """Takes the prescribed tokens of each row, whatever the model would like, and then the retrieval token."""
+    """Choose the prescribed tokens of each row, whatever the model's logits are, and then the retrieval token."""
 
     def choose(self, row: ChainRow, candidates: Sequence[int]) -> int:
         """Take and return the next prescribed token."""
@@ -44,10 +44,11 @@ class Told(Grammar):
 
 
 class Prescribed(transformers.LogitsProcessor):
-    """The same for generate: each row's next token is the only possible one; the retrieval token ends a row."""
+    """Do the same in generate: each row's next token is the only possible one; the retrieval token ends a row."""
 
     def __init__(self, rows: list[list[int]], prompt: int):
-        self.rows, self.prompt = rows, prompt
+        self.rows = rows
+        self.prompt = prompt
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) that leave one token."""
@@ -68,7 +69,8 @@ def make_chains(
     head: CotRetriever, count: int, median: int, spread: float, seed: int
 ) -> list[list[int]]:
     """Return tokens of `count` chains with log-normal lengths: `median` tokens, `spread` the sigma of the logarithm."""
-    draw, chains = random.Random(seed), []
+    draw = random.Random(seed)
+    chains = []
     for _ in range(count):
         length = max(12, round(draw.lognormvariate(0, spread) * median))
         words = [
@@ -127,7 +129,10 @@ def generate(head: CotRetriever, inputs: dict, rows: list[list[int]], hidden: bo
 def with_hidden_states(
     head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict
 ) -> torch.Tensor:
-    """Return vectors (B, D) picked out of all hidden states; what ends a row is never fed, so a token comes behind."""
+    """Return embeddings (B, D) from all hidden states.
+
+    generate does not encode the token that ends a row, so that one more token follows the retrieval token.
+    """
     ends = [head.backbone.ret_id, head.backbone.processor.tokenizer.eos_token_id]
     states = generate(
         head, inputs, [[*chain, *ends] for chain in chains], hidden=True
@@ -140,8 +145,9 @@ def with_hidden_states(
 def two_passes(
     head: CotRetriever, inputs: dict, chains: list[list[int]], seen: dict, ask: Callable
 ) -> torch.Tensor:
-    """Return vectors (B, D) of reading the generated text again."""
-    ret, prompt = head.backbone.ret_id, inputs["input_ids"].shape[1]
+    """Return embeddings (B, D) of a second pass over the generated text."""
+    ret = head.backbone.ret_id
+    prompt = inputs["input_ids"].shape[1]
     answer = generate(head, inputs, [[*chain, ret] for chain in chains], hidden=False)
     rows = [row[prompt:].tolist() for row in answer.sequences]
     seen["retained"] = 0
@@ -149,8 +155,10 @@ def two_passes(
 
 
 def take_turns(head: CotRetriever, ways: dict[str, Callable], repeats: int) -> dict[str, dict]:
-    """Return for each way what was counted, the median of its seconds, and how far its vectors are from the first's."""
-    facts, vectors, seconds = {}, {}, {name: [] for name in ways}
+    """Return each mode's counts, median seconds, and largest difference from the first mode's embeddings."""
+    facts = {}
+    vectors = {}
+    seconds = {name: [] for name in ways}
     parameters = sum(
         weight.numel() for weight in head.backbone.plain.model.language_model.parameters()
     )
@@ -169,8 +177,8 @@ def take_turns(head: CotRetriever, ways: dict[str, Callable], repeats: int) -> d
     return facts
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure the three ways in turns and write one JSON file."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--rows", type=int, default=16, help="queries in a batch (default 16)")
@@ -180,7 +188,12 @@ def main(argv: Sequence[str]) -> int:
     add("--layers", type=int, default=2)
     add("--repeats", type=int, default=3, help="interleaved timings (default 3)")
     add("--json", metavar="FILE", help="write the result here")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the three modes in turns and write one JSON file."""
+    args = parse(argv)
     head = make_head(args.hidden, args.layers)
     chains = make_chains(head, args.rows, args.median, args.spread, seed=0)
     draw = random.Random(1)
@@ -218,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         write_text_atomic(Path(args.json), json.dumps(result, indent=1) + "\n")
     assert max(facts[name]["difference"] for name in ways) < 1e-5, (
-        "the three ways must give one vector"
+        "the three modes must give the same embeddings"
     )
     return 0
 

@@ -1,8 +1,8 @@
-"""The bar on scenes: a small TIRG-style network (1812.07119, about 0.84 M parameters), trained and measured in minutes.
+"""Train and evaluate a small TIRG-style network on scenes (1812.07119, about 0.84 M parameters), in minutes.
 
-A convolutional encoder for pictures, a GRU over the words of the edit, and TIRG's gated residual composition, trained
-with the batch softmax of the project's own `info_nce` and measured by the project's own `evaluate`: whole gallery,
-reference removed. What a chain-of-thought retriever of millions of parameters has to beat on the same pictures.
+It has a convolutional encoder for pictures, a GRU over the words of the edit, and TIRG's gated residual composition. It
+is trained with the batch softmax of the library's `info_nce`, and evaluated by the library's `evaluate`: complete
+gallery, reference removed. A chain-of-thought retriever of millions of parameters has to beat it on the same pictures.
 """
 
 import argparse
@@ -31,20 +31,21 @@ from cir_cot.retriever import QueryOutput
 
 DIM = 256
 WIDTHS = (32, 64, 64)  # channels of the three strided convolutions
-EMBEDDED, RECURRENT = 64, 128
+EMBEDDED = 64
+RECURRENT = 128
 
 
 class Tirg(nn.Module):
-    """TIRG on small pictures; a Retriever, so that evaluation treats it like any other."""
+    """Encode small pictures and edits as TIRG does; a Retriever, so that it is evaluated like any other."""
 
     dim = DIM
 
     def __init__(self, vocabulary: Sequence[str]):
         super().__init__()
-        self.words = {
-            word: number for number, word in enumerate(vocabulary, 1)
-        }  # 0 pads, and stands for unknown words
-        layers, channels = [], 3
+        # 0 is padding, and any unknown word.
+        self.words = {word: number for number, word in enumerate(vocabulary, 1)}
+        layers = []
+        channels = 3
         for width in WIDTHS:
             layers += [
                 nn.Conv2d(channels, width, 3, stride=2, padding=1),
@@ -69,15 +70,15 @@ class Tirg(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Features (B, D) of pictures (B, 3, S, S) in bytes."""
+        """Encode pictures (B, 3, S, S) in bytes -> features (B, D)."""
         return self.picture(pixels.float() / 127.5 - 1)
 
     def read(self, texts: Sequence[str]) -> Tensor:
-        """Features (B, D) of edits in words."""
-        rows = [
-            torch.tensor([self.words.get(word, 0) for word in text.split()] or [0])
-            for text in texts
-        ]
+        """Encode edits -> features (B, D)."""
+        rows = []
+        for text in texts:
+            ids = [self.words.get(word, 0) for word in text.split()]
+            rows.append(torch.tensor(ids or [0]))
         lengths = torch.tensor([len(row) for row in rows])
         embedded = self.embedding(nn.utils.rnn.pad_sequence(rows, batch_first=True))  # (B, T, E)
         packed = nn.utils.rnn.pack_padded_sequence(
@@ -86,7 +87,7 @@ class Tirg(nn.Module):
         return self.text(self.recurrent(packed)[1][-1])
 
     def compose(self, picture: Tensor, text: Tensor) -> Tensor:
-        """Unit query vectors (B, D) of picture features (B, D) and text features (B, D)."""
+        """Compose picture features (B, D) and text features (B, D) -> unit query embeddings (B, D)."""
         both = torch.cat([picture, text], dim=1)  # (B, 2D)
         gated = torch.sigmoid(self.gate(both)) * picture
         return functional.normalize(
@@ -99,12 +100,12 @@ class Tirg(nn.Module):
         return QueryOutput(embeddings, [""] * len(texts), [""] * len(texts))
 
     def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D) of candidate pictures."""
+        """Encode candidate pictures -> unit embeddings (N, D)."""
         return functional.normalize(self.see(stack(images)), dim=1)
 
 
 def stack(images: Sequence[Image.Image]) -> Tensor:
-    """Bytes (B, 3, S, S) of pictures of one size."""
+    """Stack pictures of one size -> bytes (B, 3, S, S)."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
@@ -124,10 +125,9 @@ def batches(
 def step_loss(
     model: Tirg, batch: Sequence[Record], pixels: Tensor, row_of: dict[str, int]
 ) -> Tensor:
-    """Batch-softmax loss of one batch; rows with the same target scene are never each other's negatives."""
-    names = list(
-        dict.fromkeys(record.reference for record in batch)
-    )  # each reference is encoded once
+    """Compute the batch-softmax loss; rows with the same target scene are never each other's negatives."""
+    # Encode each reference once.
+    names = list(dict.fromkeys(record.reference for record in batch))
     seen = model.see(pixels[[row_of[name] for name in names]])  # (R, D)
     picture = seen[[names.index(record.reference) for record in batch]]  # (B, D)
     query = model.compose(picture, model.read([record.text for record in batch]))
@@ -150,7 +150,9 @@ def train(
     pixels = stack([images.load(name) for name in tqdm(benchmark.gallery, desc="pictures")])
     row_of = {name: row for row, name in enumerate(benchmark.gallery)}
     rng = random.Random(seed)
-    plan = [batch for _ in range(epochs) for batch in batches(benchmark.records, references, rng)]
+    plan = []
+    for _ in range(epochs):
+        plan += batches(benchmark.records, references, rng)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=len(plan), pct_start=0.1
@@ -169,15 +171,15 @@ def train(
 
 
 def measure(model: Tirg, root: Path, split: str) -> dict:
-    """Metrics of a split over its whole gallery with the reference removed, in all and by edit type."""
+    """Evaluate a split over its complete gallery, reference removed -> metrics in all and by edit type."""
     (benchmark,) = load_benchmark("folder", root, split)
     result = evaluate(model, benchmark, benchmark.images(), batch_size=256, progress=True)
     by_edit = {source.rpartition("/")[2]: row["R@1"] for source, row in result.by_source.items()}
     return {**result.metrics, "R@1 by edit": by_edit, "protocol": result.protocol}
 
 
-def main(argv: Sequence[str]) -> None:
-    """Train, measure, print one table and write it as JSON."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the script's arguments."""
     parser = argparse.ArgumentParser(
         prog="tirg.py", description="The TIRG-style bar on scenes", allow_abbrev=False
     )
@@ -191,7 +193,12 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, measure, print one table and write it as JSON."""
+    args = parse(argv)
     torch.manual_seed(args.seed)
     (benchmark,) = load_benchmark("folder", args.root, "train")
     model = Tirg(sorted({word for record in benchmark.records for word in record.text.split()}))
