@@ -446,7 +446,7 @@ def test_pictures_are_found_in_folders_whatever_their_case_and_two_of_one_name_a
     (tmp_path / "images/notes.txt").write_text("x")
     assert names(list_pictures(tmp_path / "images")) == ["deep/er/s001", "deep/er/s002"]
     (tmp_path / "images/deep/er/s001.webp").write_bytes(b"")
-    with pytest.raises(InputError, match="one image id"):
+    with pytest.raises(InputError, match="the same image id"):
         list_pictures(tmp_path / "images")
     for bad in (tmp_path / "nowhere", tmp_path):
         (tmp_path / "empty").mkdir(exist_ok=True)
