@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Run every step, then write summary.json, report.md and report.html and print the table."""
+    # 1. Parse the arguments.
     args = parse(argv)
     settings = Quickstart(
         out=Path(args.out),
@@ -76,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         queries=args.queries,
         max_steps=args.max_steps,
     )
+    # 2. Run in the locked folder; a signal ends the processes that train.
     with unwinding(), locked(settings.out):
         prepare_folder(settings.out, args.overwrite)
         try:

@@ -41,6 +41,7 @@ def commit_checkpoint(run: Path, name: str, facts: Mapping | None) -> None:
     """
     written = run / SAVING / name
     place = run / name
+    # List the files with their sizes, to notice later that one is missing or truncated.
     files = {}
     for path in written.rglob("*"):
         if path.is_file():
@@ -55,6 +56,7 @@ def commit_checkpoint(run: Path, name: str, facts: Mapping | None) -> None:
         place.rename(run / SAVING / "replaced")
     written.rename(place)
     sync(run)
+    # Only the checkpoint that was replaced is left in there.
     shutil.rmtree(run / SAVING)
 
 
@@ -76,6 +78,7 @@ def rotate(run: Path, limit: int | None, step: int) -> None:
     if limit is None or limit < 1:
         return
     found = checkpoints(run)
+    # A step above `step` sorts first: its training was abandoned.
     oldest_first = sorted(found, key=lambda number: (number <= step, number))
     discard(run, [found[number] for number in oldest_first[:-limit]])
 
@@ -84,6 +87,7 @@ def discard(run: Path, folders: Sequence[Path]) -> None:
     """Delete checkpoints so that a crash never leaves one partly deleted under its name."""
     aside = run / SAVING
     for folder in folders:
+        # The name is gone on the disk before the first file is.
         aside.mkdir(exist_ok=True)
         folder.rename(aside / folder.name)
         sync(run)
@@ -98,7 +102,8 @@ def gathered_weights(head: nn.Module, weights: Mapping[str, Tensor] | None) -> I
         weights: full tensors by parameter name; None for a head that is not sharded.
     """
     gathered = weights or {}
-    sharded = []
+    sharded = []  # what to restore at the end
+    # Exchange each sharded parameter for the full tensor of its name.
     for name, module in head.named_modules():
         for key, value in module._parameters.items():
             full = gathered.get(f"{name}.{key}" if name else key)
@@ -130,6 +135,7 @@ def damage(folder: Path) -> str:
         files = _facts(folder).get(FILES, {})
     except InputError as error:
         return str(error)
+    # Every listed file must be there, in full.
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -158,6 +164,7 @@ def check_resumable(folder: Path, facts: Mapping) -> None:
         raise InputError(
             f"{folder}: no complete checkpoint: {problem}; resume from another, or 'last'"
         )
+    # The order of rows must be the same.
     was = _facts(folder)
     for name, value in facts.items():
         if was.get(name) != value:

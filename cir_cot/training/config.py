@@ -29,6 +29,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Build a mapping; refuse a key that occurs twice."""
+        # Other keys, such as lists, are refused by the base class.
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         seen = set()
         for key in keys:
@@ -58,10 +59,11 @@ def read_config(cls: type, path: str | Path) -> dict[str, Any]:
         InputError: the file, the key, what was expected and what the file holds.
     """
     content = load_yaml(path)
-    if content is None:
+    if content is None:  # an empty file
         return {}
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected lines of `key: value`, got a {type(content).__name__}")
+    # Only known keys, each with a value of its field's type.
     hints = typing.get_type_hints(cls)
     known = names(cls)
     for key in content:
@@ -123,11 +125,13 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     kinds = typing.get_args(hint) if union else (hint,)
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where}: a number beyond 2^63; give a smaller one")
+    # Numbers in any notation for a float.
     if float in kinds and type(value) in (int, str):
         try:
             return float(value)
         except ValueError:
             pass
+    # Any other value must have the type already.
     if any(_is(value, kind) for kind in kinds):
         return value
     expected = " or ".join(_named(kind) for kind in kinds)

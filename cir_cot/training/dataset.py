@@ -77,6 +77,7 @@ class CirDataset(torch.utils.data.Dataset):
         if captions:
             text = training_caption(captions, random.Random(draw).random())
             record = replace(record, text=text)
+        # Pictures, or their vectors where they have been encoded.
         reference = self.images.load(record.reference)
         target = self.targets.load(record.targets[0])
         return TrainingRow(record, reference, target, draw)
@@ -109,6 +110,7 @@ def load_rows(
         captions += _captions(part)
         where |= dict.fromkeys(used(part.records), part.images())
     _require_targets(records, args)
+    # Attach chains to records that were annotated apart from the dataset.
     for path in chains:
         records = attach_chains(records, path)
     # Leave out rows without pictures, or name the first missing one.
@@ -119,6 +121,7 @@ def load_rows(
     kept = [index for index, record in enumerate(records) if missing.isdisjoint(used([record]))]
     lost = len(records) - len(kept)
     left_out = f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
+    # Captions are kept only where the text of a row shall vary.
     texts = [captions[index] for index in kept] if vary_captions else None
     dataset = CirDataset([records[index] for index in kept], Pictures(where), texts)
     return dataset, left_out if lost else ""

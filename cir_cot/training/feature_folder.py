@@ -53,6 +53,7 @@ class FeatureFolder:
         with locked(self.folder, wait=True):
             if not path.is_file():
                 write_text_atomic(path, json.dumps(dict(identity), indent=1) + "\n")
+        # Another tower, processor or precision gives other features.
         was = read_json(path)
         if not isinstance(was, dict):
             raise InputError(f"{path}: damaged; give --vision_cache a new folder")
@@ -72,6 +73,7 @@ class FeatureFolder:
     def __getitem__(self, key: str) -> Tensor:
         """Return the features (L, t, H) of a picture, checked at their first use."""
         value = self.stored[key].get_tensor(key)
+        # Earlier versions stored no digests.
         path, digest = self.unchecked.pop(key, (None, None))
         if digest is not None and digest != _digest(value):
             raise InputError(
@@ -90,6 +92,7 @@ class FeatureFolder:
     def _write(self, features: dict[str, Tensor]) -> None:
         if not features:
             return
+        # The name depends on the content, so no file is written twice under different names.
         keys = hashlib.blake2b("".join(features).encode(), digest_size=8).hexdigest()
         content = save(features, {key: _digest(value) for key, value in features.items()})
         write_bytes_atomic(self.folder / f"features-{self.name}-{keys}.safetensors", content)
@@ -106,6 +109,7 @@ class FeatureFolder:
                     f"{path}: not readable ({error}); delete it, its pictures are computed again"
                 ) from error
             digests = shard.metadata() or {}  # none in files of earlier versions
+            # The first file that holds a picture serves it.
             for key in set(shard.keys()) - self.stored.keys():
                 self.unchecked[key] = (path, digests.get(key))
                 self.stored[key] = shard

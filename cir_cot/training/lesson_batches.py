@@ -115,6 +115,7 @@ def language_batch(
         verdicts: supervise only the selector and the verdicts of an answer.
         pictures: show the scenes; else leave the tokens of pictures out.
     """
+    # Answers end with the end-of-turn token.
     ids = encoder.plain_ids([example.answer for example in drawn])
     answers = [[*answer, encoder.tokenizer.eos_token_id] for answer in ids]
     batch = tokenise(base, encoder, [example.prompt for example in drawn], answers)
@@ -184,6 +185,7 @@ def without_pictures(batch: dict[str, Tensor], encoder: ChatEncoder) -> dict[str
     seen = (batch["input_ids"][0] == encoder.image_token).nonzero()[:, 0]
     keep = torch.ones(batch["input_ids"].shape[1], dtype=torch.bool)
     keep[seen[0] - 1 : seen[-1] + 2] = False  # also the tokens that open and close a picture
+    # Positions of text alone are the same in all three dimensions.
     kept = {name: batch[name][:, keep] for name in ("input_ids", "attention_mask", "labels")}
     positions = (kept["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     return kept | {"positions": positions.expand(3, -1, -1).contiguous()}

@@ -46,6 +46,7 @@ def hidden_states(base: Backbone, batch: dict[str, Tensor], side: str = "") -> T
     Args:
         side: "" for the batch itself, "text_" for the descriptions of alignment.
     """
+    # Embeddings of tokens, with the features of pictures in their places.
     model = base.plain.model
     ids = batch[f"{side}input_ids"]
     embedded = model.get_input_embeddings()(ids)  # (B, T, H)
@@ -92,6 +93,7 @@ def exact_rows(
     encoder = ChatEncoder(base.processor, base.ret_id)
     batch = language_batch(base, encoder, rng, drawn, verdicts, pictures)
     logits, wanted, at = predict(base, to_device(batch, base.device))
+    # Places that are not supervised count as right.
     right = torch.ones_like(at)
     right[at] = logits.argmax(dim=-1) == wanted
     return right.all(dim=1).float().mean().item()
@@ -127,6 +129,7 @@ def exact_alone(
 @torch.no_grad()
 def alignment_recall(base: Backbone, rows: int = 500, seed: int = 0) -> float:
     """Return R@1 (%) of held-out descriptions among as many pictures, many one edit apart."""
+    # Draw and embed both sides.
     rng = random.Random(seed)
     drawn = lessons.draw_distinct_scenes(rng, rows, test=True)
     encoder = ChatEncoder(base.processor, base.ret_id)

@@ -47,8 +47,10 @@ def draw_pick(
         alone: weights of slot, size, colour and shape as the only attribute.
         subsets: share of selectors that name several attributes.
     """
+    # Several attributes.
     if rng.random() < subsets:
         return scenes.random_pick(rng, scene)
+    # One attribute of one object.
     objects = {slot: thing for slot, thing in enumerate(scene) if thing}
     slot = rng.choice(list(objects))
     (only,) = rng.choices(range(4), alone)
@@ -75,6 +77,7 @@ def select(
     Half of the answers describe the scene first, as many instructions ask: an earlier part of an
     answer must not distract.
     """
+    # A scene, a selector, and which objects it means.
     scene = draw_scene(rng, test, most // 2, most)
     pick = draw_pick(rng, scene, alone, subsets)
     meant = [scenes.matches(pick, slot, thing) for slot, thing in enumerate(scene) if thing]
@@ -94,6 +97,7 @@ def draw_edit(
     while True:
         scene = draw_scene(rng, test)
         pick = draw_pick(rng, scene, alone)
+        # Not every kind of edit is possible in every scene: then draw again.
         kind = rng.choice(scenes.KINDS)
         edit = scenes.random_edit(rng, scene, scenes.PALETTES["all"], kind, pick)
         if edit and scenes.is_test_scene(edit.result) == test:
@@ -149,6 +153,7 @@ def corpus() -> list[str]:
     """Return texts that hold every word that scenes use, so that each becomes one token."""
     rng = random.Random(0)
     questions = [prompts.QUERY, prompts.TARGET, prompts.DESCRIPTION]
+    # Prompts and special words first, then enough examples to see every other word.
     lines = [*questions, "<|im_start|>system user assistant\n", "remove make add to yes no"]
     for _ in range(300):
         scene = scenes.random_scene(rng, scenes.PALETTES["all"])

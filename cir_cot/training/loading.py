@@ -86,6 +86,7 @@ class LazyCollator:
 
     def __call__(self, items: Sequence) -> dict[str, list[Batch]]:
         parts = []
+        # Decoded pictures of one group are freed when it is collated.
         for start in range(0, len(items), self.size):
             rows = [self.dataset[item] for item in items[start : start + self.size]]
             parts.append(self.collator(rows))

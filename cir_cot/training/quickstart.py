@@ -119,11 +119,13 @@ def prepare_folder(out: Path, overwrite: bool) -> None:
             f"{out}: holds a finished quickstart; give another --out, or --overwrite to run it "
             "again"
         )
+    # Never replace what a user put there.
     found = next((name for name in OUTPUTS if (out / name).exists()), None)
     if found and not (out / MARK).exists() and not overwrite:
         raise InputError(
             f"{out / found}: was there before any quickstart; give another --out, or --overwrite"
         )
+    # Mark the folder, so that an interrupted quickstart can be started again.
     out.mkdir(parents=True, exist_ok=True)
     note = "cir-cot quickstart writes this folder and may replace what is in it"
     write_json(out / MARK, {"note": note})
@@ -136,6 +138,7 @@ def command(*arguments: str, log: Path | None = None) -> subprocess.Popen:
     Args:
         log: where its output goes; None: to the terminal.
     """
+    # Several processes share the cores: one thread each.
     call = [sys.executable, "-m", "cir_cot.cli", *arguments]
     return start(call, {**os.environ, **ONE_THREAD}, log)
 
@@ -184,6 +187,7 @@ def train_both(out: Path, configs: Path, extra: Sequence[str]) -> float:
 
     no_chain = sft("quickstart_no_chain", "no_chain", log=log)
     running = [no_chain]
+    # Stage 2 starts from the weights of stage 1, while the other model trains beside them.
     try:
         running.append(sft("quickstart_stage1", "stage1"))
         finish(running[-1], "stage 1, chains alone")
@@ -211,6 +215,7 @@ def measure_all(out: Path, limit: int, seed: int) -> dict[str, list[Result]]:
 def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
     """Evaluate both models on one split: full, fast, oracle, baselines, then without chains."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // len(SPLITS)))
+    # One benchmark; both models see the same pictures.
     (benchmark,) = load_benchmark("folder", out / "scenes", split)
     images = benchmark.images()
     progress = split == SPLITS[0]  # one bar is enough
@@ -219,6 +224,7 @@ def measure(out: Path, split: str, limit: int, seed: int) -> list[Result]:
         retriever = load_retriever(out / folder, attn="eager")
         assert isinstance(retriever, Head), "recipes save heads"
         retriever.batch_size = BATCH
+        # Encode the gallery once for all readings of a model.
         gallery = encode_gallery(retriever, benchmark.gallery, images, BATCH, progress=progress)
         for reading in readings:
             result = evaluate(
@@ -244,6 +250,7 @@ def chain_table(results: dict[str, list[Result]]) -> tuple[Table, dict[str, floa
     metrics = {}
     for split, (full, *_) in results.items():
         metrics[split] = chain_metrics(full.benchmark.records, full.explanations, full.flags)
+    # One row a split, one column a metric.
     names = list(metrics[SPLITS[0]])
     rows = []
     exact = {}

@@ -82,6 +82,7 @@ def announce_estimate(trainer: CirTrainer, announce: Callable[[str], object]) ->
             )
         return
     assert isinstance(head, QwenHead), "recipes on CLIP announce no estimate"
+    # The measured pass draws dropout: restore the random state after it.
     images = head.backbone.processor.image_processor
     state = random_state(args.device)
     facts = estimate_run(
@@ -111,11 +112,14 @@ def train_and_save(
         What was done, in one line.
     """
     args = trainer.args
+    # Say what runs before it runs: also for a run that ends early.
     write_run_json(args.folder, argv, args)
     if announce is not None:
         announce_estimate(trainer, announce)
+    # Train and save.
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
+    # Say what came out, with the history of all logs.
     metrics = result.metrics | {"history": trainer.state.log_history}
     write_metrics_json(args.folder, metrics, args)
     trainer.accelerator.end_training()
@@ -149,6 +153,7 @@ def _without_tokens(argv: Sequence[str]) -> list[str]:
     kept = []
     hide_next = False
     for word in argv:
+        # Both forms: --hub_token=VALUE and --hub_token VALUE.
         name, equals, _ = word.partition("=")
         secret = name.startswith("--") and name.endswith("token")
         if hide_next:

@@ -192,10 +192,12 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
         return -(-len(self.sampler) // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Where each micro-batch starts; the last ones leave a row for each process.
         order = list(self.sampler)
         rows = self.batch_size * self.processes
         starts = [min(i * rows, len(order) - self.processes) for i in range(len(self))]
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            # This process's share.
             first = start + (end - start) * self.rank // self.processes
             stop = start + (end - start) * (self.rank + 1) // self.processes
             yield order[first:stop]

@@ -51,6 +51,7 @@ class StepLosses:
             raise ValueError(
                 "the head has losses of all rows: they need a contrastive_weight above 0"
             )
+        # Each loss with its own count; an uncounted chunk adds 0 but takes part in the graph.
         batch = chunk.batch
         rows = len(chunk)
         loss: Tensor | float = 0.0

@@ -103,7 +103,7 @@ class VisionCache:
         At the end of the block a cache in memory forgets its features: over a run they would
         accumulate.
         """
-        original = self.tower.forward
+        original = self.tower.forward  # bound to the class's method
 
         def cached(patches: Tensor, grid_thw: Tensor, **options) -> BaseModelOutputWithPooling:
             return self._features(original, patches, grid_thw, options)
@@ -180,6 +180,7 @@ def tower_identity(tower: nn.Module, processor: Any, precision: str) -> dict[str
     for name, value in sorted(tower.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    # Settings that begin with _ are transformers' own bookkeeping.
     settings = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}
     text = json.dumps(settings, sort_keys=True, default=str)
     return {
@@ -202,6 +203,7 @@ def content_keys(blocks: Sequence[Tensor], grid: Tensor) -> list[str]:
         bits = block.contiguous().view(integer).flatten().long()  # (n,)
         lanes = _lanes(_at_least(len(bits)), str(block.device))[:, : len(bits)]  # (2, n)
         sums.append((bits * lanes).sum(dim=1))  # (2,)
+    # The shape of the grid is part of the key: it decides the positions of patches.
     keys = []
     for lanes_of_one, shape in zip(torch.stack(sums).tolist(), grid.tolist(), strict=True):
         size = "x".join(map(str, shape))
