@@ -4231,8 +4231,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/run_folder.py",
-        "if any((path / name).exists() for name in SAVED)\n    ]",
-        "]",
+        "        if any((path / name).exists() for name in SAVED):\n",
+        "        if True:\n",
         ["tests/training/test_run_folder.py::test_overwrite_removes_checkpoints_and_nothing_else"],
         "overwrite deletes a user's folder named like a checkpoint",
     ),

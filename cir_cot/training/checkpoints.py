@@ -186,6 +186,7 @@ def check_same_run(folder: Path, identity: Mapping) -> None:
     was = _facts(folder).get(RUN)
     if not isinstance(was, dict):
         return
+    # Name the first difference.
     for name, value in identity.items():
         if was.get(name) != value:
             raise InputError(

@@ -86,6 +86,7 @@ def pad_chunk_count(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     The largest chunks are halved; when all have one row, uncounted copies of the last are added.
     """
     chunks = list(chunks)
+    # Halve the largest: that evens out memory, too.
     while len(chunks) < count:
         largest = max(chunks, key=len)
         if len(largest) == 1:
@@ -113,6 +114,7 @@ def select(batch: Batch, rows: Tensor) -> Batch:
 
 def _select_inputs(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     mask = inputs.get("attention_mask")
+    # Tokens lose the padding; patches are found by their rows' grids.
     chosen = {}
     for name, value in inputs.items():
         if name == PATCHES and "image_grid_thw" in inputs:

@@ -46,10 +46,17 @@ def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 # Dates stay text, `<<` and `=` are keys like any other (and then unknown).
 _PLAIN = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"}
-_Loader.yaml_implicit_resolvers = {
-    letter: [pair for pair in pairs if pair[0] not in _PLAIN]
-    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+
+
+def _resolvers() -> dict:
+    """Return the safe loader's resolvers by first letter, without those of _PLAIN."""
+    kept = {}
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        kept[letter] = [pair for pair in pairs if pair[0] not in _PLAIN]
+    return kept
+
+
+_Loader.yaml_implicit_resolvers = _resolvers()
 
 
 def read_config(cls: type, path: str | Path) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def train(
         base.parameters(), betas=BETAS, weight_decay=0.01, fused=device.type == "cuda"
     )
     bf16 = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    # `pending` holds losses that have not been read yet.
     base.train()
     started = time.monotonic()
     pending: deque[tuple[Lesson, Tensor, Tensor]] = deque()
@@ -177,11 +178,13 @@ def train(
 
 def draw_ahead(curriculum: Curriculum, steps: int, workers: int) -> Iterator[tuple[Lesson, Batch]]:
     """Yield lessons with their batches; each worker process draws two batches ahead."""
+    # In this process.
     if not workers:
         for _ in range(steps):
             lesson = curriculum.next_lesson()
             yield lesson, draw_batch(lesson)
         return
+    # In worker processes, which start afresh: forked ones would share locks of torch.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         queue: deque = deque()
         for _ in range(steps):

@@ -75,10 +75,12 @@ def prepare_deepspeed(args: TrainingArguments) -> None:
     could not be written. On CPUs accelerate starts the process group without DeepSpeed, which then
     counts one process, so it is initialised here.
     """
+    # Two CPU processes.
     if zero_stage(args) and args.use_cpu and args.world_size > 1:
         import deepspeed
 
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    # Complete weights while loading.
     if zero_stage(args) == 3:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

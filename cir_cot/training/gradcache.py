@@ -187,6 +187,7 @@ def row_tensors(outputs: HeadOutput) -> dict[str, Tensor]:
 
 def _join(outputs: Sequence[HeadOutput], device: torch.device) -> HeadOutput:
     """Concatenate the row tensors of chunks as leaves whose gradients are kept."""
+    # Embeddings and `rows` are per row; the temperature is one for all.
     by_chunk = [row_tensors(out) for out in outputs]
     leaves = {}
     for name in by_chunk[0]:

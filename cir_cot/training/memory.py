@@ -177,6 +177,7 @@ def _propose_chunk(room: int, each: int, longest: int) -> int:
 
 def describe(facts: Mapping) -> str:
     """Return the estimate of `estimate_run` as a few lines of text."""
+    # Tokens of a row.
     size = {name: _mib(value) for name, value in facts["bytes"].items()}
     query, target, visual = (
         _range(facts["tokens"][name]) for name in ("query", "target", "visual")
@@ -185,9 +186,11 @@ def describe(facts: Mapping) -> str:
         f"{facts['rows']} rows, of which {facts['sampled']} sampled: tokens of query {query}, of "
         f"target {target}; visual ones of both {visual}"
     ]
+    # Histogram, its longest bar 40 signs.
     most = max(rows for _, rows in facts["histogram"])
     for upper, rows in facts["histogram"]:
         lines.append(f"  up to {upper:>6} tokens  {'#' * -(-40 * rows // most)} {rows}")
+    # Pictures and memory.
     lines += [
         f"pictures above max_pixels, made smaller: {facts['pictures_above_max_pixels']} of "
         f"{facts['pictures']}",
@@ -225,6 +228,7 @@ def kept_bytes(forward: Callable[[], object], known: set[int]) -> int:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    # Autograd calls `note` with each tensor that it keeps; views share one storage.
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = forward()
     del out

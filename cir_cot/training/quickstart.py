@@ -175,6 +175,7 @@ def train_both(out: Path, configs: Path, extra: Sequence[str]) -> float:
 
     The first one is trained in two stages and shows its progress; the other one writes a log.
     """
+    # Options of all three trainings.
     started = time.time()
     log = out / "no_chain.log"
     bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()

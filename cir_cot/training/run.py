@@ -72,6 +72,7 @@ def announce_estimate(trainer: CirTrainer, announce: Callable[[str], object]) ->
     Every process must call this; the first one writes and announces. No random number of training
     is used up.
     """
+    # Only a head on its device can be measured.
     head = trainer.model
     args = trainer.args
     if next(head.parameters()).device.type != args.device.type:

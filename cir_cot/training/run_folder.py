@@ -111,11 +111,11 @@ def run_folder(args: DataArguments) -> Iterator[None]:
 
 def _own_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders that training wrote, not one that a user only named so."""
-    return [
-        path
-        for path in checkpoints(folder).values()
-        if any((path / name).exists() for name in SAVED)
-    ]
+    own = []
+    for path in checkpoints(folder).values():
+        if any((path / name).exists() for name in SAVED):
+            own.append(path)
+    return own
 
 
 def _occupied(folder: Path, by_checkpoints: bool) -> str:

@@ -169,6 +169,7 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
     drop_last = False  # accelerate asks
 
     def __init__(self, sampler: RowSampler, batch_size: int, rank: int = 0, processes: int = 1):
+        # Every process needs a row, and blocks must not be divided.
         if len(sampler) < processes:
             raise InputError(
                 f"{len(sampler)} training rows are too few for {processes} processes; use fewer "

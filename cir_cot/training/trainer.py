@@ -92,7 +92,7 @@ class CirTrainer(Trainer):
             data_collator=model.collator(),
             **options,
         )
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # the loss comes normalised, see above
         self.step_metrics = StepMetrics(args.device)
         processes = self.accelerator.num_processes
         self.step_losses = StepLosses(model, args, self.step_metrics, processes)

@@ -205,7 +205,6 @@ def launch(out: Path, *arguments: str) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(Path(__file__).parent.parent),  # tiny_training
     }
     done = subprocess.run(
         [*command, __file__, str(out), *arguments],
