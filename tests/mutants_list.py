@@ -869,7 +869,9 @@ MUTANTS = [
         "cir_cot/heads/decoding.py",
         "CANDIDATES = 8",
         "CANDIDATES = 1",
-        ["tests/heads/test_decoding.py"],
+        [
+            "tests/heads/test_decoding.py::test_where_the_likeliest_token_does_not_fit_the_next_one_is_written"
+        ],
         "only the likeliest token is looked at",
     ),
     (
@@ -1990,7 +1992,7 @@ MUTANTS = [
         "[(-scores[prompt], prompt)",
         "[(scores[prompt], prompt)",
         [
-            "tests/heads/test_prompt_pool.py::test_explanations_name_the_chosen_best_first_and_shares_sum_to_one"
+            "tests/heads/test_prompt_pool.py::test_an_explanation_shows_the_cosines_of_the_chosen_prompts_highest_first"
         ],
         "the worst prompt is named first",
     ),
@@ -3927,6 +3929,7 @@ MUTANTS = [
             "tests/training/test_checkpoints.py::test_a_checkpoint_reaches_the_disk_before_its_marker_and_the_marker_before_its_name"
         ],
         "a checkpoint is named before its marker is on the disk",
+        "write_text_atomic has synchronised the folder after writing the marker",
     ),
     (
         "cir_cot/training/checkpoints.py",
@@ -3980,7 +3983,7 @@ MUTANTS = [
         [
             "tests/training/test_checkpoints.py::test_rotation_keeps_what_was_saved_just_now_and_leaves_the_abandoned_course_first"
         ],
-        "a limit of 0 deletes all checkpoints",
+        "a limit below 0 deletes checkpoints",
     ),
     (
         "cir_cot/training/checkpoints.py",

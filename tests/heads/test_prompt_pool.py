@@ -17,7 +17,7 @@ from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import save_results
 from cir_cot.heads import load_retriever
-from cir_cot.heads.prompt_choice import masked_mean
+from cir_cot.heads.prompt_choice import Choice, masked_mean
 from cir_cot.heads.prompt_pool import PromptPoolRetriever, compose
 from cir_cot.losses import even_use, load_balance
 from cir_cot.models.backbone import load_backbone
@@ -204,6 +204,12 @@ def test_explanations_name_the_chosen_best_first_and_shares_sum_to_one():
         assert list(shares) == [f"prompt {number}" for number in range(6)]
         assert {name for name, share in shares.items() if share} == {name for name, _, _ in named}
         assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_an_explanation_shows_the_cosines_of_the_chosen_prompts_highest_first():
+    scores = torch.tensor([[0.25, -0.5, 0.75, 0.25]])
+    choice = Choice(torch.zeros(1, 2), scores, torch.tensor([[0, 1, 2, 3]]))
+    assert choice.explain(list("abcd")) == ["c (0.75), a (0.25), d (0.25), b (-0.50)"]
 
 
 def test_losses_have_their_closed_form():

@@ -222,7 +222,7 @@ def test_rotation_keeps_what_was_saved_just_now_and_leaves_the_abandoned_course_
     published(tmp_path, 4, 6, 8, 16)  # resumed from 4, saved 6: 8 and 16 were left behind
     rotate(tmp_path, 2, 6)
     assert steps(tmp_path) == [4, 6]
-    for limit in (None, 0, 5):
+    for limit in (None, 0, -1, 5):
         rotate(tmp_path, limit, 6)
     assert steps(tmp_path) == [4, 6]
     rotate(tmp_path, 1, 4)
