@@ -187,7 +187,7 @@ def test_every_control_has_a_label_and_every_event_is_private(page):
 def served(tmp_path_factory):
     """The page over the toy retriever, in this process, at a free port; answers to a second name too."""
     pytest.importorskip("gradio")
-    from cir_cot.search.demo_page import application, keep_copies_in
+    from cir_cot.search.demo_page import application, keep_copies_in, layout
     from cir_cot.search.local_server import address_of, listen, make_server
 
     with pytest.MonkeyPatch.context() as patch:
@@ -198,7 +198,7 @@ def served(tmp_path_factory):
 
         async def build():
             # where no event loop runs, gradio makes new ones for its locks and leaves them open
-            return application(make_layout(dialogue), ["demo.example"])
+            return application(layout(dialogue), ["demo.example"])
 
         app = asyncio.run(build())
         server = make_server(app)
