@@ -76,7 +76,7 @@ def public_names() -> str:
         "",
         "`import cir_cot` offers these; [Use from Python](../python.md) shows them at work.",
         "",
-        "| name | |",
+        "| name | what it is |",
         "|---|---|",
     ]
     for name, (module, member) in cir_cot.FACE.items():
