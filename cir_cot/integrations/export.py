@@ -68,6 +68,7 @@ def embeddings(retriever: ChainHead, pictures: Sequence[Image.Image]) -> dict[st
         Cot("a thing", f"what changes: {number}", "another thing")
         for number in range(len(pictures))
     ]
+    # Every form of input that an engine will see.
     with inference(retriever):
         cases = {
             "target": retriever.encode_target(pictures),
@@ -88,6 +89,7 @@ def _by_case(cases: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def write_export(retriever: ChainHead, out: Path, pictures: Sequence[Image.Image]) -> None:
     """Write the merged checkpoint, what engines need to use it, and probes with the exact tokens of each case."""
+    # Engines take plain weights.
     retriever.backbone.merge()
     retriever.save(out)
     encoder = retriever.encoder()
@@ -115,6 +117,7 @@ def _write_probes(encoder: ChatEncoder, folder: Path, pictures: Sequence[Image.I
     cases = {}
     for row, picture in enumerate(pictures):
         picture.save(folder / f"{row}.png")
+        # A chain would come between the prompt and the retrieval token.
         inputs = {
             "target": encoder.target([picture]),
             "fast": encoder.query([picture], [TEXTS[row]], [[encoder.ret_id]])[0],
@@ -164,6 +167,7 @@ def compare(
     InputError if no case is in both.
     """
     rows: dict[str, dict[str, float | bool | None]] = {}
+    # Engines may be able to compute some of the cases only.
     for case, vector in ours.items():
         if case not in theirs:
             continue
@@ -172,6 +176,7 @@ def compare(
         if other.shape != vector.shape or not other.isfinite().all():
             rows[case] = {"difference": None, "cosine": None, "passed": False}
             continue
+        # In double precision, so that the comparison adds no error of its own.
         difference = (vector.double() - other).abs().max().item()
         cosine = torch.nn.functional.cosine_similarity(vector.double(), other, dim=0).item()
         rows[case] = {"difference": difference, "cosine": cosine, "passed": difference <= tolerance}

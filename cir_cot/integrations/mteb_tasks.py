@@ -92,7 +92,7 @@ class CirTask(AbsTaskRetrieval):
             check_pictures(benchmark, images)
             dataset[benchmark.category or "default"] = {"val": (benchmark, images)}
         self.dataset = dataset
-        self.data_loaded = True
+        self.data_loaded = True  # mteb calls this again for every model
 
     def _evaluate_subset(
         self,
@@ -154,7 +154,7 @@ def unit(embeddings: object, meta: ModelMeta) -> Tensor:
 
     InputError for a model whose similarity is neither cosine nor dot product.
     """
-    vectors = torch.as_tensor(embeddings).float().cpu()
+    vectors = torch.as_tensor(embeddings).float().cpu()  # (N, D)
     if meta.similarity_fn_name == ScoringFunction.DOT_PRODUCT:
         return vectors
     if meta.similarity_fn_name not in (None, ScoringFunction.COSINE):
@@ -260,7 +260,7 @@ class CirEncoder:
             "modalities": ["image", "text"],
             "embed_dim": retriever.dim,
             "framework": ["PyTorch"],
-            "similarity_fn_name": ScoringFunction.DOT_PRODUCT,
+            "similarity_fn_name": ScoringFunction.DOT_PRODUCT,  # of unit vectors: the cosine
             "experiment_kwargs": {"reading": reading or "own"},
         }
         self.mteb_model_meta = ModelMeta.create_empty(facts)
@@ -288,7 +288,7 @@ class CirEncoder:
                     vectors = self.query(batch["image"], batch["text"]).embeddings
                 else:
                     vectors = self.retriever.encode_target(batch["image"])
-                parts.append(vectors.float().cpu())
+                parts.append(vectors.float().cpu())  # (B, D)
         return torch.cat(parts)
 
     def similarity(self, embeddings1: Tensor, embeddings2: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ def _module(index: int, path: str, kind: str) -> dict[str, Any]:
 
 def _transformer_config(template: str) -> dict[str, Any]:
     """Return the settings of the transformer module: pictures, and pictures with a text, by way of the template."""
+    # All inputs go through one forward pass, and "message" is what the template takes.
     how: dict[str, Any] = {"method": "forward", "method_output_name": "last_hidden_state"}
     return {
         "transformer_task": "feature-extraction",
@@ -139,6 +140,7 @@ def _transformer_config(template: str) -> dict[str, Any]:
 
 def chat_template(head: ChainHead) -> str:
     """Return the Jinja template that writes a target's or a query's tokens, as `ChatEncoder` puts them together."""
+    # The query prompt has the user's text in its middle.
     encoder = head.encoder()
     before, after = QUERY.split("{text}")
     # Pooling takes the last token's state: the retrieval token's, or that of the prompt's end.
@@ -168,5 +170,6 @@ def _decoded(encoder: ChatEncoder, ids: list[int]) -> str:
 
 def _write(path: Path, content: object) -> None:
     """Write a JSON file, and its folder where there is none."""
+    # modules.json names folders for single modules.
     path.parent.mkdir(exist_ok=True)
     write_text_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -69,6 +69,7 @@ class TokenRow(TrainableTokensLayer):
         (row,) = self.trainable_tokens_delta[NAME]  # (H,)
         layer = self.get_base_layer()
         out = layer(x)
+        # Replace the token's embedding, or its logit.
         if isinstance(layer, nn.Embedding):
             return where((x == token)[..., None], row.to(out.dtype), out)
         out[..., token] = (x @ row.to(x.dtype)).to(out.dtype)
@@ -113,6 +114,7 @@ def save_adapter(
     model: PeftModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """Write the two files of an adapter; `state_dict` is that of `Backbone.save`."""
+    # Without the full embedding matrix, of which one row alone is trained.
     weights = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})

@@ -57,6 +57,7 @@ def load_model(
 
     InputError where a weight is missing or cannot be read.
     """
+    # safetensors alone: other formats can run code.
     with loading(f"{path}: the checkpoint cannot be loaded"):
         model, info = kind.from_pretrained(
             _located(path), use_safetensors=True, output_loading_info=True, **options
@@ -150,7 +151,7 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=True,  # quantises the scales as well
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=unquantised,
     )

@@ -38,7 +38,7 @@ def target_pad(picture: Image.Image, ratio: float) -> Image.Image:
     width, height = picture.size
     if not ratio or max(width, height) / min(width, height) < ratio:
         return picture
-    wanted = max(width, height) / ratio
+    wanted = max(width, height) / ratio  # length of the short side
     across, down = (max(int((wanted - side) / 2), 0) for side in (width, height))  # of each side
     return ImageOps.expand(picture, (across, down, across, down), fill=0)
 
@@ -83,6 +83,7 @@ class ClipInputs:
             split_special_tokens=True,
             return_tensors="pt",
         )
+        # SigLIP was trained without a mask of its padding.
         names = ("input_ids", "attention_mask") if self.padding == "longest" else ("input_ids",)
         return {name: encoded[name] for name in names}
 
@@ -139,6 +140,7 @@ class ClipEncoder(nn.Module):
         """Encode preprocessed pictures -> features (B, D), float32, not normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pixels = inputs["pixel_values"].to(self.device, self.model.dtype)
+            # pooler_output is the projected feature here, (B, D).
             return self.model.get_image_features(pixel_values=pixels).pooler_output.float()
 
     def texts(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -201,6 +203,7 @@ def load_clip(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    # Refuse other models before their weights are read.
     kind = read_model_type(path)
     if kind not in PADDING:
         raise InputError(

@@ -82,6 +82,7 @@ class FeatureCache:
 
         InputError where a vector is missing while another process fills the cache.
         """
+        # Reading needs no lock.
         if all(key in self for key in keys):
             return
         with locked(self.folder):
@@ -176,6 +177,7 @@ def picture_vectors(
 ) -> Vectors:
     """Return the vectors of the pictures `names` of a store, from the cache or by `encode`."""
     names = list(dict.fromkeys(names))
+    # Of equal names one is enough; two names of one picture share a key.
     keys = [images.fingerprint(name) for name in names]
     cache.fill(keys, lambda rows: encode([images.load(names[row]) for row in rows]))
     return Vectors(zip(names, cache.get(keys), strict=True))

@@ -23,6 +23,7 @@ def edited_input_embeddings(
     def replace(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, kwargs | {"inputs_embeds": edit(kwargs["inputs_embeds"])}
 
+    # The hook runs in this context only, also if the forward pass fails.
     handle = language_model.register_forward_pre_hook(replace, with_kwargs=True)
     try:
         yield

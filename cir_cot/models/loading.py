@@ -43,6 +43,7 @@ class loading:  # noqa: N801  # a context manager, used like a function
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # An InputError says already what to do.
         if kind is None or issubclass(kind, InputError):
             return
         # tokenizers raises Exception itself.
@@ -51,6 +52,7 @@ class loading:  # noqa: N801  # a context manager, used like a function
             or kind is Exception
             or kind.__module__ in REGULAR_EXPRESSION_MODULES
         ):
+            # Libraries explain at length; the first line names the cause.
             lines = str(error).strip().splitlines() or [kind.__name__]
             raise InputError(f"{self.what} ({lines[0][:300]})") from error
 

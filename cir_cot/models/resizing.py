@@ -58,6 +58,7 @@ def smart_size(
     # A small upper bound alone lowers the package's own lower bound.
     if max_pixels is not None and min_pixels is None:
         min_pixels = min(max_pixels, vision_process.IMAGE_MIN_TOKEN_NUM * side**2)
+    # A small upper bound would bring the short side to 0.
     found = vision_process.smart_resize(height, width, side, min_pixels, max_pixels)
     return max(side, found[0]), max(side, found[1])
 

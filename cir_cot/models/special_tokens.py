@@ -31,14 +31,17 @@ def add_token(model: QwenVL, tokenizer: transformers.PreTrainedTokenizerFast) ->
     neither likely nor unlikely before training. The matrices are resized, to a multiple of 64, only where no row is
     spare.
     """
+    # A checkpoint that this library saved has the token.
     added = tokenizer.get_added_vocab()
     if RET in added:
         return added[RET]
+    # The next id is that of the first row beyond the tokenizer.
     count = len(tokenizer)
     tokenizer.add_tokens([RET], special_tokens=True)
     ret_id = token_id(tokenizer, RET)
     if ret_id >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(ret_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+    # Tied matrices get the same row twice.
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         # A model on the meta device has shapes only.
         if not layer.weight.is_meta:

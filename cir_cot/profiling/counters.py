@@ -54,6 +54,7 @@ class PeakBytes(TorchDispatchMode):
         self.known.add(name)
         self.now += size
         self.peak = max(self.peak, self.now)
+        # torch may reuse the address of a freed storage.
         weakref.finalize(storage, self._free, name, size)
 
     def _free(self, name: int, size: int) -> None:
@@ -117,6 +118,7 @@ def write_ratios(
         more: Further fields of the JSON file, e.g. settings.
     """
     sides = {"ours": ours, "peer": peer, "ratio": ratio}
+    # The file says with which versions the numbers were measured.
     found = {"name": name, **sides, **more, "versions": package_versions()}
     if path is not None:
         write_text_atomic(path, json.dumps(found, indent=1) + "\n")

@@ -78,6 +78,7 @@ def count_waits(device: torch.device) -> Iterator[Counter]:
         return
     # Turn the warnings on, and back to what they were.
     before = torch.cuda.get_sync_debug_mode()
+    # "always": a repeated warning would otherwise be shown once.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -130,7 +131,7 @@ def summarise(events: list[dict], seconds: float) -> dict:
         for event in events
         if event.get("cat") in ("kernel", "cpu_op", "gpu_memcpy", "gpu_memset")
     ]
-    # Add up by name and by kind.
+    # Add up by name and by kind; an event without a duration is a marker.
     times: Counter = Counter()
     counts: Counter = Counter()
     kinds: dict[str, dict] = {}
@@ -185,6 +186,7 @@ class StepWatch(TrainerCallback):
     def on_step_begin(self, args, state, control, **options):
         """Start counting, recording or timing; `global_step` is the number of finished steps."""
         wait(self.device)
+        # The peak is that of steady steps.
         if state.global_step == self.warm:
             forget_peak(self.device)
         if state.global_step == 0:
@@ -198,5 +200,6 @@ class StepWatch(TrainerCallback):
         wait(self.device)
         seconds = time.perf_counter() - self.started
         self.open.close()
+        # Counting and recording slow a step down.
         if state.global_step > self.warm and state.global_step - 1 != self.recorded:
             self.seconds.append(seconds)

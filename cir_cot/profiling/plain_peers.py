@@ -55,6 +55,7 @@ def training_step(backbone: Backbone, batch: Mapping, temperature: float) -> Cal
     model = backbone.model.train()
     trained = (value for value in model.parameters() if value.requires_grad)
     optimizer = torch.optim.AdamW(trained, lr=2e-4)
+    # Every row's target is its own, and other rows with the same image are no negatives.
     ids = batch["ids"].to(device)
     positives = torch.arange(len(ids), device=device)
 

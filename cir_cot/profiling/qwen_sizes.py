@@ -117,6 +117,7 @@ def published_model(
 def published_entries(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
     """Build a tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids; its words are numbers."""
     words = {f"w{number}": number for number in range(ENTRIES - 22)}
+    # 22 added tokens follow, the picture's and the video's among them.
     split = Tokenizer(models.WordLevel(words, "w0"))  # any other word counts as this one
     split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=split)

@@ -70,6 +70,7 @@ class Costs:
 
     def writing(self, rows: float, length: float) -> tuple[float, float]:
         """Return operations and bytes of one decoding step of `rows` rows with `length` cached tokens each."""
+        # All weights are read once, and every cached token of every row.
         weights = self.blocks + self.words
         return 2 * weights * rows, self.width * weights + self.cached * rows * length
 
@@ -82,6 +83,7 @@ def costs(model: QwenVL) -> Costs:
     merger = _weights(tower.merger.named_parameters())
     patches = tower.spatial_merge_size**2  # of a token
     width = next(tower.parameters()).element_size()
+    # Keys and values of every layer stay in the cache.
     head = text.hidden_size // text.num_attention_heads
     return Costs(
         blocks=_weights(model.model.language_model.layers.named_parameters()),

@@ -60,6 +60,7 @@ class SyntheticPairs:
         """Return the record of a row; its text is the first words of its chain."""
         length = self.words if index % 3 else self.words // 2
         chosen = np.random.default_rng(index).choice(WORDS, length)
+        # A chain has three sections.
         third = len(chosen) // 3
         sections = (" ".join(chosen[at : at + third]) for at in (0, third, 2 * third))
         return Record(str(index), f"r{index}", " ".join(chosen[:6]), (f"t{index}",), Cot(*sections))
@@ -75,6 +76,7 @@ class SyntheticPairs:
         """Return row `index`, with `draw` as its random number."""
         index, draw = item
         width, height = self.sizes[index % len(self.sizes)]
+        # The index is the seed, so that a row is the same in every epoch and process.
         noise = np.random.default_rng(index).integers(
             256, size=(2, height, width, 3), dtype=np.uint8
         )

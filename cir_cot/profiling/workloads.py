@@ -88,6 +88,7 @@ def train(
         arguments = CirArguments(output_dir=folder, per_device_train_batch_size=rows, chunk_tokens=chunk, bf16=True,
                                  max_steps=steps, warmup_steps=0, save_strategy="no", logging_strategy="no",
                                  logging_first_step=False, report_to="none", disable_tqdm=True)  # fmt: skip
+        # No printing: it would be part of the time.
         trainer = CirTrainer(head, arguments, pairs, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -112,6 +113,7 @@ def train_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     """Train with transformers and peft alone on `rows` rows a step, all at once."""
     backbone = head.backbone
     pairs = SyntheticPairs(rows, PHOTOGRAPHS, given.words)
+    # The same adapter, recomputation and rows as ours.
     plain_peers.put_lora(backbone, given.lora, given.recompute)
     batch = head.collator()([pairs[index, 0] for index in range(rows)])
     step = plain_peers.training_step(backbone, batch, head.temperature().item())
@@ -123,6 +125,7 @@ def train_plain(head: CotRetriever, rows: int, given: Conditions) -> dict:
     step()  # warms up
     forget_peak(backbone.device)
     seconds = timed(steps, backbone.device) / given.steps
+    # One chunk holds the batch.
     tokens = sum(sum(row_tokens(batch[side])) for side in ("query", "target"))
     patches = sum(patches_of(batch[side]) for side in ("query", "target"))
     price = costs(backbone.plain).training(
@@ -216,6 +219,7 @@ def generate(head: CotRetriever, rows: int, given: Conditions) -> dict:
     def run(count: int) -> None:
         plain_peers.generate(backbone, encoder.query(*queries, [[]] * rows)[0], count)
 
+    # The first run is apart, as in `decode`.
     with inference(head):
         cold = timed(partial(run, given.new_tokens), backbone.device)
         forget_peak(backbone.device)
