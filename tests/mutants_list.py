@@ -1989,8 +1989,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/prompt_choice.py",
-        "[(-scores[prompt], prompt)",
-        "[(scores[prompt], prompt)",
+        "key=scores.__getitem__, reverse=True",
+        "key=scores.__getitem__",
         [
             "tests/heads/test_prompt_pool.py::test_an_explanation_shows_the_cosines_of_the_chosen_prompts_highest_first"
         ],

@@ -39,9 +39,9 @@ class Choice(NamedTuple):
         """Name each row's prompts with their scores, best first."""
         texts = []
         for scores, chosen in zip(self.scores.tolist(), self.chosen.tolist(), strict=True):
-            # Ascending by the negative score: best first, then by number.
-            best = sorted([(-scores[prompt], prompt) for prompt in chosen])
-            texts.append(", ".join(f"{names[prompt]} ({-score:.2f})" for score, prompt in best))
+            # Among equal scores the sort keeps the order of the numbers.
+            best = sorted(chosen, key=scores.__getitem__, reverse=True)
+            texts.append(", ".join(f"{names[prompt]} ({scores[prompt]:.2f})" for prompt in best))
         return texts
 
     def routing(self, names: Sequence[str]) -> list[dict[str, float]]:
