@@ -75,8 +75,11 @@ MUTANTS = [
     (
         "cir_cot/models/adapter.py",
         'rf"model\\.language_model\\.layers',
-        'rf".*layers',
-        ["tests/models/test_backbone.py::test_with_lora_only_the_adapters_and_the_row_change"],
+        'rf".*(?:layers|blocks)',
+        [
+            "tests/models/test_real_configs.py::test_lora_hits_the_language_models_linear_layers_and_nothing_else",
+            "tests/models/test_backbone.py::test_with_lora_only_the_adapters_and_the_row_change",
+        ],
         "LoRA hits the vision tower",
     ),
     # ---- cir_cot/chains/annotate.py
@@ -473,7 +476,7 @@ MUTANTS = [
         "        if part in config and not (isinstance(config[part], dict) and config[part]):",
         "        if part in config and config[part] is False:",
         [
-            "tests/models/test_damaged_retriever.py::test_a_damaged_file_is_refused_in_one_line[config.json: text_config a list]"
+            "tests/models/test_damaged_retriever.py::test_a_part_of_config_json_that_is_empty_or_no_object_is_named"
         ],
         "the error names no key of config.json",
     ),

@@ -14,6 +14,7 @@ from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
+from cir_cot.models.checkpoint import read_model_type
 from cir_cot.models.tiny_qwen import write_tiny
 
 Damage = Callable[[Path], object]
@@ -235,6 +236,14 @@ def test_a_damaged_file_is_refused_in_one_line(saved, tmp_path, case):
         load_retriever(tmp_path / "run", device="cpu")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 6000
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 3])
+def test_a_part_of_config_json_that_is_empty_or_no_object_is_named(tmp_path, value):
+    config = {"model_type": "qwen2_5_vl", "vision_config": value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="vision_config of config.json is .*; restore the file"):
+        read_model_type(str(tmp_path))
 
 
 READ = {

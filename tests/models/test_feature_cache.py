@@ -73,6 +73,14 @@ def test_texts_and_pictures_do_not_meet(tmp_path, store):
     assert len(cache) == 4
 
 
+def test_a_text_and_a_file_of_the_same_bytes_have_entries_of_their_own(tmp_path, store):
+    (store.root / "p0.png").write_bytes(b"red")
+    cache = FeatureCache(tmp_path / "cache", "a")
+    text_vectors(cache, Encoder().texts, ["red"])
+    assert len(cache.places) == 1
+    assert store.fingerprint("p0") not in cache.places
+
+
 def test_the_same_picture_under_another_name_is_known_and_a_changed_one_is_not(tmp_path, store):
     encode(tmp_path / "cache", store, ["p0", "p1"])
     (store.root / "copy.png").write_bytes((store.root / "p1.png").read_bytes())

@@ -89,3 +89,13 @@ def test_the_tower_has_layers_of_the_same_names():
     """Why LoRA's target is a path: the vision tower's MLP has the names of the language model's."""
     names = {name.rsplit(".")[-1] for name, _ in real("3B").plain.model.visual.named_modules()}
     assert {"gate_proj", "up_proj", "down_proj"} <= names
+
+
+def test_the_stand_in_tokenizer_has_as_many_entries_as_qwens():
+    assert ENTRIES == 151_665
+    assert len(published_entries()) == ENTRIES
+
+
+def test_the_last_block_of_a_shallow_tower_sees_the_complete_picture():
+    vision = published_config("7B", layers=2).vision_config
+    assert (vision.depth, vision.fullatt_block_indexes) == (2, [1])
