@@ -1,1 +1,1 @@
-"""Pretrained models behind one wrapper each, and what a checkpoint needs to be loaded."""
+"""Load pretrained models safely, each kind behind one wrapper, and build tiny ones."""
