@@ -89,11 +89,7 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
     add("--max-cost", type=float, metavar="X", help="of the job, in dollars; needs --price")
     price = "dollars per million prompt tokens and per million answer tokens"
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help=price)
-    add(
-        "--estimate",
-        action="store_true",
-        help="print remaining rows, tokens, cost; send no request",
-    )
+    add("--estimate", action="store_true", help="print what is left to do; send no request")
     add_json(parser)
     options = JobOptions(**vars(parser.parse_args(argv)))
     options.check()

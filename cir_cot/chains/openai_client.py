@@ -1,6 +1,7 @@
-"""Connections to an OpenAI-compatible server that send only what was asked for, and read a bounded answer.
+"""Connections to an OpenAI-compatible server that send no extra header and read a bounded answer.
 
-The environment names proxies, passwords (.netrc) and headers that were given for other servers: none is used.
+The environment names proxies, passwords (.netrc) and headers that were given for other servers:
+none is used.
 """
 
 import ssl
