@@ -705,7 +705,7 @@ MUTANTS = [
         "cir_cot/data/scoring.py",
         "        if not record.targets:\n            raise",
         "        if False:\n            raise",
-        ["tests/models/test_chat.py"],
+        ["tests/data/test_scoring.py", "tests/data/test_score_script.py"],
         "a record without target is an IndexError",
     ),
     (
