@@ -371,6 +371,7 @@ OPTIONS = {
         "--test-references",
         "--queries",
         "--max-steps",
+        "--full",
     },
     "tiny-base": {
         "--out",

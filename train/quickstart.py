@@ -1,8 +1,8 @@
 """Train and evaluate a retriever from nothing: scenes, tiny base, training, evaluation, report.
 
 It takes the same path as a run on Qwen2.5-VL-7B, small enough for two CPU cores: the same commands,
-recipe, head and protocol. Beside the chain retriever, the same network is trained without chains
-for about the same time, which shows how much the chain adds.
+recipe, head and protocol. With --full the same network is trained without chains, too, for about
+the same time, which shows how much the chain adds.
 """
 
 import argparse
@@ -59,7 +59,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--max-steps",
         type=int,
         metavar="N",
-        help="stop both trainings after N steps, to check that everything runs (default: no limit)",
+        help="stop every training after N steps, to check that everything runs (default: no limit)",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also train the same network without chains, for about the same time",
     )
     return parser.parse_args(argv)
 
@@ -76,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
         test_references=args.test_references,
         queries=args.queries,
         max_steps=args.max_steps,
+        full=args.full,
     )
     # 2. Run in the locked folder; a signal ends the processes that train.
     with unwinding(), locked(settings.out):

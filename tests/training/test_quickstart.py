@@ -15,11 +15,13 @@ from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
 from cir_cot.training import quickstart
 
-READINGS = {"full", "fast", "oracle", "no_chain", "image_only", "text_only"}
+READINGS = {"full", "fast", "oracle", "image_only", "text_only"}
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--full"]], ids=["default", "full"])
+def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path, more):
+    readings = READINGS | {"no_chain"} if more else READINGS
     arguments = [
         "--references",
         "20",
@@ -30,7 +32,7 @@ def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path):
         "--max-steps",
         "2",
     ]
-    assert main(["quickstart", "--out", str(tmp_path), *arguments]) == 0
+    assert main(["quickstart", "--out", str(tmp_path), *arguments, *more]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
         *(
@@ -40,12 +42,16 @@ def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path):
             "gallery",
             "queries",
             "minutes",
+            "processor_seconds",
+            "installation_seconds",
+            "base",
             "peak_memory_mb",
             "device",
+            *(["chain_minus_no_chain"] if more else []),
         )
     }
     for split in ("iid", "novel"):
-        assert set(summary[split]) == READINGS
+        assert set(summary[split]) == readings
         assert all(set(metrics) == {"R@1", "R@5", "R@10"} for metrics in summary[split].values())
         result = json.loads((tmp_path / "results" / split / "full" / "results.json").read_text())
         assert result["protocol"]["reference"] == "removed"
@@ -88,8 +94,8 @@ def test_a_signal_ends_the_trainers_with_the_quickstart(tmp_path, number, code):
     work = "import sys; from pathlib import Path\n"
     work += "from cir_cot.cli import run; from cir_cot.processes import unwinding\n"
     work += "from cir_cot.scripts.train.quickstart import CONFIGS\n"
-    work += "from cir_cot.training.quickstart import train_both\n"
-    work += "def main(argv):\n    with unwinding():\n        train_both(Path(argv[0]), CONFIGS, [])\nrun(main)"
+    work += "from cir_cot.training.quickstart import train_models\n"
+    work += "def main(argv):\n    with unwinding():\n        train_models(Path(argv[0]), CONFIGS, [], True)\nrun(main)"
     with subprocess.Popen(
         [sys.executable, "-c", work, str(tmp_path)], start_new_session=True
     ) as process:
