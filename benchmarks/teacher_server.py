@@ -233,7 +233,9 @@ def slow(median: float, sigma: float, seed: int, script: Script = good) -> Scrip
 
 def main(argv: Sequence[str]) -> None:
     """Serve until SIGTERM, then print the counts."""
-    parser = argparse.ArgumentParser(prog="teacher_server.py", description="A fake teacher")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="teacher_server.py", description="A fake teacher"
+    )
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--median", type=float, default=0.0, help="of the latencies, seconds")
     parser.add_argument("--sigma", type=float, default=0.67, help="of their logarithm")
