@@ -2013,6 +2013,13 @@ MUTANTS = [
         ["tests/heads/test_prompt_pool.py::test_the_users_words_fill_no_places_and_are_found"],
         "a target's task prompt is cut",
     ),
+    (
+        "cir_cot/heads/qwen.py",
+        "                options[name] = value\n",
+        "                pass\n",
+        ["tests/contract/test_retriever_contract.py::test_pictures_keep_the_bounds_of_training"],
+        "an adapter is used at the base's resolution",
+    ),
     # ---- cir_cot/heads/qwen.py
     (
         "cir_cot/heads/qwen.py",

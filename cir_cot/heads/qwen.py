@@ -14,6 +14,7 @@ from cir_cot.devices import pick_device
 from cir_cot.errors import InputError
 from cir_cot.models.backbone import Backbone, load_backbone
 from cir_cot.models.chat import ChatEncoder
+from cir_cot.models.checkpoint import load_processor
 from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE
 
@@ -79,12 +80,15 @@ class QwenHead(Head):
         )
 
     def settings(self) -> dict:
-        """Return the keyword arguments that build this readout again."""
+        """Return the keyword arguments that build this readout again, and the pixel bounds of its pictures."""
+        size = self.backbone.processor.image_processor.size
         return {
             "readout": self.readout,
             "projection": self.projection,
             "learn_temperature": self.learn_temperature,
             "temperature": round(self.temperature().item(), 6),
+            "min_pixels": size["shortest_edge"],
+            "max_pixels": size["longest_edge"],
         }
 
     def temperature(self) -> Tensor:
@@ -130,6 +134,12 @@ class QwenHead(Head):
             options: go to `load_backbone`.
         """
         folder = Path(folder)
+        stored = dict(metadata["settings"])
+        # Pictures keep the bounds of training, unless the caller gives others.
+        bounds = stored_bounds(folder, stored)
+        for name, value in bounds.items():
+            if options.get(name) is None:
+                options[name] = value
         # Load the backbone: the folder's own, or the named one with the folder's adapter.
         base = metadata["backbone"]
         frozen = metadata.get("frozen", False)  # older folders lack the entry
@@ -137,7 +147,6 @@ class QwenHead(Head):
         if base != "." and not frozen:
             backbone.load_adapter(folder, trainable)
         # Build the head around it. Settings of the caller win.
-        stored = dict(metadata["settings"])
         anew = settings.get("target_encoder") not in (None, stored.get("target_encoder"))
         if anew:
             stored["projection"] = None
@@ -172,3 +181,16 @@ class QwenHead(Head):
         place = pick_device(device)  # an unknown device is refused before weights are read
         head = cls.resume(folder, metadata, trainable=False, settings={}, dtype=dtype, **options)
         return head.to(place).eval()
+
+
+def stored_bounds(folder: Path, settings: dict) -> dict[str, int]:
+    """Take the bounds of a resized picture's area, in pixels, out of stored settings.
+
+    Folders of 0.1 lack the entries; there the folder's own processor files have the bounds of training.
+    """
+    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    bounds = {name: settings.pop(name) for name in names if name in settings}
+    if len(bounds) == len(names):
+        return bounds
+    size = load_processor(str(folder)).image_processor.size
+    return {name: size[key] for name, key in names.items()}

@@ -1,5 +1,6 @@
 """The contract of a head, run over every head: what index, evaluation, submission, demo and trainer rely on."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import tiny_training
 import torch
 import yaml
 from contract_heads import LORA, difference, make_prompt_pool, references, scene_rows, train_a_step
+from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.heads import HEADS, load_retriever
@@ -374,3 +376,26 @@ def test_a_learned_temperature_stays_within_its_bounds_and_is_saved_so():
         torch.nn.init.constant_(head.log_temperature, math.log(wild))
         assert head.temperature().item() == pytest.approx(bound)
         assert head.settings()["temperature"] == pytest.approx(bound)
+
+
+def test_pictures_keep_the_bounds_of_training(tiny, tmp_path):
+    """The base's own bound is 84 x 84 pixels; an adapter trained with less must be used with less."""
+    head = CotRetriever(load_backbone(tiny, lora=LORA, max_pixels=4 * 28 * 28), str(tiny))
+    head.save(tmp_path)
+    picture = [Image.new("RGB", (84, 84), "red")]
+
+    def grid(retriever):
+        return retriever.encoder().target(picture)["image_grid_thw"].tolist()
+
+    trained = grid(head)
+    assert trained == [[1, 4, 4]]
+    assert grid(load_retriever(tmp_path, device="cpu")) == trained
+    # other bounds only when they are asked for
+    assert grid(load_retriever(tmp_path, device="cpu", max_pixels=84 * 84)) == [[1, 6, 6]]
+    # folders of 0.1 have the bounds in the processor's files alone
+    settings = json.loads((tmp_path / "retriever.json").read_text())
+    assert settings["settings"]["max_pixels"] == 4 * 28 * 28
+    del settings["settings"]["max_pixels"]
+    del settings["settings"]["min_pixels"]
+    (tmp_path / "retriever.json").write_text(json.dumps(settings))
+    assert grid(load_retriever(tmp_path, device="cpu")) == trained
