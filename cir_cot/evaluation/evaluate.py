@@ -88,6 +88,9 @@ def evaluate(
     protocol = run_protocol(benchmark, asked)
     protocol |= {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
     protocol["queries_per_second"] = round(speed, 2)
+    # A retriever may name what else its numbers depend on: pixel bounds, precision.
+    if hasattr(retriever, "conditions"):
+        protocol |= retriever.conditions()
     return rank_and_score(asked, images, output, gallery, protocol)
 
 

@@ -91,6 +91,15 @@ class QwenHead(Head):
             "max_pixels": size["longest_edge"],
         }
 
+    def conditions(self) -> dict:
+        """Return what numbers depend on beside the weights: bounds of a picture's area, and precision."""
+        size = self.backbone.processor.image_processor.size
+        return {
+            "min_pixels": size["shortest_edge"],
+            "max_pixels": size["longest_edge"],
+            "dtype": str(self.backbone.plain.dtype).removeprefix("torch."),
+        }
+
     def temperature(self) -> Tensor:
         """Return the temperature of InfoNCE, clamped to its bounds; a scalar."""
         # Training its logarithm keeps it positive.

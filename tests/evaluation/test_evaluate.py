@@ -535,3 +535,14 @@ def test_a_share_of_nothing_is_nothing():
         50,
         100,
     ]
+
+
+def test_what_a_retriever_says_of_its_conditions_is_in_the_protocol(folder):
+    class Bounded(Plain):
+        def conditions(self):
+            return {"max_pixels": 784, "dtype": "bfloat16"}
+
+    (benchmark,) = load_benchmark("folder", folder, "val")
+    protocol = evaluate(Bounded(), benchmark, benchmark.images()).protocol
+    assert (protocol["max_pixels"], protocol["dtype"]) == (784, "bfloat16")
+    assert "max_pixels" not in evaluate(Plain(), benchmark, benchmark.images()).protocol
