@@ -117,11 +117,13 @@ def bound_pixels(images: ImageProcessor, low: int | None, high: int | None) -> N
     """
     # Qwen's image processors read both bounds from `size`, under names of edges; they are areas all the same.
     bounds = {"shortest_edge": low, "longest_edge": high}
-    size = dict(images.size) | {key: value for key, value in bounds.items() if value is not None}
+    size = dict(images.size)
+    # Damaged files are refused, also where both bounds are replaced.
     if not all(isinstance(size.get(key), int) for key in bounds):
         raise InputError(
             f"the image processor's size is {size}: no pair of areas; restore the processor's files"
         )
+    size |= {key: value for key, value in bounds.items() if value is not None}
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(
             f"min_pixels {size['shortest_edge']} exceeds max_pixels {size['longest_edge']}; lower min_pixels"
