@@ -84,6 +84,8 @@ def test_options_of_a_search(toy):
     assert len(answer.hits) == 3
     assert [a.hits[0][0] for a in toy.many([picture] * 2, ["0", "60"], 1)] == ["s020", "s080"]
     assert toy.many([], []) == []
+    far = toy.one(picture, "0", k=3, without=["s180"])  # not among the first: nothing to leave out
+    assert len(far.hits) == 3
 
 
 def test_what_a_retriever_lacks_is_said(toy):
