@@ -5269,7 +5269,9 @@ MUTANTS = [
         "cir_cot/evaluation/calibration.py",
         "records[len(values) : len(values) + len(pictures)]",
         "records[: len(pictures)]",
-        ["tests/evaluation/test_calibrate.py::test_a_checkpoint_is_calibrated"],
+        [
+            "tests/evaluation/test_calibrate.py::test_each_query_has_its_own_confidence_whatever_the_batch"
+        ],
         "every batch is as sure as the first queries' words",
     ),
     # ---- eval/check_submission.py

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from tiny_training import tiny_head
-from toy_retriever import query, write_folder
+from toy_retriever import Plain, query, shade_of, write_folder
 
 from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
+from cir_cot.evaluation.calibration import stop_confidences
 from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
@@ -101,3 +103,18 @@ def test_a_file_that_is_there_is_replaced_with_overwrite_alone(benchmark, tmp_pa
     tiny_head(lora=False, max_new_tokens=4).save(tmp_path / "model")
     assert calibrate.main(command(tmp_path / "model", root, "--out", curve, "--overwrite")) == 0
     assert json.loads(curve.read_text())["curve"]
+
+
+class Hesitant(Plain):
+    """Prefers no chain by the number in the query's text, and shows which picture it was asked about."""
+
+    def stop_confidence(self, images, texts):
+        pairs = zip(images, texts, strict=True)
+        return torch.tensor([shade_of(image) + int(text) / 100 for image, text in pairs])
+
+
+def test_each_query_has_its_own_confidence_whatever_the_batch(tmp_path):
+    rows = [query(index, 10 * index, index + 1, 10 * index + 10) for index in range(5)]
+    (benchmark,) = load_benchmark("folder", write_folder(tmp_path, rows, range(0, 80, 10)), "val")
+    found = stop_confidences(Hesitant(), benchmark, batch_size=2)
+    assert found == pytest.approx({str(n): 10 * n + (n + 1) / 100 for n in range(5)})
