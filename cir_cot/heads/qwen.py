@@ -21,6 +21,8 @@ from cir_cot.retriever import SETTINGS_FILE
 from .base import Head, load_head_weights
 
 READOUTS = ("ret", "before_ret")
+# Qwen's image processors keep both areas under names of edges.
+PIXEL_BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 # Bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020).
 COLDEST = 0.01
 WARMEST = 1.0
@@ -80,25 +82,24 @@ class QwenHead(Head):
         )
 
     def settings(self) -> dict:
-        """Return the keyword arguments that build this readout again, and the pixel bounds of its pictures."""
-        size = self.backbone.processor.image_processor.size
+        """Return the keyword arguments that build this readout again, and its pictures' pixel bounds."""
         return {
             "readout": self.readout,
             "projection": self.projection,
             "learn_temperature": self.learn_temperature,
             "temperature": round(self.temperature().item(), 6),
-            "min_pixels": size["shortest_edge"],
-            "max_pixels": size["longest_edge"],
+            **self.pixel_bounds(),
         }
 
     def conditions(self) -> dict:
-        """Return what numbers depend on beside the weights: bounds of a picture's area, and precision."""
+        """Return what numbers depend on beside the weights: pixel bounds and precision."""
+        precision = str(self.backbone.plain.dtype).removeprefix("torch.")
+        return {**self.pixel_bounds(), "dtype": precision}
+
+    def pixel_bounds(self) -> dict[str, int]:
+        """Return the least and the largest area of a resized picture, in pixels."""
         size = self.backbone.processor.image_processor.size
-        return {
-            "min_pixels": size["shortest_edge"],
-            "max_pixels": size["longest_edge"],
-            "dtype": str(self.backbone.plain.dtype).removeprefix("torch."),
-        }
+        return {name: size[key] for name, key in PIXEL_BOUNDS.items()}
 
     def temperature(self) -> Tensor:
         """Return the temperature of InfoNCE, clamped to its bounds; a scalar."""
@@ -197,9 +198,8 @@ def stored_bounds(folder: Path, settings: dict) -> dict[str, int]:
 
     Folders of 0.1 lack the entries; there the folder's own processor files have the bounds of training.
     """
-    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-    bounds = {name: settings.pop(name) for name in names if name in settings}
-    if len(bounds) == len(names):
+    bounds = {name: settings.pop(name) for name in PIXEL_BOUNDS if name in settings}
+    if len(bounds) == len(PIXEL_BOUNDS):
         return bounds
     size = load_processor(str(folder)).image_processor.size
-    return {name: size[key] for name, key in names.items()}
+    return {name: size[key] for name, key in PIXEL_BOUNDS.items()}
