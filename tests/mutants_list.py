@@ -3686,7 +3686,7 @@ MUTANTS = [
         ["tests/test_records.py::test_the_first_bad_line_is_named"],
         "an id is used twice",
     ),
-    # ---- cir_cot/chains/openai_teacher.py
+    # ---- cir_cot/chains/openai_servers.py
     (
         "cir_cot/chains/openai_client.py",
         "        trust_env=False,",
@@ -3709,14 +3709,14 @@ MUTANTS = [
         "a redirect takes pictures elsewhere",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         'self.redact(" ".join(error.response.text[:QUOTED].split()))[:SHOWN]',
         '" ".join(error.response.text[:QUOTED].split())[:SHOWN]',
         ["tests/chains/test_teacher.py::test_no_half_of_a_key_is_left_where_an_error_is_cut"],
         "half a key is left in a refusal",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "min(failure.after, MAX_REST)",
         "failure.after",
         [
@@ -3725,14 +3725,14 @@ MUTANTS = [
         "MAX_REST",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "min(MAX_REST / 5, ",
         "min(MAX_REST * 5, ",
         ["tests/chains/test_teacher.py::test_the_back_off_doubles_up_to_a_minute"],
         "the longest back-off",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         " in (401, 403, 404) and not self.answered:",
         " in (401, 403, 404):",
         [
@@ -3741,7 +3741,7 @@ MUTANTS = [
         "not answered",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         " or busy > MAX_BUSY_REPLIES",
         "",
         [
@@ -3751,21 +3751,21 @@ MUTANTS = [
         "a row waits for a busy server for ever",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         " or busy > MAX_BUSY_REPLIES",
         " or busy >= MAX_BUSY_REPLIES",
         ["tests/chains/test_teacher.py::test_a_busy_row_is_given_up_after_forty_refusals"],
         "BUSY",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         " and not probed:",
         ":",
         ["tests/chains/test_teacher.py::test_one_call_at_a_time_tries_a_dead_replica"],
         "single probes of a dead replica",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "replica.failures >= FAILURES_BEFORE_REST",
         "replica.failures > FAILURES_BEFORE_REST",
         [
@@ -3774,7 +3774,7 @@ MUTANTS = [
         "SICK",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "len(self.replicas) > 1 and",
         "True and",
         [
@@ -3783,21 +3783,21 @@ MUTANTS = [
         "the only server rests",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "self.patience if self.answered else self.startup",
         "self.startup",
         ["tests/chains/test_teacher.py::test_the_job_ends_when_all_servers_are_gone_for_too_long"],
         "a restart of the server ends the job",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         "if all(one.unreachable for one",
         "if any(one.unreachable for one",
         ["tests/chains/test_teacher.py::test_the_job_ends_when_all_servers_are_gone_for_too_long"],
         "one dead server ends the job",
     ),
     (
-        "cir_cot/chains/openai_teacher.py",
+        "cir_cot/chains/openai_servers.py",
         'text.replace(self.key, "[key]")',
         "text",
         ["tests/chains/test_teacher.py::test_the_key_goes_to_the_server_and_nowhere_else"],
