@@ -199,6 +199,25 @@ def add_dtype(
     )
 
 
+def add_engine(parser: Parser) -> None:
+    """Add --engine, --engine-url and --engine-model: what writes the chains."""
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm", "sglang"),
+        default="transformers",
+        help="what writes the chains: this process, or servers of the retriever's export (default: transformers)",
+    )
+    parser.add_argument(
+        "--engine-url",
+        nargs="+",
+        metavar="URL",
+        help="the engine's servers, such as http://localhost:8000/v1; a key is read from OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--engine-model", metavar="NAME", help="the name under which the servers serve the export"
+    )
+
+
 def add_seed(parser: Parser, of: str, default: int = 0) -> None:
     """Add --seed; `of` names what is drawn with it."""
     parser.add_argument(

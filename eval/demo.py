@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cir_cot.cli import run
+from cir_cot.engines import with_engine
 from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
 from cir_cot.options import (
     add_device,
     add_dtype,
+    add_engine,
     add_index,
     add_model,
     command_parser,
@@ -63,6 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_device(parser)
     add_dtype(parser)
+    add_engine(parser)
     args = parser.parse_args(argv)
     if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
         parser.error(f"--allowed-host {bad[0]!r}: give a host's name alone, e.g. demo.example.org")
@@ -72,6 +75,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def load(args: argparse.Namespace) -> Dialogue:
     """Load the retrievers, the indexes and the folder of pictures."""
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
+    search.retriever = with_engine(
+        search.retriever, args.engine, args.engine_url, args.engine_model
+    )
     modes = modes_of(search)
     if args.compare:
         model, index = args.compare

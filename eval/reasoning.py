@@ -9,6 +9,7 @@ from pathlib import Path
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.engines import with_engine
 from cir_cot.evaluation.chain_study import (
     READINGS,
     Study,
@@ -29,6 +30,7 @@ from cir_cot.options import (
     add_dataset,
     add_device,
     add_dtype,
+    add_engine,
     add_json,
     add_model,
     add_out,
@@ -52,6 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_seed(parser, of="the query sample, the queries shown and the swapped chains")
     add_device(parser)
     add_dtype(parser)
+    add_engine(parser)
     add_out(
         parser,
         "folder for results.json, report.md, report.html and a subfolder for each reading",
@@ -94,6 +97,7 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[S
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     record_encoder(retriever, "full")  # refuses a retriever that writes no chains
     studies = []
     for benchmark in benchmarks:

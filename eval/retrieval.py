@@ -9,6 +9,7 @@ from pathlib import Path
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.engines import with_engine
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import record_encoder, with_chains
 from cir_cot.evaluation.report import write_report
@@ -22,6 +23,7 @@ from cir_cot.options import (
     add_dataset,
     add_device,
     add_dtype,
+    add_engine,
     add_json,
     add_model,
     add_out,
@@ -62,6 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_seed(parser, of="the query sample and of the queries shown in the report")
     add_device(parser)
     add_dtype(parser)
+    add_engine(parser)
     add_out(
         parser,
         "folder for results.json, rankings.json.gz, chains.jsonl, report.md and report.html",
@@ -101,6 +104,7 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[R
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
 
     retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     # Refuse a reading that this retriever lacks before the gallery is encoded.
     record_encoder(retriever, args.reading)
     results = []

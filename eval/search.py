@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cir_cot.cli import run
+from cir_cot.engines import with_engine
 from cir_cot.errors import InputError
 from cir_cot.files import check_keys, parse_json, read_jsonl
 from cir_cot.options import (
     add_batch_size,
     add_device,
     add_dtype,
+    add_engine,
     add_index,
     add_json,
     add_model,
@@ -55,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_batch_size(parser, unit="queries of --queries")
     add_device(parser)
     add_dtype(parser)
+    add_engine(parser)
     add_json(parser, "the answer as one JSON object (with --queries always JSONL)")
     args = parser.parse_args(argv)
     if (args.queries is None) == (args.image is None) or (args.image is None) != (
@@ -143,6 +146,9 @@ def main(argv: Sequence[str]) -> int:
     picture = None if args.image is None else open_picture(args.image)
     # Answer.
     search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
+    search.retriever = with_engine(
+        search.retriever, args.engine, args.engine_url, args.engine_model
+    )
     if args.queries:
         answer_queries(search, queries, args, where)
         return 0

@@ -3686,6 +3686,42 @@ MUTANTS = [
         ["tests/test_records.py::test_the_first_bad_line_is_named"],
         "an id is used twice",
     ),
+    # ---- cir_cot/engines
+    (
+        "cir_cot/engines/chat_server.py",
+        "    if not is_count(counted) or counted != prompt_tokens:",
+        "    if not is_count(counted):",
+        ["tests/engines/test_served.py::test_a_server_of_something_else_is_refused"],
+        "a prompt of another length is accepted",
+    ),
+    (
+        "cir_cot/engines/chat_server.py",
+        "    if stopped != ret_id:",
+        "    if False:",
+        ["tests/engines/test_served.py::test_a_server_of_something_else_is_refused"],
+        "an answer that ends at another token is accepted",
+    ),
+    (
+        "cir_cot/engines/served.py",
+        "texts = [without_special_tokens(text, self._specials) for text in texts]",
+        "texts = list(texts)",
+        ["tests/engines/test_served.py::test_the_prompt_holds_no_special_token_of_the_user"],
+        "users write special tokens into an engine's prompt",
+    ),
+    (
+        "cir_cot/engines/states.py",
+        "    if not cosine >= ALIKE:",
+        "    if False:",
+        ["tests/engines/test_served.py::test_states_from_before_the_final_norm_are_refused"],
+        "states from before the final norm are accepted",
+    ),
+    (
+        "cir_cot/engines/served.py",
+        'or self.local.readout == "before_ret"',
+        "or True",
+        ["tests/engines/test_served.py::test_chains_and_vectors_are_those_of_embed_with"],
+        "the state before the retrieval token is taken for the one at it",
+    ),
     # ---- cir_cot/chains/openai_servers.py
     (
         "cir_cot/chains/openai_client.py",

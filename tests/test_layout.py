@@ -27,7 +27,7 @@ ORDER = (
     {"retriever"},
     {"evaluation", "models"},
     {"chains", "heads", "integrations"},
-    {"search", "training"},
+    {"engines", "search", "training"},
     {"profiling"},
     {"cli", "options"},
 )

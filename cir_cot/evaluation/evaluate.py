@@ -86,11 +86,8 @@ def evaluate(
     speed = len(asked.records) / (time.perf_counter() - started)
     # Record what the metrics depend on.
     protocol = run_protocol(benchmark, asked)
-    protocol |= {"reading": reading, "model": model, "seed": seed, "batch_size": batch_size}
-    protocol["queries_per_second"] = round(speed, 2)
-    # A retriever may name what else its numbers depend on: pixel bounds, precision.
-    if hasattr(retriever, "conditions"):
-        protocol |= retriever.conditions()
+    protocol |= {"model": model, "seed": seed, "batch_size": batch_size}
+    protocol |= {"queries_per_second": round(speed, 2), **reading_conditions(retriever, reading)}
     return rank_and_score(asked, images, output, gallery, protocol)
 
 
@@ -130,6 +127,18 @@ def rank_and_score(
         subset_rankings=subsets,
         routing=dict(zip(ids, output.routing, strict=True)) if output.routing else {},
     )
+
+
+def reading_conditions(retriever: Retriever, reading: str | None) -> dict:
+    """Return the reading, the engine of its chains, and what else a retriever's numbers depend on."""
+    conditions = {"reading": reading, "engine": "transformers"}
+    # A retriever may name more: pixel bounds, precision, a serving engine.
+    if hasattr(retriever, "conditions"):
+        conditions |= retriever.conditions()
+    # Chains of a serving engine are not the model's own decoding.
+    if reading == "full" and conditions["engine"] != "transformers":
+        conditions["reading"] = f"full (chains by {conditions['engine']})"
+    return conditions
 
 
 def run_protocol(benchmark: Benchmark, asked: Benchmark) -> dict:

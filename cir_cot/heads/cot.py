@@ -228,7 +228,7 @@ class CotRetriever(QwenHead):
             grammar,
             self._to_device(inputs),
             rows,
-            embed=self._unit,
+            embed=self.embed_states,
             before_ret=self.readout == "before_ret",
             skip=partial(self._is_sure, grammar.start[0]) if adaptive else None,
         )

@@ -117,9 +117,9 @@ class QwenHead(Head):
         found = ids == self.backbone.ret_id  # (B, T)
         assert (found.sum(dim=1) == 1).all(), "every row holds exactly one retrieval token"
         at = found.int().argmax(dim=1) - int(self.readout == "before_ret")  # (B,)
-        return self._unit(hidden[torch.arange(len(ids), device=ids.device), at])
+        return self.embed_states(hidden[torch.arange(len(ids), device=ids.device), at])
 
-    def _unit(self, hidden: Tensor) -> Tensor:
+    def embed_states(self, hidden: Tensor) -> Tensor:
         """Project states (B, H) in the dtype of the projection, normalise in float32 -> (B, D)."""
         if self.projection:
             weight = cast(nn.Linear, self.project).weight
