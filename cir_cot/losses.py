@@ -36,8 +36,9 @@ def info_nce(
         target: (N, D) unit vectors.
         positives: (B,) the column of each query's target.
         temperature: divides the similarities.
-        ids_query: (B,) identifies the target image of each query. Another column with the same
-            image is then left out of the sum, instead of being a negative.
+        ids_query: (B,) or (B, P) identifies the target image of each query, or all P correct ones.
+            Another column with one of these images is then left out of the sum, instead of being
+            a negative.
         ids_target: (N,) identifies the image of each column.
 
     Example:
@@ -53,7 +54,7 @@ def info_nce(
 def same_image(
     positives: Tensor, ids_query: Tensor | None, ids_target: Tensor | None, count: int
 ) -> Tensor:
-    """Return the columns (B, N), bool, that hold a query's target image a second time.
+    """Return the columns (B, N), bool, that hold a query's target image a second time, or another correct one.
 
     They are neither the query's positive nor negatives. `info_nce` explains the arguments; `count`
     is N.
@@ -62,7 +63,8 @@ def same_image(
         raise ValueError("ids are given for one side only; give both sides' ids, or none")
     mask = torch.zeros(len(positives), count, dtype=torch.bool, device=positives.device)
     if ids_query is not None and ids_target is not None:
-        mask = ids_query[:, None] == ids_target[None, :]  # (B, N)
+        correct = ids_query.reshape(len(ids_query), -1, 1)  # (B, P, 1)
+        mask = (correct == ids_target).any(dim=1)  # (B, N)
     return mask.scatter(1, positives[:, None], False)
 
 

@@ -109,7 +109,7 @@ class Head(nn.Module, ABC):
         """Return the function that turns training rows into a batch.
 
         It runs in loading workers: it may hold the processor, never the model. The batch has "query" and "target"
-        (model inputs), "ids" (B,) (`image_hash` of each target) and, for a head that generates chains, "labels" (B, T).
+        (model inputs), "ids" (B, P) (`target_ids` of the rows) and, for a head that generates chains, "labels" (B, T).
         """
 
     @abstractmethod
@@ -262,6 +262,26 @@ query = retriever.encode_query([image], ["the same, but red"])
 scores = query.embeddings @ retriever.encode_target(gallery).T
 ```
 """
+
+
+def target_ids(rows: Sequence[TrainingRow]) -> Tensor:
+    """Return the `image_hash` of all correct targets of each row -> (B, P).
+
+    The first column is the target that the row trains on. Fewer than P targets are filled up with it.
+    """
+    hashes = [[image_hash(image) for image in row.record.targets] for row in rows]
+    most = max(map(len, hashes))
+    return torch.tensor([[*row, *row[:1] * (most - len(row))] for row in hashes])
+
+
+def pad_target_ids(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate target ids (B, P) of batches with different P, filled up as `target_ids` does."""
+    tables = [part.reshape(len(part), -1) for part in parts]
+    most = max(table.shape[1] for table in tables)
+    filled = [
+        torch.cat([table, table[:, :1].expand(-1, most - table.shape[1])], 1) for table in tables
+    ]
+    return torch.cat(filled)
 
 
 def image_hash(image: str) -> int:

@@ -12,7 +12,7 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot
 
-from .base import TrainingRow, image_hash
+from .base import TrainingRow, target_ids
 
 
 class ChainCollator:
@@ -46,12 +46,12 @@ class ChainCollator:
         query, labels = self.encoder.query(references, [row.record.text for row in rows], answers)
         # Without a chain nothing is supervised.
         labels[torch.tensor([chain is None for chain in chains])] = IGNORE
-        # `image_hash` of the target marks rows that are no negatives of each other.
+        # Rows whose targets are correct for each other are no negatives.
         return {
             "query": query,
             "target": self._collate_targets([row.target for row in rows]),
             "labels": labels,
-            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
+            "ids": target_ids(rows),
         }
 
     def _kept_chain(self, row: TrainingRow) -> Cot | None:

@@ -19,7 +19,7 @@ from cir_cot.models.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate_outputs
 
-from .base import Head, HeadOutput, TrainingRow, image_hash, load_head_weights
+from .base import Head, HeadOutput, TrainingRow, load_head_weights, target_ids
 
 
 class ClipCollator:
@@ -38,7 +38,7 @@ class ClipCollator:
         texts = [row.record.text for row in rows]
         references = [row.reference for row in rows]
         targets = [row.target for row in rows]
-        ids = torch.tensor([image_hash(row.record.targets[0]) for row in rows])  # (B,)
+        ids = target_ids(rows)  # (B, P)
         if self.texts is None:
             # Images and texts, preprocessed.
             query = self.inputs.pictures(cast(list[Image], references)) | self.inputs.texts(texts)

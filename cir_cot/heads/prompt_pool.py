@@ -24,7 +24,7 @@ from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
 from cir_cot.retriever import QueryOutput, concatenate_outputs
 
-from .base import HeadOutput, TrainingRow, image_hash
+from .base import HeadOutput, TrainingRow, target_ids
 from .connector import Connector
 from .prompt_choice import Choice, masked_mean, pool_balance
 from .qwen import QwenHead, Readout
@@ -252,7 +252,7 @@ class PoolCollator:
         return {
             "query": compose(self.encoder, references, [row.record.text for row in rows]),
             "target": self.encoder.target(targets),
-            "ids": torch.tensor([image_hash(row.record.targets[0]) for row in rows]),
+            "ids": target_ids(rows),
         }
 
 

@@ -73,7 +73,7 @@ def training_step(backbone: Backbone, batch: Mapping, temperature: float) -> Cal
                 positives,
                 torch.tensor(temperature, device=device),
                 ids,
-                ids,
+                ids[:, 0],
             )
         (out.loss + contrastive).backward()
         optimizer.step()

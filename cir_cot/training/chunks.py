@@ -12,7 +12,7 @@ PATCHES = (
 )
 SIDES = ("query", "target")
 
-Batch = dict[str, Any]  # "query" and "target": inputs by name; "ids" (B,); "labels" (B, T)
+Batch = dict[str, Any]  # "query" and "target": inputs by name; "ids" (B, P); "labels" (B, T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Chunk:
 
     @property
     def ids(self) -> Tensor:
-        """Image hashes (K,) of the rows' targets."""
+        """Image hashes (K, P) of the rows' correct targets, see `target_ids`."""
         return self.part["ids"] if self.rows is None else self.part["ids"][self.rows]
 
     @property

@@ -123,7 +123,8 @@ def load_rows(
     left_out = f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
     # Captions are kept only where the text of a row shall vary.
     texts = [captions[index] for index in kept] if vary_captions else None
-    dataset = CirDataset([records[index] for index in kept], Pictures(where), texts)
+    rows = with_common_targets([records[index] for index in kept])
+    dataset = CirDataset(rows, Pictures(where), texts)
     return dataset, left_out if lost else ""
 
 
@@ -141,6 +142,24 @@ def _require_targets(records: Iterable[Record], args: DataArguments) -> None:
                 f"{args.root}: query {record.id!r} of {args.split} has no target; "
                 "train on another split"
             )
+
+
+def with_common_targets(records: Sequence[Record]) -> list[Record]:
+    """Give records that ask the same, one text about one reference, each other's targets.
+
+    FashionIQ and CIRR have such queries. Their targets are correct answers to each other, so that
+    none may be a negative; every row still trains on its own target, the first.
+    """
+    targets: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        question = (record.reference, record.text)
+        targets.setdefault(question, {}).update(dict.fromkeys(record.targets))
+    joined = []
+    for record in records:
+        common = targets[record.reference, record.text]
+        others = [image for image in common if image not in record.targets]
+        joined.append(replace(record, targets=(*record.targets, *others)) if others else record)
+    return joined
 
 
 def used(records: Iterable[Record]) -> list[str]:

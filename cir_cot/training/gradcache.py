@@ -28,7 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from cir_cot.heads.base import HeadOutput
+from cir_cot.heads.base import HeadOutput, pad_target_ids
 
 from .chunks import Chunk
 
@@ -49,7 +49,7 @@ class ChunkedLoss:
         row_losses: `row_losses(outputs, chunk)` returns the sum of the losses that need no row of
             another chunk, a scalar.
         batch_losses: `batch_losses(outputs, ids)` returns the sum of the losses that need all rows
-            of the batch, a scalar; `outputs` holds the tensors of all counted rows, `ids` (B,)
+            of the batch, a scalar; `outputs` holds the tensors of all counted rows, `ids` (B, P)
             their image hashes. None: there is no such loss, and one pass is enough.
     """
 
@@ -125,7 +125,7 @@ class _EmbeddingCache:
             if chunk.counted:
                 counted.append(outputs)
                 ids.append(chunk.ids)
-        self.ids = torch.cat(ids).to(device)  # (B,)
+        self.ids = pad_target_ids(ids).to(device)  # (B, P)
         self.outputs = _join(counted, device)
 
     def backward(self, batch_losses: Callable[[HeadOutput, Tensor], Tensor]) -> Tensor:

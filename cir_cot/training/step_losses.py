@@ -79,7 +79,7 @@ class StepLosses:
 
         Args:
             outputs: of all rows of this process's micro-batch.
-            ids: image hashes (B,) of the rows' targets.
+            ids: image hashes (B, P) of the rows' correct targets, the trained one first.
             totals: of the optimizer step.
         """
         counts = gather_counts(len(ids), ids.device)
@@ -100,7 +100,8 @@ class StepLosses:
         """Return InfoNCE of this process's queries against the targets of all processes, a scalar."""
         assert outputs.target is not None, "a contrastive step encodes targets"
         target = gather_with_grad(outputs.target, counts)  # (N, D)
-        all_ids = gather_with_grad(ids, counts)  # (N,)
+        own_ids = ids.reshape(len(ids), -1)[:, 0]  # (B,)
+        all_ids = gather_with_grad(own_ids, counts)  # (N,)
         # The column of each query's own target: those of the processes before come first.
         first = sum(counts[: self.args.process_index])
         positives = first + torch.arange(len(ids), device=ids.device)  # (B,)

@@ -326,7 +326,7 @@ def test_the_batch_is_one_that_could_go_wrong(tmp_path):
     tokens = (rows["labels"] != -100).sum(dim=1)
     assert tokens[:4].sum() != tokens[4:].sum()
     assert 0 < tokens[:3].sum() < tokens[3:].sum()
-    assert set(rows["ids"][:3].tolist()) & set(rows["ids"][4:].tolist())
+    assert set(rows["ids"][:3].flatten().tolist()) & set(rows["ids"][4:].flatten().tolist())
 
 
 def test_a_whole_training_is_that_of_one_process_with_twice_the_batch(two, facts, tmp_path):

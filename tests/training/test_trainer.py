@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from cir_cot.errors import InputError
 from cir_cot.heads.base import image_hash
 from cir_cot.losses import batch_statistics
+from cir_cot.records import Record
 from cir_cot.training.checkpoints import COMPLETE, latest_checkpoint
-from cir_cot.training.dataset import used
+from cir_cot.training.dataset import used, with_common_targets
 from cir_cot.training.sampler import RowSampler
 
 PARTS = ("loss", "lm_loss", "contrastive_loss", "grad_norm", "in_batch_r1", "supervised_tokens")
@@ -251,13 +252,41 @@ def test_a_row_is_no_negative_of_another_with_the_same_target(tmp_path):
     assert unmasked > masked + 0.1
 
 
+def test_a_querys_other_targets_are_no_negatives(tmp_path):
+    """The target of row 1 is a second correct answer to row 0, in one batch and in chunks."""
+    run = tiny_training.trainer(tmp_path, lm_weight=0.0)
+    first, second = run.train_dataset.records[:2]
+    both = replace(first, targets=(*first.targets, *second.targets))
+    run.train_dataset.records = [both, *run.train_dataset.records[1:]]
+    batch = run.data_collator([run.train_dataset[index, 0] for index in range(4)])
+    assert batch["ids"].shape == (4, 2)
+    loss = run.compute_loss(run.model, batch)
+    # Closed form: without that column in the sum of row 0.
+    with torch.no_grad():
+        out = run.model(batch["query"], batch["target"])
+    logits = out.query @ out.target.T / out.temperature
+    logits[0, 1] = -torch.inf
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(4))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert run.compute_loss(run.model, batch | {"ids": batch["ids"][:, 0]}) > loss + 1e-3
+
+
+def test_queries_that_ask_the_same_share_their_targets():
+    first = Record("a", "r", "red", ("x",))
+    second = Record("b", "r", "red", ("y", "x"))
+    other = Record("c", "r", "blue", ("z",))
+    joined = with_common_targets([first, second, other])
+    assert [record.targets for record in joined] == [("x", "y"), ("y", "x"), ("z",)]
+    assert joined[2] is other
+
+
 def test_how_a_batch_separates_is_logged_as_it_was_before_the_step(tmp_path):
     run = tiny_training.trainer(tmp_path, tiny_training.awake_head(), max_steps=1)
     batch = next(iter(run.get_train_dataloader()))
     with torch.no_grad():
         out = run.model(batch["query"], batch["target"])
     rows = torch.arange(len(batch["ids"]))
-    expected = batch_statistics(out.query, out.target, rows, batch["ids"], batch["ids"])
+    expected = batch_statistics(out.query, out.target, rows, batch["ids"], batch["ids"][:, 0])
     run.train()
     entry = run.state.log_history[0]
     for name, value in expected.items():
@@ -382,5 +411,5 @@ def test_training_shows_the_first_target_and_masks_by_it(tmp_path):
     assert shown == [several.reference, "red-blue"]
     picture = tiny_training.Pictures().load("red-blue")
     batch = run.data_collator([dataclasses.replace(row, reference=picture, target=picture)])
-    assert batch["ids"].tolist() == [image_hash("red-blue")]
+    assert batch["ids"].tolist() == [[image_hash("red-blue"), image_hash("green-cyan")]]
     assert used([several]) == [several.reference, "red-blue"]
