@@ -266,7 +266,9 @@ class QwenArguments(DataArguments):
         None, "Load the base in 4 or 8 bits (QLoRA)."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "Data type of the base's weights."
+        "float32",
+        "Data type of the base's frozen weights. What is trained is kept in float32; a bfloat16 base is computed with "
+        "in bfloat16 (--bf16).",
     )
     attn: str = option("sdpa", "Attention: sdpa, eager or flash_attention_2.")
     min_pixels: int | None = option(
@@ -294,6 +296,13 @@ class QwenArguments(DataArguments):
     learn_temperature: bool | None = option(None, "Train the temperature" + HELP)
 
     def __post_init__(self) -> None:
+        # Trained weights are float32: only autocast gives the precision that was asked for.
+        if self.dtype == "bfloat16" and not self.fp16:
+            self.bf16 = True
+        if self.dtype == "float16" and self.lora_r == 0:
+            raise InputError(
+                "dtype float16 trains no complete model; give --dtype bfloat16, or --dtype float32 --fp16 true"
+            )
         super().__post_init__()
         if self.gradient_checkpointing:
             raise InputError("gradient_checkpointing goes by the name --recompute here")

@@ -61,9 +61,21 @@ def load_head(
         head = kind.resume(args.model, facts, trainable=True, settings=given, **options)
         if args.temperature is not None:
             nn.init.constant_(head.log_temperature, math.log(args.temperature))
+    keep_trained_in_float32(head)
     if args.recompute:
         head.backbone.checkpoint_activations()
     return head
+
+
+def keep_trained_in_float32(head: nn.Module) -> None:
+    """Convert the trained weights of a head to float32; frozen ones keep the precision they were loaded in.
+
+    In bfloat16 a step of AdamW is lost in rounding wherever it is below 1/256 of the weight: most weights of a
+    fine-tuning would never move. Compute in bfloat16 comes from autocast (`--bf16`).
+    """
+    for parameter in head.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def announce_estimate(trainer: CirTrainer, announce: Callable[[str], object]) -> None:

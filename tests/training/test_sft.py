@@ -196,6 +196,33 @@ def test_full_fine_tuning_leaves_a_whole_checkpoint(base, data, tmp_path):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+def moved(folder, base, dtype=torch.float32):
+    """The share of the language model's weights that training moved, from the base loaded in `dtype`."""
+    before = load_file(base / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    names = [name for name in before if "layers" in name and "visual" not in name]
+    counts = []
+    for name in names:
+        start = before[name].to(dtype).float()
+        counts.append((after[name].float() != start).sum().item())
+    return sum(counts) / sum(before[name].numel() for name in names)
+
+
+def test_full_fine_tuning_in_bfloat16_moves_every_weight(base, data, tmp_path):
+    more = ["--lora_r", "0", "--max_steps", "3", "--learning_rate", "1e-5"]
+    assert train(base, data, tmp_path / "half", *more, "--dtype", "bfloat16") == 0
+    assert train(base, data, tmp_path / "full", *more) == 0
+    assert moved(tmp_path / "full", base) > 0.99
+    assert moved(tmp_path / "half", base, torch.bfloat16) > 0.99
+    arguments = json.loads((tmp_path / "half" / "run.json").read_text())["arguments"]
+    assert arguments["bf16"] is True
+
+
+def test_full_fine_tuning_in_float16_is_refused(base, data, tmp_path):
+    with pytest.raises(InputError, match="dtype float16 trains no complete model"):
+        train(base, data, tmp_path, "--lora_r", "0", "--dtype", "float16")
+
+
 def test_recomputed_activations_change_no_loss(base, data, tmp_path):
     for name, more in {"plain": [], "recomputed": ["--recompute", "true"]}.items():
         assert (
