@@ -91,8 +91,12 @@ class MoeRetriever(ClipRetriever):
 
     def combine(self, image: Tensor, text: Tensor) -> Combination:
         """Combine features (B, d); in training the result has the losses of a learned router and its loads."""
+        # DeepSpeed makes the Combiner's weights bfloat16; CLIP's features are float32.
+        dtype = next(self.combiner.parameters()).dtype
         # A route of None is the dense Combiner's.
-        features, weight, route = self.combiner(image, text)  # (B, d), (B, 1 or d)
+        features, weight, route = self.combiner(
+            image.to(dtype), text.to(dtype)
+        )  # (B, d), (B, 1 or d)
         combined = Combination(features, text_weight=weight.mean(dim=1))
         combined.stats["text_weight"] = weight.mean()
         if route is None:

@@ -174,14 +174,17 @@ class PromptPoolRetriever(QwenHead):
     def choose(self, embedded: Tensor, picture: Tensor, text: Tensor) -> Choice:
         """Choose prompts by the input embeddings (B, T, H) at the positions `picture` and `text` (B, T).
 
-        Always in float32: whether a prompt is chosen must not depend on rounding.
+        Always in float32: whether a prompt is chosen must not depend on rounding. Only where all weights are bfloat16,
+        as DeepSpeed makes them, the feature is as exact as those weights are.
         """
         with torch.autocast(embedded.device.type, enabled=False):
             # Each mean is normalised by itself: visual tokens are far larger than word embeddings.
             means = [masked_mean(embedded.float(), at) for at in (picture, text)]
             normalised = [functional.layer_norm(mean, mean.shape[1:]) for mean in means]
-            feature = self.feature(torch.cat(normalised, dim=1))  # (B, H)
-            scores = functional.normalize(feature, dim=1) @ functional.normalize(self.keys, dim=1).T
+            both = torch.cat(normalised, dim=1).to(self.keys.dtype)  # (B, 2 H)
+            feature = self.feature(both).float()  # (B, H)
+            keys = functional.normalize(self.keys.float(), dim=1)  # (M, H)
+            scores = functional.normalize(feature, dim=1) @ keys.T  # (B, M)
             chosen = scores.topk(self.top, dim=1).indices.sort(dim=1).values  # (B, K)
         return Choice(feature, scores, chosen)
 

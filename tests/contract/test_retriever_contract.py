@@ -401,3 +401,24 @@ def test_pictures_keep_the_bounds_of_training(tiny, tmp_path):
     del settings["settings"]["min_pixels"]
     (tmp_path / "retriever.json").write_text(json.dumps(settings))
     assert grid(load_retriever(tmp_path, device="cpu")) == trained
+
+
+def test_all_weights_in_bfloat16_train_and_embed(make, tmp_path):
+    """DeepSpeed's bf16 engine makes every weight bfloat16, the head's own too."""
+    head = make().train()
+    head = head.to(torch.bfloat16)
+    batch = head.collator()(scene_rows())
+    out = head(batch["query"], batch["target"], batch.get("labels"))
+    assert out.query.dtype == out.target.dtype == torch.float32
+    loss = (out.query * out.target.roll(1, 0)).sum() / out.temperature
+    loss = loss + sum(out.aux.values())
+    if out.rows:
+        loss = loss + sum(head.batch_losses(out.rows).values())
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    head.eval().save(tmp_path)
+    query = head.encode_query(*references()).embeddings
+    loaded = load_retriever(tmp_path, device="cpu")
+    assert loaded.encode_query(*references()).embeddings.shape == query.shape
