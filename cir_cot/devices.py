@@ -33,6 +33,13 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def fast_dtype(device: torch.device) -> str:
+    """Return the precision to evaluate a large model in: bfloat16 on a GPU that computes in it, else float32."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"
+
+
 def _exists(device: torch.device) -> bool:
     """Return whether this machine has a device."""
     if device.type == "cuda":

@@ -177,7 +177,7 @@ def add_device(parser: Parser) -> None:
 def add_dtype(
     parser: Parser,
     *aliases: str,
-    default: str = "float32",
+    default: str | None = None,
     type: Callable[[str], str] = str,
 ) -> None:
     """Add --dtype, the precision of the model's weights and computation, the same in every command.
@@ -185,9 +185,10 @@ def add_dtype(
     Args:
         parser: Parser or argument group.
         *aliases: Older names of the option that still work.
-        default: Value without the option.
+        default: Value without the option; None leaves the choice to `load_retriever`.
         type: Function of the text given; it may refuse a value with its own message.
     """
+    chosen = "bfloat16 for a Qwen-VL on a GPU, else float32"
     parser.add_argument(
         "--dtype",
         *aliases,
@@ -195,8 +196,26 @@ def add_dtype(
         default=default,
         choices=PRECISIONS,
         type=type,
-        help=f"precision of the model (default {default})",
+        help=f"precision of the model (default: {default or chosen})",
     )
+
+
+def add_pixels(parser: Parser) -> None:
+    """Add --min-pixels and --max-pixels: other picture sizes than those of training."""
+    for name, which in (("min", "smallest"), ("max", "largest")):
+        parser.add_argument(
+            f"--{name}-pixels",
+            f"--{name}_pixels",
+            type=positive,
+            metavar="N",
+            help=f"{which} area of a resized picture, in pixels (default: that of training)",
+        )
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, str | int]:
+    """Return what `load_retriever` takes of the options of add_device, add_dtype and add_pixels."""
+    names = ("device", "dtype", "min_pixels", "max_pixels")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def add_engine(parser: Parser) -> None:

@@ -19,6 +19,7 @@ from cir_cot.options import (
     add_json,
     add_model,
     add_out,
+    add_pixels,
     command_parser,
 )
 
@@ -78,6 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_batch_size(parser)
     add_device(parser)
     add_dtype(parser, "--model-dtype", type=model_precision)
+    add_pixels(parser)
     add_json(parser, "the content of index.json")
     return parser.parse_args(argv)
 

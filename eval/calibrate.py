@@ -27,9 +27,11 @@ from cir_cot.options import (
     add_model,
     add_out,
     add_overwrite,
+    add_pixels,
     add_query_sample,
     add_seed,
     command_parser,
+    loading_options,
 )
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.retriever import SETTINGS_FILE, read_settings
@@ -61,6 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_seed(parser, of="the query sample")
     add_device(parser)
     add_dtype(parser)
+    add_pixels(parser)
     parser.add_argument(
         "--write", action="store_true", help="store the threshold in the checkpoint's settings"
     )
@@ -137,7 +140,7 @@ def load_adaptive(args: argparse.Namespace) -> "CotRetriever":
     from cir_cot.heads import load_retriever
     from cir_cot.heads.cot import CotRetriever
 
-    retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    retriever = load_retriever(args.model, **loading_options(args))
     if not isinstance(retriever, CotRetriever):
         kind = retriever.kind
         raise InputError(

@@ -18,7 +18,9 @@ from cir_cot.options import (
     add_engine,
     add_index,
     add_model,
+    add_pixels,
     command_parser,
+    loading_options,
 )
 from cir_cot.search.dialogue import Dialogue, modes_of
 from cir_cot.search.private_folder import ending_on_signals, private_folder
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_device(parser)
     add_dtype(parser)
+    add_pixels(parser)
     add_engine(parser)
     args = parser.parse_args(argv)
     if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
@@ -74,14 +77,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Dialogue:
     """Load the retrievers, the indexes and the folder of pictures."""
-    search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
+    search = open_search(args.model, args.index, **loading_options(args))
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )
     modes = modes_of(search)
     if args.compare:
         model, index = args.compare
-        second = open_search(model, index, device=args.device, dtype=args.dtype)
+        second = open_search(model, index, **loading_options(args))
         modes |= modes_of(second, Path(model).name)
     return Dialogue(modes, list_pictures(args.images or search.index.metadata["images"]))
 

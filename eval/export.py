@@ -20,6 +20,8 @@ from cir_cot.integrations.export import (
     read_embeddings,
     report_lines,
     sentence_embeddings,
+    stored_dtype,
+    tolerance_of,
     write_export,
 )
 from cir_cot.options import (
@@ -31,6 +33,7 @@ from cir_cot.options import (
     command_parser,
 )
 from cir_cot.provenance import git_state, package_versions
+from cir_cot.retriever import least_cosine
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -57,14 +60,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
         metavar="X",
-        help=f"largest absolute difference of any vector component (default {TOLERANCE})",
+        help="largest absolute difference of any vector component (default: what rounding explains at this precision, "
+        f"depth and width, at least {TOLERANCE})",
     )
     add_device(parser)
     add_dtype(parser)
     add_json(parser, "the content of parity.json")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.dtype is None and not args.parity:
+        args.dtype = "float32"
+    return args
 
 
 def parity(
@@ -72,18 +78,26 @@ def parity(
     out: Path,
     pictures: Sequence[Image.Image],
     ours: dict[str, torch.Tensor],
+    depth: int,
 ) -> dict:
-    """Compare `ours` with the export, and with what sentence-transformers reads in it, or with --embeddings."""
+    """Compare `ours`, of a model of `depth` blocks, with --embeddings, or with both forms of the export."""
     from cir_cot.heads import load_retriever
 
+    # Bounds for the precision of the export.
+    dtype = args.dtype or stored_dtype(out)
+    dim = len(next(iter(ours.values())))
+    bounds = (
+        tolerance_of(dtype, depth, dim) if args.tolerance is None else args.tolerance,
+        least_cosine(depth, dtype),
+    )
     if args.embeddings:
-        return compare(ours, read_embeddings(args.embeddings), args.tolerance)
-    exported = load_retriever(out, device=args.device, dtype=args.dtype)
-    report = compare(ours, embeddings(exported, pictures), args.tolerance)
+        return compare(ours, read_embeddings(args.embeddings), *bounds)
+    exported = load_retriever(out, device=args.device, dtype=dtype)
+    report = compare(ours, embeddings(exported, pictures), *bounds) | {"dtype": dtype}
     found = sentence_embeddings(out, pictures, args.device)
     if isinstance(found, str):
         return report | {"sentence_transformers": found}
-    form = compare(ours, found, args.tolerance)
+    form = compare(ours, found, *bounds)
     passed = report["passed"] and form["passed"]
     return report | {"passed": passed, "sentence_transformers": form["cases"]}
 
@@ -103,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     from cir_cot.heads.cot import CotRetriever
 
     pictures = probes(args.images)
-    retriever = load_retriever(args.model, device=args.device)
+    retriever = load_retriever(args.model, device=args.device, dtype="float32")
     if not isinstance(retriever, CotRetriever) or retriever.target_encoder:
         raise InputError(
             f"{args.model}: a {retriever.kind!r} retriever; give a chain head that encodes both sides itself"
@@ -114,10 +128,11 @@ def main(argv: Sequence[str]) -> int:
         if args.dtype != "float32":
             retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
         write_export(retriever, out, pictures)
+    depth = retriever.depth
     del retriever  # one model in memory at a time
     # Compare and report.
-    report = parity(args, out, pictures, ours)
-    report |= {"model": args.model, "dtype": args.dtype}
+    report = parity(args, out, pictures, ours, depth)
+    report |= {"model": args.model}
     report |= {"git": git_state(), "versions": package_versions()}
     if not args.embeddings:
         write_text_atomic(out / "parity.json", json.dumps(report, indent=1) + "\n")
@@ -127,7 +142,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(report))
     if not report["passed"]:
         print(
-            f"error: the embeddings differ by more than {args.tolerance}: do not serve this",
+            f"error: the embeddings differ by more than {report['tolerance']:.2g}, or their cosine is below "
+            f"{report['least_cosine']:.4f}: do not serve this",
             file=sys.stderr,
         )
     return 0 if report["passed"] else 1

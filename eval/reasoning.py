@@ -35,9 +35,11 @@ from cir_cot.options import (
     add_model,
     add_out,
     add_overwrite,
+    add_pixels,
     add_query_sample,
     add_seed,
     command_parser,
+    loading_options,
 )
 from cir_cot.storage import locked
 
@@ -54,6 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_seed(parser, of="the query sample, the queries shown and the swapped chains")
     add_device(parser)
     add_dtype(parser)
+    add_pixels(parser)
     add_engine(parser)
     add_out(
         parser,
@@ -96,7 +99,7 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[S
     """Load the retriever and study its chains on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
 
-    retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    retriever = load_retriever(args.model, **loading_options(args))
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     record_encoder(retriever, "full")  # refuses a retriever that writes no chains
     studies = []

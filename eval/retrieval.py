@@ -28,10 +28,12 @@ from cir_cot.options import (
     add_model,
     add_out,
     add_overwrite,
+    add_pixels,
     add_query_sample,
     add_reference,
     add_seed,
     command_parser,
+    loading_options,
 )
 from cir_cot.retriever import READINGS
 from cir_cot.storage import locked
@@ -64,6 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_seed(parser, of="the query sample and of the queries shown in the report")
     add_device(parser)
     add_dtype(parser)
+    add_pixels(parser)
     add_engine(parser)
     add_out(
         parser,
@@ -103,7 +106,7 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[R
     """Load the retriever and evaluate it on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
 
-    retriever = load_retriever(args.model, device=args.device, dtype=args.dtype)
+    retriever = load_retriever(args.model, **loading_options(args))
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     # Refuse a reading that this retriever lacks before the gallery is encoded.
     record_encoder(retriever, args.reading)

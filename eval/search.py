@@ -18,7 +18,9 @@ from cir_cot.options import (
     add_index,
     add_json,
     add_model,
+    add_pixels,
     command_parser,
+    loading_options,
 )
 from cir_cot.records import check_text, cot_from_dict
 
@@ -57,6 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_batch_size(parser, unit="queries of --queries")
     add_device(parser)
     add_dtype(parser)
+    add_pixels(parser)
     add_engine(parser)
     add_json(parser, "the answer as one JSON object (with --queries always JSONL)")
     args = parser.parse_args(argv)
@@ -145,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
     where = None if args.where is None else check_filter(parse_json(args.where, "--where"))
     picture = None if args.image is None else open_picture(args.image)
     # Answer.
-    search = open_search(args.model, args.index, device=args.device, dtype=args.dtype)
+    search = open_search(args.model, args.index, **loading_options(args))
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )

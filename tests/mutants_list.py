@@ -1981,8 +1981,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/prompt_pool.py",
-        "functional.normalize(self.keys, dim=1).T",
-        "self.keys.T",
+        "functional.normalize(self.keys.float(), dim=1)",
+        "self.keys.float()",
         [
             "tests/heads/test_prompt_pool.py::test_the_chosen_are_the_best_by_cosine_of_picture_and_words"
         ],
@@ -3724,7 +3724,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/engines/states.py",
-        "    if not cosine >= ALIKE:",
+        "    if not cosine >= least:",
         "    if False:",
         ["tests/engines/test_served.py::test_states_from_before_the_final_norm_are_refused"],
         "states from before the final norm are accepted",

@@ -18,8 +18,9 @@ from cir_cot.cli import run
 from cir_cot.heads.moe import COMBINERS, ROUTINGS, MoeRetriever
 from cir_cot.models.clip import PAD_RATIO, load_clip
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
-from cir_cot.training.arguments import ClipArguments, option, parse_arguments
+from cir_cot.training.arguments import ClipArguments, option
 from cir_cot.training.dataset import CirDataset, load_rows, texts_of, used
+from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer

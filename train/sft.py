@@ -18,8 +18,9 @@ from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors
-from cir_cot.training.arguments import HELP, QwenArguments, option, parse_arguments
+from cir_cot.training.arguments import HELP, QwenArguments, option
 from cir_cot.training.dataset import CirDataset, load_rows
+from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer

@@ -86,6 +86,7 @@ class ServedRetriever:
         self.model = model
         self.key = key
         self.dim = local.dim
+        self.depth = local.depth
         self.reading = "full"
         self._encoder = local.encoder("left")
         tokenizer = self._encoder.tokenizer
@@ -197,7 +198,7 @@ class ServedRetriever:
         # The first batch is computed both ways: states may be of another layer, token or model.
         if not self._states_checked:
             local = self.local.embed_with(images, texts, chains).embeddings
-            check_states(vectors, local, self.engine.name)
+            check_states(vectors, local, self.depth, self.engine.name)
             self._states_checked = True
         return vectors
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.retriever import ALIKE
+from cir_cot.retriever import least_cosine
 
 
 def embed_states(local: CotRetriever, states: Sequence[Tensor], engine: str) -> Tensor:
@@ -27,16 +27,17 @@ def embed_states(local: CotRetriever, states: Sequence[Tensor], engine: str) -> 
     return local.embed_states(hidden).cpu()
 
 
-def check_states(vectors: Tensor, local: Tensor, engine: str) -> None:
-    """Compare embeddings (K, D) from an engine's states with the local ones.
+def check_states(vectors: Tensor, local: Tensor, depth: int, engine: str) -> None:
+    """Compare embeddings (K, D) from an engine's states with the local ones of a model of `depth` blocks.
 
     Raises:
         InputError: they differ, as states from before the final norm, of another token or another model do.
     """
     cosine = (vectors * local).sum(dim=1).min().item()
-    if not cosine >= ALIKE:
+    least = least_cosine(depth)
+    if not cosine >= least:
         raise InputError(
-            f"{engine}'s hidden states are not those of the retriever (cosine {cosine:.3f}, at least {ALIKE} "
+            f"{engine}'s hidden states are not those of the retriever (cosine {cosine:.3f}, at least {least:.3f} "
             "expected): they may come from before the final norm, from another layer or token, or from another "
             "model; serve the export of this retriever and have it return the last layer's states after the final norm"
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cir_cot.devices import fast_dtype, pick_device
 from cir_cot.errors import InputError
 from cir_cot.retriever import Retriever, read_settings
 
@@ -11,6 +12,7 @@ from .clip import ClipRetriever
 from .cot import CotRetriever
 from .moe import MoeRetriever
 from .prompt_pool import PromptPoolRetriever
+from .qwen import QwenHead
 
 HEADS: dict[str, type[Head]] = {
     "cot": CotRetriever,
@@ -25,7 +27,8 @@ def load_retriever(folder: str | Path, **options: Any) -> Retriever:
 
     Args:
         folder: the folder that training wrote.
-        options: `device` and `dtype`, and for heads on a Qwen-VL what `load_backbone` takes, such as `attn`.
+        options: `device` and `dtype`, and for heads on a Qwen-VL what `load_backbone` takes, such as `attn`. Without
+            a dtype a Qwen-VL is loaded in bfloat16 on a GPU that has it; everything else is float32.
 
     Raises:
         InputError: the folder is no finished retriever, or its kind is unknown to this version.
@@ -39,4 +42,16 @@ def load_retriever(folder: str | Path, **options: Any) -> Retriever:
         raise InputError(
             f"{folder}: a retriever of kind {metadata['kind']!r}; this version has {', '.join(HEADS)}"
         )
-    return HEADS[metadata["kind"]].load(folder, metadata, **options)
+    kind = HEADS[metadata["kind"]]
+    large = issubclass(kind, QwenHead)
+    bounds = [name for name in ("min_pixels", "max_pixels") if options.get(name) is not None]
+    if bounds and not large:
+        raise InputError(
+            f"{folder}: {bounds[0]} {options[bounds[0]]}: a {kind.kind!r} retriever has no such "
+            "bound; leave it out"
+        )
+    if options.get("dtype") is None:
+        options["dtype"] = fast_dtype(pick_device(options.get("device"))) if large else "float32"
+    head = kind.load(folder, metadata, **options)
+    head.trained_in = metadata.get("trained_in")
+    return head

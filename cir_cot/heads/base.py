@@ -91,14 +91,18 @@ class Head(nn.Module, ABC):
         backbone: the pretrained model. Its weights are saved by itself, those of the head in head.safetensors.
         base: checkpoint that the backbone was loaded from.
         dim: D of the embeddings.
+        depth: blocks between input and embedding, by which rounding errors grow.
         batch_size: rows that `encode_query` and `encode_target` send through the model together.
+        trained_in: precision of the training's forward passes; None where it is not known.
     """
 
     kind: ClassVar[str]
     backbone: Encoder
     base: str
     dim: int
+    depth: int = 1
     batch_size: int = 64
+    trained_in: str | None = None
 
     @abstractmethod
     def settings(self) -> dict:
@@ -183,6 +187,7 @@ def save_retriever(head: Head, folder: str | Path) -> None:
         "dim": head.dim,
         "prompts": PROMPTS_VERSION,
         "settings": head.settings(),
+        "trained_in": head.trained_in,
         "version": __version__,
     }
     (folder / "README.md").write_text(model_card(metadata), encoding="utf-8")

@@ -73,6 +73,7 @@ class QwenHead(Head):
         self.learn_temperature = learn_temperature
         # Trained parameters: the projection and the temperature.
         self.dim = projection or backbone.hidden_size
+        self.depth = backbone.config.get_text_config().num_hidden_layers
         self.project = (
             nn.Linear(backbone.hidden_size, projection, bias=False) if projection else nn.Identity()
         )
@@ -92,9 +93,9 @@ class QwenHead(Head):
         }
 
     def conditions(self) -> dict:
-        """Return what numbers depend on beside the weights: pixel bounds and precision."""
+        """Return what numbers depend on beside the weights: pixel bounds and precisions."""
         precision = str(self.backbone.plain.dtype).removeprefix("torch.")
-        return {**self.pixel_bounds(), "dtype": precision}
+        return {**self.pixel_bounds(), "dtype": precision, "trained_in": self.trained_in}
 
     def pixel_bounds(self) -> dict[str, int]:
         """Return the least and the largest area of a resized picture, in pixels."""

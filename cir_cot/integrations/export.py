@@ -7,6 +7,7 @@ one of the texts is a special token.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from cir_cot.errors import InputError
 from cir_cot.files import read_json, write_text_atomic
 from cir_cot.prompts import PARTS, PROMPTS_VERSION, QUERY, RET, TARGET
 from cir_cot.records import Cot
+from cir_cot.retriever import ALIKE, ROUNDING, rounding_error
 
 from .sentence_transformers import write_sentence_form
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from .sentence_transformers import ChainHead
 
-# Largest difference of a component of a unit vector: what merging in bfloat16 leaves. In float32 it is about 1e-6.
+# Largest difference of a component of a unit vector where the model is shallow; see `tolerance_of`.
 TOLERANCE = 1e-3
 PROBES = 6  # pictures that are compared
 TEXTS = (
@@ -151,8 +153,33 @@ def sentence_embeddings(
     return _by_case({case: vectors.cpu() for case, vectors in rows.items()})
 
 
+def tolerance_of(dtype: str, depth: int, dim: int) -> float:
+    """Return the largest difference of a component that rounding explains.
+
+    Two encodings with errors of relative size e differ by a vector of norm sqrt(2) e without a direction, of whose D
+    components the largest is about sqrt(2 ln D / D) of the norm.
+
+    Args:
+        dtype: the coarser precision of the two.
+        depth: blocks of the language model.
+        dim: D of the embeddings.
+    """
+    norm = 2**0.5 * rounding_error(dtype, depth)
+    return max(TOLERANCE, norm * (2 * math.log(dim) / dim) ** 0.5)
+
+
+def stored_dtype(folder: Path) -> str:
+    """Return the precision of an export's weights, as its config.json names it; float32 if it does not."""
+    config = read_json(folder / "config.json")
+    name = config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None
+    return name if name in ROUNDING else "float32"
+
+
 def compare(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float
+    ours: dict[str, torch.Tensor],
+    theirs: dict[str, torch.Tensor],
+    tolerance: float,
+    least: float = ALIKE,
 ) -> dict:
     """Compare vectors case by case; cases that `theirs` lacks are left out.
 
@@ -160,6 +187,7 @@ def compare(
         ours: {case: vector (D,)} of the head.
         theirs: The same of an engine.
         tolerance: Largest difference of a component.
+        least: Least cosine.
 
     Returns:
         The parity report: difference and cosine of each case, and whether all cases pass.
@@ -179,12 +207,14 @@ def compare(
         # In double precision, so that the comparison adds no error of its own.
         difference = (vector.double() - other).abs().max().item()
         cosine = torch.nn.functional.cosine_similarity(vector.double(), other, dim=0).item()
-        rows[case] = {"difference": difference, "cosine": cosine, "passed": difference <= tolerance}
+        passed = difference <= tolerance and cosine >= least
+        rows[case] = {"difference": difference, "cosine": cosine, "passed": passed}
     if not rows:
         raise InputError(f"no case to compare; give some of {', '.join(ours)}")
     return {
         "passed": all(row["passed"] for row in rows.values()),
         "tolerance": tolerance,
+        "least_cosine": least,
         "cases": rows,
     }
 

@@ -21,6 +21,7 @@ from .gradcache import random_state, set_random_state
 from .memory import describe, estimate_run
 from .trainer import CirTrainer
 
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # accelerate's names of autocast's types
 BASE_OPTIONS = ("dtype", "attn", "quantization", "min_pixels", "max_pixels")
 
 
@@ -130,6 +131,8 @@ def train_and_save(
     if announce is not None:
         announce_estimate(trainer, announce)
     # Train and save.
+    precision = str(trainer.accelerator.mixed_precision)
+    trainer.model.trained_in = PRECISIONS.get(precision, "float32")
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     # Say what came out, with the history of all logs.

@@ -8,8 +8,8 @@ What is guaranteed, and how:
 
 1. W processes compute the loss and the gradients of one process that holds all rows, whatever the
    number of rows on each (`cir_cot.training.step_losses`).
-2. Negatives are gathered, with gradients, on *every* micro-batch. Columns that show a query's own
-   target image once more, on any process, are masked by image id.
+2. Negatives are gathered, with gradients, on *every* micro-batch. Columns that show one of a query's
+   correct targets once more, on any process, are masked by image id.
 3. A resumed run equals the uninterrupted one. The order of rows and every random choice about a row
    come from (seed, epoch); transformers saves the optimizer, the schedule and the random state. A
    crash while saving loses that save alone (`cir_cot.training.checkpoints`). A run that would order

@@ -12,7 +12,8 @@ from cir_cot.cli import COMMANDS
 from cir_cot.errors import InputError
 from cir_cot.heads.combiners import DenseCombiner, MoeCombiner, count_parameters
 from cir_cot.profiling.head_rows import dense_widths
-from cir_cot.training.arguments import CirArguments, parse_arguments
+from cir_cot.training.arguments import CirArguments
+from cir_cot.training.parsing import parse_arguments
 from cir_cot.webpage import scatter
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "heads.py"

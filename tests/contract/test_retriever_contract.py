@@ -390,7 +390,7 @@ def test_pictures_keep_the_bounds_of_training(tiny, tmp_path):
     trained = grid(head)
     assert trained == [[1, 4, 4]]
     bounds = {"min_pixels": 28 * 28, "max_pixels": 4 * 28 * 28}
-    assert head.conditions() == bounds | {"dtype": "float32"}
+    assert head.conditions() == bounds | {"dtype": "float32", "trained_in": None}
     assert grid(load_retriever(tmp_path, device="cpu")) == trained
     # other bounds only when they are asked for
     assert grid(load_retriever(tmp_path, device="cpu", max_pixels=84 * 84)) == [[1, 6, 6]]

@@ -28,7 +28,7 @@ from cir_cot.losses import load_balance
 from cir_cot.models.clip import load_clip
 from cir_cot.models.tiny_clip import write_tiny_clip
 from cir_cot.scripts.train import moe
-from cir_cot.training.arguments import parse_arguments
+from cir_cot.training.parsing import parse_arguments
 
 CONFIGS = Path(moe.__file__).parent / "configs"
 QUIET = [

@@ -24,7 +24,7 @@ from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.prompts import COMPOSE
 from cir_cot.scripts.train import prompt_pool
-from cir_cot.training.arguments import parse_arguments
+from cir_cot.training.parsing import parse_arguments
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 CONFIGS = Path(prompt_pool.__file__).parent / "configs"

@@ -19,8 +19,8 @@ from cir_cot.losses import info_nce
 from cir_cot.models.clip import load_clip, target_pad
 from cir_cot.models.tiny_clip import LENGTH, write_tiny_clip
 from cir_cot.scripts.train import clip
-from cir_cot.training.arguments import parse_arguments
 from cir_cot.training.dataset import CirDataset, load_rows, texts_of
+from cir_cot.training.parsing import parse_arguments
 
 QUICK = [
     "--max_steps",

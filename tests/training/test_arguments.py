@@ -13,8 +13,9 @@ import torch
 
 from cir_cot.errors import InputError
 from cir_cot.training import arguments
-from cir_cot.training.arguments import CirArguments, parse_arguments
+from cir_cot.training.arguments import CirArguments
 from cir_cot.training.config import load_yaml
+from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import write_metrics_json, write_run_json
 
 

@@ -15,7 +15,7 @@ from cir_cot.heads import load_retriever
 from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.records import Record, write_records
 from cir_cot.scripts.train import sft
-from cir_cot.training.arguments import parse_arguments
+from cir_cot.training.parsing import parse_arguments
 
 CONFIGS = Path(sft.__file__).parent / "configs"
 QUICK = [
