@@ -21,7 +21,9 @@ from cir_cot.options import (
     add_out,
     add_pixels,
     command_parser,
+    loading_options,
 )
+from cir_cot.ranks import Ranks
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -131,12 +133,9 @@ def remove(args: argparse.Namespace) -> None:
 
 def encode(args: argparse.Namespace) -> bool:
     """Build or update the index, together with the other processes; return whether this is the first of them."""
-    from accelerate import PartialState
-
     from cir_cot.heads import load_retriever
     from cir_cot.images import list_pictures
     from cir_cot.search.build import IndexSettings, build, change
-    from cir_cot.search.gallery_scan import Ranks
 
     # Read what the arguments name, before a model is loaded.
     images = list_pictures(args.images)
@@ -146,9 +145,11 @@ def encode(args: argparse.Namespace) -> bool:
         # Until 0.2, --dtype float16 meant the stored vectors.
         print("note: --dtype is the model's precision; vectors: --store-dtype", file=sys.stderr)
     # Load the retriever, in each process on a device of its own.
-    state = PartialState(cpu=args.device == "cpu")
-    device = args.device if state.num_processes == 1 else str(state.device)
-    retriever = load_retriever(args.model, device=device, dtype=args.dtype)
+    ranks = Ranks.launched(cpu=args.device == "cpu")
+    options = loading_options(args)
+    if ranks.count > 1:
+        options["device"] = str(ranks.device)
+    retriever = load_retriever(args.model, **options)
     # Encode and save.
     count = build(
         retriever,
@@ -158,17 +159,16 @@ def encode(args: argparse.Namespace) -> bool:
         IndexSettings(args.kind, args.width, args.store_dtype),
         payloads=payloads,
         batch_size=args.batch_size,
-        ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
-        progress=state.is_main_process,
+        ranks=ranks,
+        progress=ranks.first,
     )
-    print(
-        f"process {state.process_index}: {count} pictures encoded, of {len(names)}", file=sys.stderr
-    )
-    if args.tune and state.is_main_process:
+    print(f"process {ranks.rank}: {count} pictures encoded, of {len(names)}", file=sys.stderr)
+    if args.tune and ranks.first:
         with change(args.out) as index:
             index.tune(args.tune)
             index.save(args.out)
-    return state.is_main_process
+    ranks.close()
+    return ranks.first
 
 
 def main(argv: Sequence[str]) -> int:

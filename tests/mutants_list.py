@@ -1131,7 +1131,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/gallery_scan.py",
-        "    share = names[ranks.rank :: ranks.world]",
+        "    share = ranks.share(names)",
         "    share = names[ranks.rank :]",
         [
             "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
@@ -2314,7 +2314,7 @@ MUTANTS = [
     # ---- cir_cot/search/build.py
     (
         "cir_cot/search/build.py",
-        "    with locked(folder) if ranks.rank == 0 else nullcontext():",
+        "    with locked(folder) if ranks.first else nullcontext():",
         "    with nullcontext():",
         [
             "tests/search/test_index_files.py::test_a_second_process_on_the_folder_is_refused_and_the_first_ones_index_is_right"

@@ -21,7 +21,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # need, without a circle. CONTRIBUTING.md shows the rooms. `options` serves scripts only: no library module imports it.
 ORDER = (
     {"compat", "digests", "errors", "losses", "processes", "provenance", "webpage"},
-    {"devices", "files", "images"},
+    {"devices", "files", "images", "ranks"},
     {"ownership", "records", "storage"},
     {"data", "prompts"},
     {"retriever"},

@@ -13,12 +13,12 @@ from pathlib import Path
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.prompts import PROMPTS_VERSION
+from cir_cot.ranks import Ranks
 from cir_cot.records import Record
 
 from .budget import BudgetSpent
 from .conversation import write_chain
 from .job import Job, Task, make_tasks, remaining_tasks
-from .ranks import Ranks
 from .teacher import Picture, Plan, Teacher, Unanswered, encode_jpeg
 
 SYNC = 1.0  # seconds between two groups of rows that are forced to the disk
@@ -144,7 +144,7 @@ def run_job(
         if ranks.rank == 0:
             job.merge_ranks()
         ranks.wait()
-        share = remaining_tasks(out, tasks)[ranks.rank :: ranks.count]
+        share = ranks.share(remaining_tasks(out, tasks))
         job.count(share if ranks.rank else tasks)
         ranks.wait()  # nobody writes before all have read
 

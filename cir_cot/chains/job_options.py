@@ -11,12 +11,12 @@ from typing import Any, Literal
 from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
+from cir_cot.ranks import Ranks
 from cir_cot.records import Record
 
 from .annotate import Watch, check_targets, job_settings, quietly, run_job
 from .budget import Budget
 from .job import Job, Task, make_tasks, rank_path
-from .ranks import Ranks
 from .teacher import Plan, Teacher
 
 

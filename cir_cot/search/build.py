@@ -7,12 +7,13 @@ from pathlib import Path
 
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
+from cir_cot.ranks import ALONE, Ranks
 from cir_cot.retriever import Retriever
 from cir_cot.storage import locked
 
 from .faiss_index import Index
 from .gallery_index import GalleryIndex
-from .gallery_scan import ALONE, Ranks, encode_rank, read_scan
+from .gallery_scan import encode_rank, read_scan
 from .index_files import STORES, Metadata, read_metadata
 from .qdrant_index import QdrantIndex
 from .vector_store import FINGERPRINT, Vectors, claim_logs, read_fingerprint, remove_logs
@@ -107,11 +108,11 @@ def build(
     folder = Path(folder)
     metadata = (settings or IndexSettings()).metadata(retriever.dim)
     check_settings(metadata)
-    with locked(folder) if ranks.rank == 0 else nullcontext():
+    with locked(folder) if ranks.first else nullcontext():
         ranks.wait()
         # Open the index that is there, and refuse one that cannot become the wanted index.
         old = _open_old(folder, retriever, metadata)
-        if ranks.rank == 0:
+        if ranks.first:
             claim_logs(folder / LOGS, retriever)
         ranks.wait()
         # Encode what is new.
@@ -122,8 +123,8 @@ def build(
         )
         ranks.wait()
         # Save the new state, then remove the logs.
-        if ranks.rank == 0:
-            rows, unreadable = _read_gallery(folder / LOGS, images, names, unnamed, ranks.world)
+        if ranks.first:
+            rows, unreadable = _read_gallery(folder / LOGS, images, names, unnamed, ranks.count)
             metadata |= {"images": escaped(str(images.root)), "unreadable": unreadable}
             _save(folder, rows, old, metadata, payloads)
             remove_logs(folder / LOGS)

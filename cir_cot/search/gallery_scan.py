@@ -7,7 +7,7 @@ scan `<rank>.seen` of (image id, content hash, problem) rows. See `vector_store`
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +21,11 @@ from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import check_embeddings
 from cir_cot.files import read_json, write_text_atomic
 from cir_cot.images import ImageStore
+from cir_cot.ranks import ALONE, Ranks
 from cir_cot.retriever import Retriever, inference
 from cir_cot.storage import written
 
 from .vector_store import VectorLog, open_logs
-
-
-def _return_at_once() -> None:
-    """Wait for nobody: the barrier of a process that works alone."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes that build an index together.
-
-    Attributes:
-        rank: number of this process, 0 to world - 1; process 0 writes the index.
-        world: how many processes there are.
-        wait: a barrier, which returns once every process has called it.
-    """
-
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], None] = _return_at_once
-
-
-ALONE = Ranks()  # one process
 
 
 @dataclass(frozen=True)
@@ -102,7 +81,7 @@ def encode_rank(
     with written(folder):
         log = VectorLog(folder, ranks.rank, retriever.dim).repair()
     # Take every `world`-th picture.
-    share = names[ranks.rank :: ranks.world]
+    share = ranks.share(names)
     scan: list[tuple[str, str, str]] = []
     batch: list[Scanned] = []
     encoded = 0

@@ -14,11 +14,12 @@ from toy_retriever import Constant, Plain, write_shades
 
 from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
+from cir_cot.ranks import Ranks
 from cir_cot.retriever import fingerprint
 from cir_cot.search.build import open_index
 from cir_cot.search.faiss_index import Index
 from cir_cot.search.faiss_stores import DEEPER
-from cir_cot.search.gallery_scan import Ranks, encode_rank, read_scan
+from cir_cot.search.gallery_scan import encode_rank, read_scan
 from cir_cot.search.payload_filter import check_filter, matches_filter
 from cir_cot.search.vector_store import CHECKSUM, HASH, VectorLog, Vectors, truncate_dims
 
