@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable, Collection
 
 from .data import BENCHMARKS
+from .ranks import ALONE, Ranks
 
 Parser = argparse._ActionsContainer  # what a parser and an argument group have in common
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -149,6 +150,15 @@ def add_index(parser: Parser) -> None:
     )
 
 
+def add_gallery_index(parser: Parser) -> None:
+    """Add --index: where the gallery's embeddings come from."""
+    parser.add_argument(
+        "--index",
+        metavar="DIR",
+        help="index by cir-cot index, with this model, that holds the gallery (default: encode the gallery)",
+    )
+
+
 def add_batch_size(
     parser: Parser,
     unit: str = "pictures",
@@ -212,10 +222,14 @@ def add_pixels(parser: Parser) -> None:
         )
 
 
-def loading_options(args: argparse.Namespace) -> dict[str, str | int]:
-    """Return what `load_retriever` takes of the options of add_device, add_dtype and add_pixels."""
+def loading_options(args: argparse.Namespace, ranks: Ranks = ALONE) -> dict[str, str | int]:
+    """Return what `load_retriever` takes of the options of add_device, add_dtype and add_pixels.
+
+    Of several processes each gets a device of its own.
+    """
     names = ("device", "dtype", "min_pixels", "max_pixels")
-    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    found = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    return found | {"device": str(ranks.device)} if ranks.count > 1 else found
 
 
 def add_engine(parser: Parser) -> None:

@@ -146,10 +146,7 @@ def encode(args: argparse.Namespace) -> bool:
         print("note: --dtype is the model's precision; vectors: --store-dtype", file=sys.stderr)
     # Load the retriever, in each process on a device of its own.
     ranks = Ranks.launched(cpu=args.device == "cpu")
-    options = loading_options(args)
-    if ranks.count > 1:
-        options["device"] = str(ranks.device)
-    retriever = load_retriever(args.model, **options)
+    retriever = load_retriever(args.model, **loading_options(args, ranks))
     # Encode and save.
     count = build(
         retriever,

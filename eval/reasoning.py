@@ -18,6 +18,7 @@ from cir_cot.evaluation.chain_study import (
     study_json,
     study_tables,
 )
+from cir_cot.evaluation.encoded_rows import begin_encoding, remove_encoding, results_lock
 from cir_cot.evaluation.evaluate import check_pictures
 from cir_cot.evaluation.readings import record_encoder, with_chains
 from cir_cot.evaluation.results import result_files
@@ -31,6 +32,7 @@ from cir_cot.options import (
     add_device,
     add_dtype,
     add_engine,
+    add_gallery_index,
     add_json,
     add_model,
     add_out,
@@ -41,7 +43,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
-from cir_cot.storage import locked
+from cir_cot.ranks import Ranks
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,6 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dataset(parser)
     add_category(parser)
     add_annotated_chains(parser)
+    add_gallery_index(parser)
     add_query_sample(parser, each=" of each category")
     add_batch_size(parser)
     add_seed(parser, of="the query sample, the queries shown and the swapped chains")
@@ -80,14 +83,19 @@ def main(argv: Sequence[str]) -> int:
         check_results_folder(args.out, (RESULTS, *REPORT), args.overwrite)
         for reading in READINGS:
             check_results_folder(Path(args.out) / reading, result_files(benchmarks), args.overwrite)
-    # Evaluate.
-    studies = measure(benchmarks, args)
-    # Write and print.
+    # Evaluate together with the other processes; the first one writes and prints.
+    ranks = Ranks.launched(cpu=args.device == "cpu")
+    with results_lock(args.out, ranks):
+        studies = measure(benchmarks, args, ranks)
+        if args.out and ranks.first:
+            save_study(args.out, studies, args.seed, args.overwrite)
+            remove_encoding(Path(args.out))
+    ranks.close()
+    if not ranks.first:
+        return 0
+    # Print.
     content = study_json(studies)
     results = [result for study in studies for result in study.results.values()]
-    if args.out:
-        with locked(Path(args.out)):
-            save_study(args.out, studies, args.seed, args.overwrite)
     for table in (summary_table(results), *study_tables(content)):
         print(f"{table.title}\n{text_table(table)}\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:
@@ -95,20 +103,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[Study]:
+def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace, ranks: Ranks) -> list[Study]:
     """Load the retriever and study its chains on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.search.gallery_vectors import gallery_vectors
 
-    retriever = load_retriever(args.model, **loading_options(args))
+    retriever = load_retriever(args.model, **loading_options(args, ranks))
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     record_encoder(retriever, "full")  # refuses a retriever that writes no chains
+    encoding = begin_encoding(args.out, retriever, benchmarks, args.seed, ranks)
     studies = []
     for benchmark in benchmarks:
         name = f"{benchmark.category or benchmark.name} {benchmark.split}"
 
         def announce(reading: str, name: str = name) -> None:
-            print(f"{name}: {reading}", file=sys.stderr)
+            if ranks.first:
+                print(f"{name}: {reading}", file=sys.stderr)
 
+        gallery = None
+        if args.index:
+            images = benchmark.images()
+            gallery = gallery_vectors(args.index, retriever, benchmark.gallery, images)
         study = study_chains(
             retriever,
             benchmark,
@@ -116,8 +131,10 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[S
             limit=args.limit,
             batch_size=args.batch_size,
             seed=args.seed,
-            progress=True,
+            progress=ranks.first,
             announce=announce,
+            encoding=encoding,
+            gallery=gallery,
         )
         studies.append(study)
     return studies

@@ -10,6 +10,7 @@ from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.engines import with_engine
+from cir_cot.evaluation.encoded_rows import begin_encoding, remove_encoding, results_lock
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.readings import record_encoder, with_chains
 from cir_cot.evaluation.report import write_report
@@ -24,6 +25,7 @@ from cir_cot.options import (
     add_device,
     add_dtype,
     add_engine,
+    add_gallery_index,
     add_json,
     add_model,
     add_out,
@@ -35,8 +37,8 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
+from cir_cot.ranks import Ranks
 from cir_cot.retriever import READINGS
-from cir_cot.storage import locked
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,6 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "(default: as the checkpoint's settings say)",
     )
     add_annotated_chains(parser)
+    add_gallery_index(parser)
     parser.add_argument(
         "--gallery",
         choices=("original", "val-union", "all-categories"),
@@ -90,38 +93,53 @@ def main(argv: Sequence[str]) -> int:
         check_pictures(benchmark, benchmark.images())
     if args.out:
         check_results_folder(args.out, (*result_files(benchmarks), *REPORT), args.overwrite)
-    # Evaluate, write and print.
-    results = measure(benchmarks, args)
-    if args.out:
-        with locked(Path(args.out)):
+    # Evaluate together with the other processes; the first one writes and prints.
+    ranks = Ranks.launched(cpu=args.device == "cpu")
+    with results_lock(args.out, ranks):
+        results = measure(benchmarks, args, ranks)
+        if args.out and ranks.first:
             save_results(results, args.out, args.overwrite)
             write_report(args.out, results, seed=args.seed, overwrite=args.overwrite)
+            remove_encoding(Path(args.out))
+    ranks.close()
+    if not ranks.first:
+        return 0
     print(text_table(summary_table(results)), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(results_json(results), ensure_ascii=False))
     return 0
 
 
-def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> list[Result]:
+def measure(
+    benchmarks: Sequence[Benchmark], args: argparse.Namespace, ranks: Ranks
+) -> list[Result]:
     """Load the retriever and evaluate it on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.search.gallery_vectors import gallery_vectors
 
-    retriever = load_retriever(args.model, **loading_options(args))
+    retriever = load_retriever(args.model, **loading_options(args, ranks))
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     # Refuse a reading that this retriever lacks before the gallery is encoded.
     record_encoder(retriever, args.reading)
+    encoding = begin_encoding(args.out, retriever, benchmarks, args.seed, ranks)
     results = []
     for benchmark in benchmarks:
+        images = benchmark.images()
+        gallery = None
+        if args.index:
+            gallery = gallery_vectors(args.index, retriever, benchmark.gallery, images)
         result = evaluate(
             retriever,
             benchmark,
-            benchmark.images(),
+            images,
             reading=args.reading,
+            gallery=gallery,
             model=args.model,
             limit=args.limit,
             batch_size=args.batch_size,
             seed=args.seed,
-            progress=True,
+            progress=ranks.first,
+            encoding=encoding,
         )
         results.append(result)
     return results

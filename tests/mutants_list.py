@@ -1220,8 +1220,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/evaluation/encode.py",
-        "encode(records[done : done + len(pictures)], pictures)",
-        "encode(records[: len(pictures)], pictures)",
+        "output = encode(batch, pictures)",
+        "output = encode(wanted[: len(pictures)], pictures)",
         [
             "tests/evaluation/test_evaluate.py::test_readings_of_the_toy_have_the_recall_they_must_have"
         ],
@@ -3699,6 +3699,28 @@ MUTANTS = [
         "        if False:",
         ["tests/test_records.py::test_the_first_bad_line_is_named"],
         "an id is used twice",
+    ),
+    # ---- cir_cot/evaluation/encoded_rows.py
+    (
+        "cir_cot/evaluation/encoded_rows.py",
+        'os.truncate(self.path, text.rfind(b"\\n") + 1)',
+        "pass",
+        ["tests/evaluation/test_encoded_rows.py::test_an_incomplete_last_line_is_encoded_again"],
+        "a truncated line swallows the next one",
+    ),
+    (
+        "cir_cot/evaluation/encoded_rows.py",
+        '        if stored["facts"].get(key) != value:',
+        "        if False:",
+        ["tests/evaluation/test_encoded_rows.py::test_rows_of_another_run_are_refused"],
+        "rows of another run are mixed in",
+    ),
+    (
+        "cir_cot/evaluation/encode.py",
+        "    wanted = list(names) if rows is None else rows.missing(names)",
+        "    wanted = list(names)",
+        ["tests/evaluation/test_encoded_rows.py::test_a_killed_evaluation_goes_on_where_it_was"],
+        "a continued evaluation encodes everything again",
     ),
     # ---- cir_cot/engines
     (

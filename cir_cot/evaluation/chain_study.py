@@ -3,8 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.scoring import score_rankings
@@ -15,7 +18,8 @@ from cir_cot.storage import written
 
 from .chain_quality import chain_metrics, percent, swap_chains
 from .encode import encode_gallery
-from .evaluate import evaluate
+from .encoded_rows import Encoding, rows_of
+from .evaluate import evaluate, sample_queries
 from .readings import ChainReader, Encode, Pictures, modification_texts
 from .report import write_report
 from .results import Result, results_json, save_results
@@ -53,6 +57,8 @@ def study_chains(
     seed: int = 0,
     progress: bool = False,
     announce: Callable[[str], None] = lambda reading: None,
+    encoding: Encoding | None = None,
+    gallery: Tensor | None = None,
 ) -> Study:
     """Evaluate the readings full and fast, and where possible oracle and shuffled.
 
@@ -68,26 +74,22 @@ def study_chains(
         seed: Seed of the sample and of the lent chains.
         progress: Show progress bars.
         announce: Called with each reading before it is evaluated.
+        encoding: Where rows are kept, see `evaluate`.
+        gallery: (N, D) embeddings of the gallery, to reuse them.
     """
+    sample_queries(benchmark, limit, seed)  # refuses a limit before anything is encoded
     # All readings share the gallery's embeddings.
     images = benchmark.images()
-    gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
+    if gallery is None:
+        rows = rows_of(encoding, "gallery")
+        names = benchmark.gallery
+        gallery = encode_gallery(retriever, names, images, batch_size, progress, rows)
+    measure = partial(evaluate, retriever, benchmark, images, gallery=gallery, model=model)
+    options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "seed": seed}
 
     def ask(reading: str, encode: Encode | None = None) -> Result:
         announce(reading)
-        return evaluate(
-            retriever,
-            benchmark,
-            images,
-            encode,
-            reading=reading,
-            gallery=gallery,
-            model=model,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
+        return measure(encode, reading=reading, encoding=encoding, progress=progress, **options)
 
     results = {reading: ask(reading) for reading in ("full", "fast")}
     asked = results["full"].benchmark.records

@@ -15,6 +15,7 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 from cir_cot.retriever import QueryOutput, Retriever, concatenate_outputs, inference
 
+from .encoded_rows import EncodedRows
 from .readings import Encode
 
 THREADS = 8  # most threads that decode pictures
@@ -26,8 +27,17 @@ def encode_gallery(
     images: ImageStore,
     batch_size: int = 32,
     progress: bool = False,
+    rows: EncodedRows | None = None,
 ) -> Tensor:
     """Encode the gallery images `names`, decoding each picture once.
+
+    Args:
+        retriever: Encodes the pictures.
+        names: Their image ids.
+        images: Their store.
+        batch_size: Pictures in one call of the retriever.
+        progress: Show a progress bar.
+        rows: What is encoded already, and where this process's share of the rest is kept.
 
     Returns:
         (N, D) float32 embeddings on the CPU, in the order of `names`.
@@ -35,15 +45,28 @@ def encode_gallery(
     Raises:
         InputError: A picture cannot be read, or an embedding is not finite.
     """
-    parts = []
+    wanted = list(names) if rows is None else rows.missing(names)
+    parts: list[Tensor] = []
+    done = 0
     with (
         inference(retriever),
-        tqdm(total=len(names), desc="gallery", unit=" images", disable=not progress) as bar,
+        tqdm(total=len(wanted), desc="gallery", unit=" images", disable=not progress) as bar,
     ):
-        for pictures in load_batches(names, images, batch_size):
-            parts.append(retriever.encode_target(pictures).float().cpu())  # (batch, D)
+        for pictures in load_batches(wanted, images, batch_size):
+            batch = wanted[done : done + len(pictures)]
+            done += len(pictures)
+            vectors = retriever.encode_target(pictures).float().cpu()  # (batch, D)
+            if rows is None:
+                parts.append(vectors)
+            else:
+                nothing = [""] * len(batch)
+                rows.append(batch, QueryOutput(check_embeddings(vectors, batch), nothing))
             bar.update(len(pictures))
-    return check_embeddings(torch.cat(parts), names)
+    if rows is None:
+        return check_embeddings(torch.cat(parts), names)
+    # The other processes' shares.
+    rows.ranks.wait()
+    return rows.output(names).embeddings
 
 
 def encode_queries(
@@ -52,6 +75,7 @@ def encode_queries(
     encode: Encode,
     batch_size: int = 32,
     progress: bool = False,
+    rows: EncodedRows | None = None,
 ) -> QueryOutput:
     """Encode the queries of records in batches.
 
@@ -61,22 +85,35 @@ def encode_queries(
         encode: Function of (records, reference pictures); see `readings.record_encoder`.
         batch_size: Queries in one call of `encode`.
         progress: Show a progress bar.
+        rows: What is encoded already, and where this process's share of the rest is kept.
 
     Returns:
         (Q, D) embeddings with the explanations and flags of all records.
     """
-    references = [record.reference for record in records]
+    ids = [record.id for record in records]
+    wanted = list(records)
+    if rows is not None:
+        missing = set(rows.missing(ids))
+        wanted = [record for record in records if record.id in missing]
+    references = [record.reference for record in wanted]
     outputs = []
     done = 0
-    with tqdm(total=len(records), desc="queries", unit=" queries", disable=not progress) as bar:
+    with tqdm(total=len(wanted), desc="queries", unit=" queries", disable=not progress) as bar:
         for pictures in load_batches(references, images, batch_size):
-            outputs.append(encode(records[done : done + len(pictures)], pictures))
+            batch = wanted[done : done + len(pictures)]
             done += len(pictures)
+            output = encode(batch, pictures)
+            check_embeddings(output.embeddings, [record.id for record in batch])
+            if rows is None:
+                outputs.append(output)
+            else:
+                rows.append([record.id for record in batch], output)
             bar.update(len(pictures))
     # One output of all batches, in the order of the records.
-    output = concatenate_outputs(outputs)
-    check_embeddings(output.embeddings, [record.id for record in records])
-    return output
+    if rows is None:
+        return concatenate_outputs(outputs)
+    rows.ranks.wait()
+    return rows.output(ids)
 
 
 def load_batches(

@@ -28,8 +28,9 @@ from cir_cot.records import Record
 from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
 from .encode import encode_gallery, encode_queries
+from .encoded_rows import Encoding, rows_of
 from .ranking import rank
-from .readings import Encode, record_encoder
+from .readings import Encode, record_encoder, require_chains
 from .results import Result
 
 
@@ -46,12 +47,12 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
+    encoding: Encoding | None = None,
 ) -> Result:
     """Encode, rank and score one benchmark.
 
     Example:
-        >>> (benchmark,) = load_benchmark("circo", "data/circo", "val")
-        >>> evaluate(load_retriever("runs/model"), benchmark, benchmark.images()).metrics["mAP@10"]
+        >>> evaluate(retriever, benchmark, benchmark.images()).metrics["mAP@10"]
 
     Args:
         retriever: Encodes queries and gallery images.
@@ -66,28 +67,32 @@ def evaluate(
         batch_size: Pictures in one forward pass.
         seed: Seed of the sample.
         progress: Show progress bars.
+        encoding: Keeps rows, to continue an evaluation or to share it among processes.
 
     Raises:
-        InputError: The retriever lacks the reading, a picture cannot be read, or an embedding is
-            not finite.
+        InputError: The retriever lacks the reading, or a picture or an embedding is unusable.
     """
-    # A given `encode` takes the place of a reading.
     if encode is None:
         encode = record_encoder(retriever, reading)
         reading = reading or (retriever.reading if isinstance(retriever, ChainReader) else None)
-    # Encode the gallery, unless its embeddings are given.
-    if gallery is None:
-        gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
-    # Encode the queries; only these are timed.
     asked = sample_queries(benchmark, limit, seed)
+    if reading == "oracle":
+        require_chains(asked.records)
+    if gallery is None:
+        gallery = encode_gallery(
+            retriever, benchmark.gallery, images, batch_size, progress, rows_of(encoding, "gallery")
+        )
+    # Encode the queries; only these are timed, if none were encoded before.
+    rows = rows_of(encoding, "queries", reading or "own", benchmark.category)
+    continued = rows is not None and bool(rows.rows())
     started = time.perf_counter()
     with inference(retriever):
-        output = encode_queries(asked.records, images, encode, batch_size, progress)
+        output = encode_queries(asked.records, images, encode, batch_size, progress, rows)
     speed = len(asked.records) / (time.perf_counter() - started)
     # Record what the metrics depend on.
-    protocol = run_protocol(benchmark, asked)
+    protocol = run_protocol(benchmark, asked) | reading_conditions(retriever, reading)
     protocol |= {"model": model, "seed": seed, "batch_size": batch_size}
-    protocol |= {"queries_per_second": round(speed, 2), **reading_conditions(retriever, reading)}
+    protocol["queries_per_second"] = None if continued else round(speed, 2)
     return rank_and_score(asked, images, output, gallery, protocol)
 
 

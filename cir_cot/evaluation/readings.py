@@ -16,7 +16,7 @@ from PIL import Image
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.data.chain_files import attach_chains
 from cir_cot.errors import InputError
-from cir_cot.records import Record
+from cir_cot.records import Cot, Record
 from cir_cot.retriever import CHAIN_READINGS, READINGS, ChainReader, QueryOutput, Retriever
 
 # Of the image that stands in for the reference of `text_only`.
@@ -88,6 +88,12 @@ def encode_oracle(
     retriever: ChainReader, records: Sequence[Record], pictures: Pictures
 ) -> QueryOutput:
     """Encode queries with their annotated chains: an upper bound, for the annotator may have seen the target."""
+    chains = require_chains(records)
+    return retriever.embed_with(pictures, modification_texts(records), chains)
+
+
+def require_chains(records: Sequence[Record]) -> list[Cot]:
+    """Return the chain of each record; InputError if one has none."""
     chains = []
     for record in records:
         # A mean over the annotated records alone would be another number.
@@ -96,7 +102,7 @@ def encode_oracle(
                 f"record {record.id!r} has no chain; the oracle reading needs one for each (--chains FILE)"
             )
         chains.append(record.cot)
-    return retriever.embed_with(pictures, modification_texts(records), chains)
+    return chains
 
 
 def encode_image_only(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 from PIL import Image, ImageDraw
@@ -16,7 +17,7 @@ from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.records import read_records
 from cir_cot.retriever import QueryOutput
-from cir_cot.scripts.eval import reasoning, retrieval, score
+from cir_cot.scripts.eval import build_index, reasoning, retrieval, score
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,40 @@ def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, 
     argv = ["--benchmark", "folder", "--root", str(scenes), "--split", "iid", "--json"]
     assert score.main([*argv, "--rankings", str(out / "rankings.json.gz")]) == 0
     assert answer_of(capsys)[0]["metrics"] == answer["metrics"]
+
+
+def test_the_gallery_may_come_from_an_index(checkpoint, scenes, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    build = ["--model", str(checkpoint), "--images", str(scenes / "images"), "--out", index]
+    assert build_index.main(build) == 0
+    results = []
+    for more in ([], ["--index", index]):
+        capsys.readouterr()
+        argv = command(checkpoint, scenes, "--reading", "fast", "--json", *more)
+        assert retrieval.main(argv) == 0
+        results.append(answer_of(capsys)[0]["metrics"])
+    assert results[0] == results[1]
+
+
+def test_an_index_of_something_else_is_refused(checkpoint, scenes, tmp_path, capsys):
+    copy = tmp_path / "scenes"
+    shutil.copytree(scenes, copy)
+    index = str(tmp_path / "index")
+    build = ["--model", str(checkpoint), "--images", str(copy / "images"), "--out", index]
+    assert build_index.main([*build, "--width", "8"]) == 0
+    argv = command(checkpoint, copy, "--reading", "fast", "--index", index)
+    assert "needs complete vectors" in refused(retrieval.main, argv, capsys)
+    shutil.rmtree(index)
+    assert build_index.main(build) == 0
+    picture = min((copy / "images").iterdir())
+    Image.new("RGB", (84, 84)).save(picture)
+    error = refused(retrieval.main, argv, capsys)
+    assert f"picture {picture.stem!r} has changed since it was encoded" in error
+    shutil.rmtree(index)
+    picture.unlink()
+    assert build_index.main(build) == 0
+    Image.new("RGB", (84, 84)).save(picture)
+    assert f"picture {picture.stem!r} is not in it" in refused(retrieval.main, argv, capsys)
 
 
 def test_the_saved_checkpoint_ranks_as_the_one_in_memory(checkpoint, scenes, tmp_path, capsys):
