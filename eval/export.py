@@ -12,6 +12,7 @@ from PIL import Image
 from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.files import write_text_atomic
+from cir_cot.fingerprint import least_cosine
 from cir_cot.integrations.export import (
     TOLERANCE,
     compare,
@@ -33,7 +34,6 @@ from cir_cot.options import (
     command_parser,
 )
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.retriever import least_cosine
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

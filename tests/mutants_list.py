@@ -1034,7 +1034,7 @@ MUTANTS = [
     ),
     # ---- cir_cot/search/vector_store.py
     (
-        "cir_cot/retriever.py",
+        "cir_cot/fingerprint.py",
         "ALIKE = 0.999",
         "ALIKE = 0.5",
         [
@@ -3721,6 +3721,34 @@ MUTANTS = [
         "    wanted = list(names)",
         ["tests/evaluation/test_encoded_rows.py::test_a_killed_evaluation_goes_on_where_it_was"],
         "a continued evaluation encodes everything again",
+    ),
+    (
+        "cir_cot/heads/qwen.py",
+        "                if padded <= self.token_budget and len(batch) < self.batch_size:",
+        "                if len(batch) < self.batch_size:",
+        ["tests/contract/test_retriever_contract.py::test_a_large_picture_pads_no_small_ones"],
+        "a batch is padded beyond the budget",
+    ),
+    (
+        "cir_cot/retriever.py",
+        "        places[row] = place",
+        "        places[place] = row",
+        ["tests/contract/test_retriever_contract.py::test_a_large_picture_pads_no_small_ones"],
+        "rows come back in the order of their batches",
+    ),
+    (
+        "cir_cot/fingerprint.py",
+        "    return 4 * ROUNDING[dtype] * (2 * depth) ** 0.5",
+        "    return 0.4 * ROUNDING[dtype] * (2 * depth) ** 0.5",
+        ["tests/test_fingerprint.py"],
+        "a good deep index is refused",
+    ),
+    (
+        "cir_cot/training/run.py",
+        "            parameter.data = parameter.data.float()",
+        "            pass",
+        ["tests/training/test_sft.py::test_full_fine_tuning_in_bfloat16_moves_every_weight"],
+        "full fine-tuning moves few bfloat16 weights",
     ),
     # ---- cir_cot/engines
     (

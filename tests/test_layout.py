@@ -25,6 +25,7 @@ ORDER = (
     {"ownership", "records", "storage"},
     {"data", "prompts"},
     {"retriever"},
+    {"fingerprint"},
     {"evaluation", "models"},
     {"chains", "heads", "integrations"},
     {"engines", "search", "training"},

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cir_cot.errors import InputError
+from cir_cot.fingerprint import least_cosine
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.retriever import least_cosine
 
 
 def embed_states(local: CotRetriever, states: Sequence[Tensor], engine: str) -> Tensor:

@@ -26,8 +26,9 @@ from cir_cot.data.benchmark import Benchmark
 from cir_cot.digests import DIGEST_BYTES
 from cir_cot.errors import InputError
 from cir_cot.files import read_json, write_json
+from cir_cot.fingerprint import check_fingerprint, fingerprint
 from cir_cot.ranks import ALONE, Ranks
-from cir_cot.retriever import Flag, QueryOutput, Retriever, check_fingerprint, fingerprint
+from cir_cot.retriever import Flag, QueryOutput, Retriever
 from cir_cot.storage import LOCK, locked
 
 RUN = "run.json"

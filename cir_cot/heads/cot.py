@@ -26,7 +26,7 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.clip import load_clip
 from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
-from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, concatenate_outputs
+from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, in_order
 
 from .base import HeadOutput
 from .chain_collator import ChainCollator
@@ -147,10 +147,11 @@ class CotRetriever(QwenHead):
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N candidate images -> (N, D)."""
         inputs = self._target_inputs()
-        vectors = [torch.zeros(0, self.dim)]
-        for rows in self.batches(len(images)):
-            vectors.append(self._target(self._to_device(inputs(images[rows]))).cpu())
-        return torch.cat(vectors)
+        vectors = torch.zeros(len(images), self.dim)
+        for rows in self.batches_by_size(images):
+            batch = inputs([images[row] for row in rows])
+            vectors[rows] = self._target(self._to_device(batch)).cpu()
+        return vectors
 
     def encode_query(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
@@ -163,14 +164,17 @@ class CotRetriever(QwenHead):
         """
         reading = self._checked_reading(reading)
         outputs = []
-        for rows in self.batches(len(images)):
+        batches = self.batches_by_size(images)
+        for rows in batches:
+            pictures = [images[row] for row in rows]
+            words = [texts[row] for row in rows]
             # Without a chain there is nothing to decode: one forward pass.
             if reading == "fast":
-                outputs.append(self._encode(images[rows], texts[rows], [""] * len(images[rows])))
+                outputs.append(self._encode(pictures, words, [""] * len(rows)))
             else:
-                *_, last = self.decode_chains(images[rows], texts[rows], reading)
+                *_, last = self.decode_chains(pictures, words, reading)
                 outputs.append(self._to_output(last))
-        return concatenate_outputs(outputs, self.dim)
+        return in_order(batches, outputs, self.dim)
 
     def stream(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
@@ -196,9 +200,12 @@ class CotRetriever(QwenHead):
         """Encode B composed queries with supplied chains: annotated ones, or ones that a person has edited."""
         written = [cot_to_text(chain) for chain in chains]
         outputs = []
-        for rows in self.batches(len(images)):
-            outputs.append(self._encode(images[rows], texts[rows], written[rows]))
-        return concatenate_outputs(outputs, self.dim)
+        batches = self.batches_by_size(images)
+        for rows in batches:
+            pictures = [images[row] for row in rows]
+            words = [texts[row] for row in rows]
+            outputs.append(self._encode(pictures, words, [written[row] for row in rows]))
+        return in_order(batches, outputs, self.dim)
 
     @torch.no_grad()
     def _encode(
@@ -254,10 +261,12 @@ class CotRetriever(QwenHead):
         encoder = self.encoder("left")
         # The alternative to the retrieval token is the first token of a chain.
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
-        found = [torch.zeros(0)]
-        for rows in self.batches(len(images)):
+        found = torch.zeros(len(images))
+        for rows in self.batches_by_size(images):
+            pictures = [images[row] for row in rows]
+            words = [texts[row] for row in rows]
             # Prompts without an answer: the last state decides.
-            inputs, _ = encoder.query(images[rows], texts[rows], [[]] * len(images[rows]))
+            inputs, _ = encoder.query(pictures, words, [[]] * len(rows))
             hidden = self.backbone(self._to_device(inputs))[:, -1]  # (B, H)
-            found.append(self._stop_confidence(hidden, start).cpu())
-        return torch.cat(found)
+            found[rows] = self._stop_confidence(hidden, start).cpu()
+        return found

@@ -22,7 +22,7 @@ from cir_cot.losses import choice_share
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import COMPOSE
-from cir_cot.retriever import QueryOutput, concatenate_outputs
+from cir_cot.retriever import QueryOutput, in_order
 
 from .base import HeadOutput, TrainingRow, target_ids
 from .connector import Connector
@@ -209,26 +209,28 @@ class PromptPoolRetriever(QwenHead):
     def encode_target(self, images: Sequence[Image]) -> Tensor:
         """Encode N candidate images -> (N, D)."""
         encoder = self.encoder()
-        encoded = [torch.zeros(0, self.dim)]
-        for rows in self.batches(len(images)):
-            inputs = self._to_device(encoder.target(images[rows]))
+        encoded = torch.zeros(len(images), self.dim)
+        for rows in self.batches_by_size(images):
+            inputs = self._to_device(encoder.target([images[row] for row in rows]))
             vectors, _ = self.choose_and_read(inputs, "target")
-            encoded.append(vectors.cpu())
-        return torch.cat(encoded)
+            encoded[rows] = vectors.cpu()
+        return encoded
 
     @torch.no_grad()
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
         """Encode B composed queries; explanations name the chosen prompts with their scores, best first."""
         encoder = self.encoder()
         outputs = []
-        for rows in self.batches(len(images)):
-            inputs = compose(encoder, images[rows], texts[rows])
+        batches = self.batches_by_size(images)
+        for rows in batches:
+            pictures = [images[row] for row in rows]
+            inputs = compose(encoder, pictures, [texts[row] for row in rows])
             vectors, choice = self.choose_and_read(self._to_device(inputs), "query")
             nothing = [""] * len(vectors)
             explanations = nothing if choice is None else choice.explain(self.names())
             shares = [] if choice is None else choice.routing(self.names())
             outputs.append(QueryOutput(vectors.cpu(), explanations, nothing, shares))
-        return concatenate_outputs(outputs, self.dim)
+        return in_order(batches, outputs, self.dim)
 
 
 def _check_sizes(pool: int, length: int, top: int, connector: int) -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.files import read_json, write_text_atomic
+from cir_cot.fingerprint import ALIKE, ROUNDING, rounding_error
 from cir_cot.prompts import PARTS, PROMPTS_VERSION, QUERY, RET, TARGET
 from cir_cot.records import Cot
-from cir_cot.retriever import ALIKE, ROUNDING, rounding_error
 
 from .sentence_transformers import write_sentence_form
 

@@ -2,9 +2,8 @@
 
 This needs the extra `mteb`; nothing else in the library imports this module. mteb contributes its models and the format
 of its results. Ranking and scoring are this library's, from the local annotation files: the gallery is the split's
-list, the reference is part of it or not as the benchmark defines, `rank` breaks ties against the model, and
-`score_rankings` computes the numbers, here as fractions. mteb's own search can neither remove a reference nor score
-image sets.
+list, the reference is in it or not as the benchmark defines, `rank` breaks ties against the model, and
+`score_rankings` computes the numbers, here as fractions: mteb's search removes no reference and scores no image sets.
 """
 
 import hashlib
@@ -34,8 +33,9 @@ from cir_cot.evaluation.encode import check_embeddings
 from cir_cot.evaluation.evaluate import check_pictures
 from cir_cot.evaluation.ranking import rank
 from cir_cot.evaluation.readings import query_encoder
+from cir_cot.fingerprint import fingerprint
 from cir_cot.images import ImageStore
-from cir_cot.retriever import Retriever, fingerprint, inference
+from cir_cot.retriever import Retriever, inference
 
 
 class Rows(Dataset):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.retriever import Retriever, check_fingerprint
+from cir_cot.fingerprint import check_fingerprint
+from cir_cot.retriever import Retriever
 
 from . import faiss_stores
 from .gallery_index import Hit, Rows, check_held, check_queries

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.retriever import Retriever, check_fingerprint
+from cir_cot.fingerprint import check_fingerprint
+from cir_cot.retriever import Retriever
 
 from .gallery_index import Hit, Rows, check_held, check_queries
 from .index_files import Metadata, read_metadata, write_metadata

@@ -24,7 +24,8 @@ import torch
 from cir_cot.digests import DIGEST_BYTES
 from cir_cot.errors import InputError
 from cir_cot.files import read_json, sync, write_text_atomic
-from cir_cot.retriever import Retriever, check_fingerprint, fingerprint
+from cir_cot.fingerprint import check_fingerprint, fingerprint
+from cir_cot.retriever import Retriever
 from cir_cot.storage import written
 
 HASH = 2 * DIGEST_BYTES  # hexadecimal digits of a content hash

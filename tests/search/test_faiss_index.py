@@ -13,9 +13,9 @@ from recorded_os import recorded_os
 from toy_retriever import Constant, Plain, write_shades
 
 from cir_cot.errors import InputError
+from cir_cot.fingerprint import fingerprint
 from cir_cot.images import list_pictures
 from cir_cot.ranks import Ranks
-from cir_cot.retriever import fingerprint
 from cir_cot.search.build import open_index
 from cir_cot.search.faiss_index import Index
 from cir_cot.search.faiss_stores import DEEPER

@@ -17,8 +17,8 @@ from recorded_os import recorded_os
 from toy_retriever import Plain, write_shades
 
 from cir_cot.errors import InputError
+from cir_cot.fingerprint import ALIKE
 from cir_cot.images import list_pictures
-from cir_cot.retriever import ALIKE
 from cir_cot.search.build import change, open_index
 from cir_cot.storage import locked
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from cir_cot.errors import InputError
+from cir_cot.fingerprint import ALIKE, check_fingerprint, fingerprint, least_cosine, rounding_error
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.integrations.export import compare, embeddings, probes, tolerance_of
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import write_tiny
-from cir_cot.retriever import ALIKE, check_fingerprint, fingerprint, least_cosine, rounding_error
 
 
 @pytest.fixture(scope="module")
