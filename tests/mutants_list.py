@@ -3750,6 +3750,29 @@ MUTANTS = [
         ["tests/training/test_sft.py::test_full_fine_tuning_in_bfloat16_moves_every_weight"],
         "full fine-tuning moves few bfloat16 weights",
     ),
+    (
+        "cir_cot/training/checkpoints.py",
+        "[:-limit] if number != best]",
+        "[:-limit]]",
+        ["tests/training/test_validation.py::test_the_best_checkpoint_is_kept_and_loaded"],
+        "rotation deletes the best checkpoint",
+    ),
+    (
+        "cir_cot/training/validation.py",
+        "        self.accelerator.unwrap_model(self.model).load_weights(folder)",
+        "        pass",
+        ["tests/training/test_validation.py::test_the_best_checkpoint_is_kept_and_loaded"],
+        "the last weights are saved as the best",
+    ),
+    (
+        "cir_cot/training/validation.py",
+        "                    limit=validation.queries,",
+        "                    limit=None,",
+        [
+            "tests/training/test_validation.py::test_evaluation_changes_no_weight_and_is_what_evaluate_measures"
+        ],
+        "the sample of queries is ignored",
+    ),
     # ---- cir_cot/engines
     (
         "cir_cot/engines/chat_server.py",
@@ -5027,8 +5050,8 @@ MUTANTS = [
     # ---- cir_cot/training/trainer.py
     (
         "cir_cot/training/trainer.py",
-        "            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n            rotate(run, limit, self.state.global_step)\n",
-        "            rotate(run, limit, self.state.global_step)\n            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n",
+        "            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n            rotate(run, limit, self.state.global_step, self.state.best_global_step or 0)\n",
+        "            rotate(run, limit, self.state.global_step, self.state.best_global_step or 0)\n            commit_checkpoint(run, name, None if self.args.save_only_model else facts)\n",
         ["tests/training/test_trainer.py::test_old_checkpoints_are_deleted_only_beyond_the_limit"],
         "rotation comes before publishing",
     ),

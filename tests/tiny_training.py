@@ -91,7 +91,9 @@ def awaken(head: CotRetriever) -> CotRetriever:
     return head
 
 
-def trainer(folder, head=None, rows: int = 22, callbacks=None, **arguments) -> CirTrainer:
+def trainer(
+    folder, head=None, rows: int = 22, callbacks=None, validation=None, **arguments
+) -> CirTrainer:
     """A trainer of `head` on `rows` queries; four rows a batch unless said otherwise, logging every step."""
     options = {
         "output_dir": str(folder),
@@ -105,5 +107,9 @@ def trainer(folder, head=None, rows: int = 22, callbacks=None, **arguments) -> C
     }
     args = CirArguments(**options | arguments)
     return CirTrainer(
-        head or tiny_head(), args, CirDataset(records(rows), Pictures()), callbacks=callbacks
+        head or tiny_head(),
+        args,
+        CirDataset(records(rows), Pictures()),
+        validation,
+        callbacks=callbacks,
     )

@@ -20,6 +20,7 @@ from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
+from cir_cot.training.validation import load_validation
 
 
 @dataclass
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     check_run_folder(args)
     # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)
+    validation = load_validation(args)
     if left_out and args.should_save:
         print(left_out)
     # 3. Build the head.
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     head = ClipRetriever(encoder, args.model, args.temperature)
     with run_folder(args):
         # 4. Create the trainer.
-        trainer = CirTrainer(head, args, rows)
+        trainer = CirTrainer(head, args, rows, validation)
         # 5. Train, and save the run folder.
         done = train_and_save(trainer, argv)
     if args.should_save:

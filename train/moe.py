@@ -24,6 +24,7 @@ from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
+from cir_cot.training.validation import load_validation
 
 # Arguments that are the head's own settings.
 SETTINGS = ("combiner", "experts", "top_k", "routing", "projection", "hidden", "temperature")
@@ -97,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
     check_run_folder(args)
     # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)
+    validation = load_validation(args)
     if left_out and args.should_save:
         print(left_out)
     # 3. Build the head; its weights start at random.
@@ -106,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     head = MoeRetriever(encoder, args.model, **settings)
     with run_folder(args):
         # 4. Create the trainer, on features in place of pictures.
-        trainer = CirTrainer(head, args, encode(head, rows, args))
+        trainer = CirTrainer(head, args, encode(head, rows, args), validation)
         # 5. Train, and save the run folder.
         done = train_and_save(trainer, argv)
     if args.should_save:

@@ -24,6 +24,7 @@ from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
+from cir_cot.training.validation import load_validation
 
 SETTINGS = ("chain_dropout", "target_encoder")  # arguments that are the head's own settings
 
@@ -119,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
     check_run_folder(args)
     # 2. Load the data.
     rows = read_rows(args)
+    validation = load_validation(args)
     # 3. Build the head.
     head = load_head(CotRetriever, args, SETTINGS)
     freeze(head, args)
@@ -126,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
         if head.foreign is not None and args.contrastive_weight:
             rows = encode_targets(head, rows, args)
         # 4. Create the trainer.
-        trainer = CirTrainer(head, args, rows)
+        trainer = CirTrainer(head, args, rows, validation)
         # 5. Train, and save the run folder.
         done = train_and_save(trainer, argv, announce=print)
     if args.should_save:

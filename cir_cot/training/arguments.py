@@ -172,6 +172,13 @@ class DataArguments(CirArguments):
     root: str | None = option(None, "Folder of the dataset.")
     split: str = option("train", "Split to train on.")
     category: str | None = option(None, "FashionIQ: one category only.")
+    # Evaluation during training, with --eval_strategy steps --eval_steps N.
+    eval_split: str | None = option(None, "Split to evaluate on during training.")
+    eval_benchmark: str | None = option(None, "Kind of that dataset; default: that of training.")
+    eval_root: str | None = option(None, "Folder of that dataset; default: that of training.")
+    eval_queries: int | None = option(
+        500, "Sample of each benchmark's queries, drawn by the seed; the gallery stays complete."
+    )
     drop_missing: bool = option(
         False, "Leave out rows whose picture is missing (dead links), and print their number."
     )
@@ -181,6 +188,11 @@ class DataArguments(CirArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.load_best_model_at_end and self.shards_parameters:
+            raise InputError(
+                "load_best_model_at_end with ZeRO-3 or FSDP: sharded weights are not replaced at the "
+                "end; leave it out and use the best checkpoint's folder"
+            )
         for name, example in {"model": "checkpoints/base", "root": "data/mine"}.items():
             if getattr(self, name) is None:
                 flag = f"--{name} {example}"

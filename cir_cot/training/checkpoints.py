@@ -69,8 +69,8 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return {step: found[step] for step in sorted(found) if found[step].is_dir()}
 
 
-def rotate(run: Path, limit: int | None, step: int) -> None:
-    """Delete checkpoints beyond `limit`, but never that of `step`, which was saved just now.
+def rotate(run: Path, limit: int | None, step: int, best: int = 0) -> None:
+    """Delete checkpoints beyond `limit`, but never that of `step`, which was saved just now, or of `best`.
 
     Those above `step` were saved before the run resumed from an older one: they are deleted first,
     then the oldest.
@@ -80,7 +80,7 @@ def rotate(run: Path, limit: int | None, step: int) -> None:
     found = checkpoints(run)
     # A step above `step` sorts first: its training was abandoned.
     oldest_first = sorted(found, key=lambda number: (number <= step, number))
-    discard(run, [found[number] for number in oldest_first[:-limit]])
+    discard(run, [found[number] for number in oldest_first[:-limit] if number != best])
 
 
 def discard(run: Path, folders: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ with W * t / T. DDP averages over the processes, so the sum over processes and g
 is the mean over all R rows and all T tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from cir_cot.heads.base import HeadOutput
 from cir_cot.losses import batch_statistics, gather_counts, gather_with_grad, info_nce
 
 from .arguments import CirArguments
-from .chunks import Chunk
+from .chunks import Batch, Chunk, collated_parts
 from .step_metrics import StepMetrics, supervised_tokens
 
 
@@ -24,6 +25,16 @@ class StepTotals(NamedTuple):
 
     rows: int
     tokens: int
+
+
+def count_step(batches: Sequence[Batch]) -> tuple[int, int]:
+    """Return the rows and the supervised tokens of this process's micro-batches of a step."""
+    rows = 0
+    tokens = 0
+    for batch in batches:
+        rows += sum(len(part["ids"]) for part in collated_parts(batch))
+        tokens += supervised_tokens(batch)
+    return rows, tokens
 
 
 class StepLosses:

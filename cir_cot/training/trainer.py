@@ -14,9 +14,8 @@ What is guaranteed, and how:
    come from (seed, epoch); transformers saves the optimizer, the schedule and the random state. A
    crash while saving loses that save alone (`cir_cot.training.checkpoints`). A run that would order
    its rows differently is refused.
-4. With `chunk_tokens`, a batch of more tokens is processed in chunks
-   (`cir_cot.training.gradcache`): same loss, same gradients, memory of one chunk. A batch that fits
-   is one plain step.
+4. With `chunk_tokens`, a larger batch is processed in chunks (`cir_cot.training.gradcache`): same
+   loss, same gradients, memory of one chunk. A batch that fits is one plain step.
 
 transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss is already
 normalised over the complete step, by `_get_num_items_in_batch`, which counts rows beside tokens.
@@ -34,7 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 from accelerate.utils import DistributedType
-from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from cir_cot.errors import InputError
@@ -64,12 +62,13 @@ from .dataset import TrainingDataset
 from .gradcache import ChunkedLoss, cached_step
 from .loading import train_loader, worker_error
 from .run_folder import identity, resume_facts
-from .step_losses import StepLosses, StepTotals
-from .step_metrics import StepMetrics, supervised_tokens
+from .step_losses import StepLosses, StepTotals, count_step
+from .step_metrics import StepMetrics
+from .validation import ValidatingTrainer, Validation, ValidationDataset
 from .vision_cache import vision_cache
 
 
-class CirTrainer(Trainer):
+class CirTrainer(ValidatingTrainer):
     """Train a head on a dataset with `records`, indexed by (index, draw).
 
     Example:
@@ -78,20 +77,26 @@ class CirTrainer(Trainer):
         trainer.save_model()
     """
 
-    args: CirArguments
-    model: Head
     train_dataset: TrainingDataset
 
     def __init__(
-        self, model: Head, args: CirArguments, train_dataset: TrainingDataset, **options: Any
+        self,
+        model: Head,
+        args: CirArguments,
+        train_dataset: TrainingDataset,
+        validation: Validation | None = None,
+        **options: Any,
     ):
         super().__init__(
             model=model,
             args=args,
             train_dataset=cast(Dataset, train_dataset),
             data_collator=model.collator(),
+            eval_dataset=None if validation is None else ValidationDataset(),
             **options,
         )
+        self.validation = validation
+        self.choose_metric()
         self.model_accepts_loss_kwargs = True  # the loss comes normalised, see above
         self.step_metrics = StepMetrics(args.device)
         processes = self.accelerator.num_processes
@@ -112,13 +117,8 @@ class CirTrainer(Trainer):
         self, batch_samples: list[Batch], device: torch.device
     ) -> StepTotals:
         """Count the rows and supervised tokens of an optimizer step over all processes."""
-        rows = 0
-        tokens = 0
-        for batch in batch_samples:
-            rows += sum(len(part["ids"]) for part in collated_parts(batch))
-            tokens += supervised_tokens(batch)
-        counts = self.accelerator.reduce(torch.tensor([rows, tokens], device=device), "sum")
-        totals = StepTotals(*counts.tolist())
+        counts = torch.tensor(count_step(batch_samples), device=device)
+        totals = StepTotals(*self.accelerator.reduce(counts, "sum").tolist())
         self.step_metrics.add("supervised_tokens", totals.tokens, 1)
         return totals
 
@@ -235,8 +235,7 @@ class CirTrainer(Trainer):
             check_resumable(Path(checkpoint), self._resume_facts())
             if self.is_fsdp_enabled:
                 self.model.load_weights(checkpoint)
-        if self.args.should_save:
-            # Left by a run that ended while it saved.
+        if self.args.should_save:  # left by a run that ended while it saved
             shutil.rmtree(self.args.folder / SAVING, ignore_errors=True)
         self.step_metrics.reset()
         try:
@@ -244,6 +243,7 @@ class CirTrainer(Trainer):
         except InputError as error:
             raise worker_error(error) from error
         self._flush_features()
+        result.metrics.update(self.load_best())
         return result
 
     def _find_checkpoint(self, resume_from: str | bool | None) -> str | None:
@@ -291,7 +291,7 @@ class CirTrainer(Trainer):
             facts = self._resume_facts() | {RUN: self.identity}
             name = f"{PREFIX}-{self.state.global_step}"
             commit_checkpoint(run, name, None if self.args.save_only_model else facts)
-            rotate(run, limit, self.state.global_step)
+            rotate(run, limit, self.state.global_step, self.state.best_global_step or 0)
         self.accelerator.wait_for_everyone()
 
     def _resume_facts(self) -> dict:
