@@ -16,7 +16,8 @@ from cir_cot.cli import run
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer
-from cir_cot.profiling.counters import peak_bytes, write_ratios
+from cir_cot.peak_bytes import peak_bytes
+from cir_cot.profiling.counters import write_ratios
 from cir_cot.profiling.synthetic import SyntheticPairs
 
 VOCABULARY = 151_936

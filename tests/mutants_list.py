@@ -2779,14 +2779,14 @@ MUTANTS = [
     ),
     # ---- cir_cot/profiling/counters.py
     (
-        "cir_cot/profiling/counters.py",
+        "cir_cot/peak_bytes.py",
         "self.peak = max(self.peak, self.now)",
         "self.peak = self.now",
         ["tests/profiling/test_counters.py"],
         "the peak is the last value",
     ),
     (
-        "cir_cot/profiling/counters.py",
+        "cir_cot/peak_bytes.py",
         "        self.now -= size\n",
         "",
         ["tests/profiling/test_counters.py"],
@@ -2794,13 +2794,13 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/memory.py",
-        "if storage.data_ptr() not in known:",
-        "if True:",
-        ["tests/profiling/test_counters.py"],
-        "weights count as kept",
+        "    return max(peak - gradients, 0) // padded",
+        "    return (peak + gradients) // padded",
+        ["tests/training/test_memory.py::test_the_estimate_is_the_peak_of_the_step"],
+        "gradients count as activations",
     ),
     (
-        "cir_cot/profiling/counters.py",
+        "cir_cot/peak_bytes.py",
         "not in old | self.known:",
         "not in self.known:",
         ["tests/profiling/test_counters.py"],

@@ -20,7 +20,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # A room, or a module beside the rooms, imports from lower levels only. Within a room modules import each other as they
 # need, without a circle. CONTRIBUTING.md shows the rooms. `options` serves scripts only: no library module imports it.
 ORDER = (
-    {"compat", "digests", "errors", "losses", "processes", "provenance", "webpage"},
+    {"compat", "digests", "errors", "losses", "peak_bytes", "processes", "provenance", "webpage"},
     {"devices", "files", "images", "ranks"},
     {"ownership", "records", "storage"},
     {"data", "prompts"},

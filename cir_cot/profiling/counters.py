@@ -7,59 +7,13 @@ interleaved runs, so that other load on the machine affects all sides alike.
 import json
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.files import write_text_atomic
 from cir_cot.provenance import package_versions
-
-
-class PeakBytes(TorchDispatchMode):
-    """Record in `peak` the most bytes held at one time by tensors that are created within; views count once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0  # bytes that are alive
-        self.peak = 0
-        self.known: set[int] = set()  # storages that have been counted
-
-    def __torch_dispatch__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """Run the operation, then count storages that are new."""
-        old = {
-            leaf.untyped_storage()._cdata
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        out = function(*args, **kwargs or {})
-        # A view has the storage of an input, or one that was counted before.
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in old | self.known:
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        """Add a new storage, and subtract it as soon as it is freed."""
-        name = storage._cdata
-        size = storage.nbytes()
-        self.known.add(name)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        # torch may reuse the address of a freed storage.
-        weakref.finalize(storage, self._free, name, size)
-
-    def _free(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.now -= size
 
 
 def flops(work: Callable[[], object]) -> int:
@@ -67,13 +21,6 @@ def flops(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Count the most bytes that tensors created by `work` hold at one time."""
-    with PeakBytes() as meter:
-        work()
-    return meter.peak
 
 
 def seconds(

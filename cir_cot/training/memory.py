@@ -1,17 +1,18 @@
 """Estimate the tokens and the memory of a run before its first step, and propose a chunk size.
 
 Token counts come from a sample of the real rows through the real collator. Memory per token is
-measured, not modelled: one forward pass of the head over a few rows, counting the bytes that
-autograd keeps for the backward pass.
+measured, not modelled: one forward and backward pass of the head over a few rows, counting the bytes
+that are alive at its peak.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cir_cot.devices import free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
+from cir_cot.peak_bytes import peak_bytes
 
 from .arguments import CirArguments
 from .chunks import SIDES, row_tokens, select
@@ -71,7 +72,9 @@ def static_bytes(head: nn.Module) -> tuple[int, int]:
 def bytes_per_token(
     head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None
 ) -> int:
-    """Measure what a forward pass in train mode keeps for the backward pass.
+    """Measure the peak of a forward and backward pass in train mode, beside weights and gradients.
+
+    The backward pass counts: with recomputation it holds more than what the forward pass keeps.
 
     Returns:
         Bytes for each token of the batch, padding included.
@@ -80,22 +83,23 @@ def bytes_per_token(
     for side in SIDES:
         inputs[side] = {name: value.to(device) for name, value in batch[side].items()}
     labels = batch["labels"].to(device) if "labels" in batch else None
-    # Weights and inputs are in memory anyway: only what the pass adds is counted.
-    present = [*head.parameters(), *head.buffers()]
-    for side in SIDES:
-        present += inputs[side].values()
-    known = {value.untyped_storage().data_ptr() for value in present}
-    # One forward pass as training runs it.
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            out = head(query=inputs["query"], target=inputs["target"], labels=labels)
+            loss = out.query.sum() + out.target.sum() + sum(out.aux.values())
+        torch.autograd.grad(loss, trained, allow_unused=True)
+
+    # One step as training runs it; its gradients are counted with the optimizer.
     training = head.training
     head.train()
-    with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-        kept = kept_bytes(
-            lambda: head(query=inputs["query"], target=inputs["target"], labels=labels), known
-        )
+    peak = peak_bytes(step)
     head.train(training)
     rows = len(batch["ids"])
     padded = sum(rows * max(row_tokens(batch[side])) for side in SIDES)
-    return kept // padded
+    gradients = sum(parameter.nbytes for parameter in trained)
+    return max(peak - gradients, 0) // padded
 
 
 def estimate_run(
@@ -211,25 +215,3 @@ def _range(values: Mapping[str, float]) -> str:
 
 def _mib(value: int) -> str:
     return f"{value / 2**20:,.0f} MiB"
-
-
-def kept_bytes(forward: Callable[[], object], known: set[int]) -> int:
-    """Count the bytes that a forward pass keeps for its backward pass.
-
-    Args:
-        forward: runs the pass; its result is dropped after the count.
-        known: data pointers of storages that are not counted, such as weights.
-    """
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    # Autograd calls `note` with each tensor that it keeps; views share one storage.
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = forward()
-    del out
-    return sum(sizes.values())

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from cir_cot.profiling.counters import flops, peak_bytes, seconds, write_ratios
-from cir_cot.training.memory import kept_bytes
+from cir_cot.peak_bytes import peak_bytes
+from cir_cot.profiling.counters import flops, seconds, write_ratios
 
 KB = 256  # float32 numbers in a KiB
 
@@ -46,20 +46,6 @@ def test_the_peak_is_the_most_and_not_the_last():
 def test_peak_sees_the_backward_pass():
     weight = torch.randn(KB, 1, requires_grad=True)
     assert peak_bytes(lambda: (torch.ones(1, KB) @ weight).sum().backward()) >= 2 * 1024
-
-
-def test_kept_bytes_are_those_of_saved_activations():
-    weight, x = torch.randn(KB, requires_grad=True), torch.randn(KB)
-    known = {weight.untyped_storage().data_ptr()}
-    assert (
-        kept_bytes(lambda: (weight * x).exp(), known) == 2 * 1024
-    )  # x for the product, the result of exp for itself
-    assert kept_bytes(lambda: weight + 1, known) == 0
-    leaf = torch.randn(KB, requires_grad=True)
-    assert kept_bytes(lambda: weight * leaf, known) == 1024, (
-        "both are kept, and the weight is there anyhow"
-    )
-    assert kept_bytes(lambda: weight * leaf, set()) == 2 * 1024
 
 
 def test_sides_are_measured_in_turn_after_a_warm_up():

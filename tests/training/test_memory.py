@@ -6,8 +6,10 @@ import pytest
 import tiny_training
 import torch
 
+from cir_cot.peak_bytes import peak_bytes
 from cir_cot.training import memory
 from cir_cot.training.memory import (
+    bytes_per_token,
     describe,
     estimate_run,
     histogram,
@@ -16,6 +18,7 @@ from cir_cot.training.memory import (
     token_counts,
 )
 from cir_cot.training.run import announce_estimate
+from cir_cot.training.step_losses import StepTotals
 
 
 def estimated(folder, free: int | None = None, recompute: bool = False, **arguments) -> dict:
@@ -64,6 +67,22 @@ def test_recomputing_keeps_less(tmp_path):
         estimated(tmp_path, recompute=True)["bytes"]["per_token"]
         < 0.6 * estimated(tmp_path)["bytes"]["per_token"]
     )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_estimate_is_the_peak_of_the_step(tmp_path, recompute):
+    """Rows of one length: the estimated activations are what the trainer's step allocates beside gradients."""
+    head = tiny_training.awake_head()
+    run = tiny_training.trainer(tmp_path, head, rows=12)
+    head.backbone.checkpoint_activations(recompute)
+    row = run.train_dataset[0, 0]
+    batch = run.data_collator([row] * 4)
+    tokens = sum(batch[side]["input_ids"].numel() for side in ("query", "target"))
+    each = bytes_per_token(head, batch, torch.device("cpu"), None)
+    totals = StepTotals(4, 100)
+    gradients = sum(p.nbytes for p in head.parameters() if p.requires_grad)
+    measured = peak_bytes(lambda: run.training_step(head, batch, totals)) - gradients
+    assert each * tokens == pytest.approx(measured, rel=0.02)
 
 
 def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):

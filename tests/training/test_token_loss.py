@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from cir_cot.losses import token_loss
-from cir_cot.profiling.counters import peak_bytes
+from cir_cot.peak_bytes import peak_bytes
 
 ROWS, WIDTH, WORDS = 64, 8, 500
 

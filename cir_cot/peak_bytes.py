@@ -1,0 +1,57 @@
+"""Count the most bytes that tensors hold at one time, on any device, fake tensors included."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class PeakBytes(TorchDispatchMode):
+    """Record in `peak` the most bytes held at one time by tensors that are created within; views count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0  # bytes that are alive
+        self.peak = 0
+        self.known: set[int] = set()  # storages that have been counted
+
+    def __torch_dispatch__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run the operation, then count storages that are new."""
+        old = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
+        out = function(*args, **kwargs or {})
+        # A view has the storage of an input, or one that was counted before.
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in old | self.known:
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        """Add a new storage, and subtract it as soon as it is freed."""
+        name = storage._cdata
+        size = storage.nbytes()
+        self.known.add(name)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        # torch may reuse the address of a freed storage.
+        weakref.finalize(storage, self._free, name, size)
+
+    def _free(self, name: int, size: int) -> None:
+        self.known.discard(name)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Count the most bytes that tensors created by `work` hold at one time."""
+    with PeakBytes() as meter:
+        work()
+    return meter.peak
