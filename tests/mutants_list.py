@@ -3773,6 +3773,13 @@ MUTANTS = [
         ],
         "the sample of queries is ignored",
     ),
+    (
+        "cir_cot/models/vision_attention.py",
+        "    whole = torch.cat(parts) if inverse is None else torch.cat(parts)[inverse]",
+        "    whole = torch.cat(parts)",
+        ["tests/models/test_vision_attention.py"],
+        "patches come back in the order of window lengths",
+    ),
     # ---- cir_cot/engines
     (
         "cir_cot/engines/chat_server.py",

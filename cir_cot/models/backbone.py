@@ -35,6 +35,7 @@ from .checkpoint import (
 )
 from .input_embeddings import edited_input_embeddings
 from .special_tokens import add_token
+from .vision_attention import use_attention_by_length
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import, and only adapters need it
@@ -251,7 +252,7 @@ def load_backbone(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Backbone:
-    """Load a Qwen-VL checkpoint for training or inference -> Backbone, in eval mode.
+    """Load a Qwen-VL checkpoint for training or inference -> Backbone, in eval mode; InputError for bad values.
 
     Args:
         base: A folder, a hub name, or a built model and its processor.
@@ -264,8 +265,6 @@ def load_backbone(
         frozen: Train nothing of the base, only a head on it.
         min_pixels: Least area of a picture after resizing, in pixels.
         max_pixels: Largest area of a picture after resizing, in pixels.
-
-    Bad values raise InputError.
     """
     check_training_options(lora, freeze_vision, dtype, frozen)
     # Refuse an unsupported architecture before its weights are read.
@@ -282,6 +281,8 @@ def load_backbone(
         model = cast("QwenVL", base[0])
         processor = cast("QwenProcessor", base[1])
         linear_layers(model.config.model_type)
+    if attn == "sdpa" and quantization is None:
+        use_attention_by_length(model)
     # Prepare the processor and the vocabulary.
     bound_pixels(processor.image_processor, min_pixels, max_pixels)
     ret_id = add_token(model, processor.tokenizer)

@@ -1,66 +1,23 @@
-"""Encode pictures of one size fast: positions and windows once for all batches, one attention call a layer.
+"""Encode pictures of one size fast: positions and windows are computed once for all batches.
 
 For training the tiny base that the package ships, a Qwen2.5-VL, on drawn scenes of 84 x 84 pixels. transformers' vision
-tower computes positions and windows anew for each batch, picture by picture, and attends to each window in a call of
-its own. Where every picture has the same grid, all windows are equally long: they are one batch for one call.
-Guaranteed are the same features, up to rounding, and the same gradients. Pictures of other sizes need the tower itself.
-
-`picture_features` sets the tower's attention to EQUAL_WINDOWS and leaves it so, since it is called in every step; set
-`config._attn_implementation` to "sdpa" before the tower reads other pictures or is saved.
+tower computes positions and windows anew for each batch, picture by picture. Guaranteed are the same features, up to
+rounding, and the same gradients. Pictures of other sizes need the tower itself.
 """
 
 from functools import cache
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from cir_cot import compat  # noqa: F401  # isort: skip
-from transformers import AttentionInterface
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .backbone import Backbone
+from .vision_attention import use_attention_by_length
 
 GRID = (1, 6, 6)  # patches of a picture of 84 x 84 pixels
 VISUAL_TOKENS = 9
-# transformers passes the lengths of windows only to an attention with "flash" in its name.
-EQUAL_WINDOWS = "equal_windows_flash"
-
-
-def attend_to_equal_windows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    max_length_q: int = 0,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attend within windows of `max_length_q` patches each, with the signature that transformers calls.
-
-    Args:
-        query: States (1, heads, P, D) of the patches of all pictures, window by window.
-        key: States of the same shape.
-        value: States of the same shape.
-        scaling: Factor on the products of query and key.
-        dropout: Share of attention weights that are dropped.
-        max_length_q: Patches of a window.
-
-    Returns:
-        Attended values (1, P, heads, D), and None for the weights.
-    """
-    length = int(max_length_q)
-
-    def by_window(states: Tensor) -> Tensor:
-        """Make the windows a batch: (1, heads, P, D) -> (W, heads, length, D)."""
-        return states[0].unflatten(1, (-1, length)).transpose(0, 1)
-
-    attended = functional.scaled_dot_product_attention(
-        by_window(query), by_window(key), by_window(value), dropout_p=dropout, scale=scaling
-    )  # (W, heads, length, D)
-    return attended.transpose(1, 2).flatten(0, 1)[None], None  # (1, P, heads, D)
 
 
 def picture_grid(count: int) -> Tensor:
@@ -103,10 +60,9 @@ def tower_inputs(
 def picture_features(base: Backbone, pictures: Tensor) -> Tensor:
     """Compute the visual tokens (B * 9, H) of pictures (B, S, S, 3) uint8, on their device."""
     tower = base.plain.model.visual
-    # Route the tower's attention through `attend_to_equal_windows`.
-    AttentionInterface.register(EQUAL_WINDOWS, attend_to_equal_windows)
+    # One attention call a layer.
+    use_attention_by_length(base.plain)
     config = tower.config
-    config._attn_implementation = EQUAL_WINDOWS
     # Cut pictures into patches, with the checkpoint's own normalisation.
     processed = base.processor.image_processor(
         images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt", device=pictures.device
