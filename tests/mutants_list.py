@@ -819,6 +819,22 @@ MUTANTS = [
         ],
         "an error of 50,000 letters",
     ),
+    # ---- cir_cot/data/scene_chains.py
+    (
+        "cir_cot/data/scene_chains.py",
+        '    if conclusion in ("", chain.conclusion):\n        return None\n',
+        "",
+        ["tests/data/test_scene_chains.py"],
+        "a planted word that changes nothing counts",
+    ),
+    # ---- cir_cot/evaluation/corrections.py
+    (
+        "cir_cot/evaluation/corrections.py",
+        " - {record.reference}",
+        "",
+        ["tests/evaluation/test_corrections.py"],
+        "a query's own picture, which no ranking holds, counts as one that could be found",
+    ),
     # ---- cir_cot/heads/decoding.py
     (
         "cir_cot/heads/decoding.py",

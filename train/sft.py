@@ -21,6 +21,7 @@ from cir_cot.models.feature_cache import FeatureCache, picture_vectors
 from cir_cot.training.arguments import HELP, QwenArguments, option
 from cir_cot.training.dataset import CirDataset, load_rows
 from cir_cot.training.parsing import parse_arguments
+from cir_cot.training.progress import show_in_one_line
 from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
 from cir_cot.training.trainer import CirTrainer
@@ -129,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
             rows = encode_targets(head, rows, args)
         # 4. Create the trainer.
         trainer = CirTrainer(head, args, rows, validation)
+        show_in_one_line(trainer, args.folder.name)
         # 5. Train, and save the run folder.
         done = train_and_save(trainer, argv, announce=print)
     if args.should_save:

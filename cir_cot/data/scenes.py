@@ -225,8 +225,14 @@ def chain(scene: Scene, edit: Edit) -> Cot:
 
 def notes(scene: Scene, edit: Edit) -> str:
     """Return the reasoning: which objects of a scene an edit selects, and what happens to them."""
-    selected = verdicts(scene, edit.selector, edit.meant) if edit.selector else []
-    return "; ".join([*selected, edit.action])
+    if not edit.selector:
+        return edit.action
+    # what happens stands beside each selected object, so a conclusion needs no line but the object's
+    outcome = edit.action.removeprefix("make ")
+    lines = []
+    for line in verdicts(scene, edit.selector, edit.meant):
+        lines.append(f"{line} {outcome}" if line.endswith(": yes") else line)
+    return "; ".join(lines)
 
 
 def verdicts(scene: Scene, selector: str, meant: Sequence[bool]) -> list[str]:

@@ -40,6 +40,7 @@ def write_report(
     *,
     title: str = "Retrieval report",
     tables: Sequence[Table] = (),
+    stories: Sequence[str] = (),
     queries: int = 6,
     seed: int = 0,
     overwrite: bool = False,
@@ -51,6 +52,7 @@ def write_report(
         results: What is reported; the first result of each measured set shows its queries.
         title: Title of both files.
         tables: Tables to show after the report's own.
+        stories: Pieces of HTML that report.html shows before its tables but the first.
         queries: How many failures, and how many successes, to show of each measured set.
         seed: Seed of the drawn queries.
         overwrite: Also replace files that no measurement wrote.
@@ -62,7 +64,10 @@ def write_report(
     # Compose both files before the folder is touched.
     tables = [summary_table(results), *source_tables(results), *routing_tables(results), *tables]
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
-    texts = (markdown(title, tables, samples, results), page(title, tables, samples, results))
+    texts = (
+        markdown(title, tables, samples, results),
+        page(title, tables, samples, results, stories),
+    )
     with written(folder), writing_results(folder, REPORT, REPORT, overwrite):
         for name, text in zip(REPORT, texts, strict=True):
             write_text_atomic(folder / name, text)
@@ -125,7 +130,13 @@ def plain(text: object) -> str:
 # ---- HTML
 
 
-def page(title: str, tables: Sequence[Table], samples: Samples, results: Sequence[Result]) -> str:
+def page(
+    title: str,
+    tables: Sequence[Table],
+    samples: Samples,
+    results: Sequence[Result],
+    stories: Sequence[str] = (),
+) -> str:
     """Compose report.html: one self-contained page."""
     # The summary and its chart come first.
     drawn = []
@@ -134,7 +145,7 @@ def page(title: str, tables: Sequence[Table], samples: Samples, results: Sequenc
         for row in table.rows:
             rows.append([cell(value) for value in row])
         drawn.append(webpage.table(table.title, table.header, rows, table.note))
-    body = [drawn[0], chart(results), *drawn[1:]]
+    body = [drawn[0], chart(results), *stories, *drawn[1:]]
     # Then the drawn queries of each measured set.
     for result, records in samples:
         note = f"<p class=note>{drawn_text(result, records)}</p>"
@@ -167,15 +178,19 @@ def article(result: Result, record: Record) -> str:
     for name, text in chain_lines(result, record):
         parts.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
     chain = f"<dl>{''.join(parts)}</dl>" if parts else ""
-    # The first answers, with their pictures.
-    items = [_answer_item(result, *answer) for answer in answers(result, record)]
     return (
         f'<article><h3 class="{outcome(result, record)}">{escape(verdict(result, record))}</h3>'
         f'<div class="ask"><figure>{reference}'
         f"<figcaption>reference {escape(record.reference)}</figcaption></figure>"
         f'<p class="text">{escape(record.text)}</p></div>'
-        f"{chain}<ol>{''.join(items)}</ol></article>"
+        f"{chain}{first_answers(result, record)}</article>"
     )
+
+
+def first_answers(result: Result, record: Record) -> str:
+    """Compose the list of a query's first answers, with their pictures."""
+    items = [_answer_item(result, *answer) for answer in answers(result, record)]
+    return f"<ol>{''.join(items)}</ol>"
 
 
 def _answer_item(result: Result, rank: str, name: str, score: str, right: bool) -> str:

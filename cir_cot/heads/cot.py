@@ -217,15 +217,40 @@ class CotRetriever(QwenHead):
         vectors = self.read(self._to_device(inputs)).cpu()  # (B, D)
         return QueryOutput(vectors, list(chains), [""] * len(chains))
 
+    def write_on(
+        self, images: Sequence[Image], texts: Sequence[str], begun: Sequence[str]
+    ) -> QueryOutput:
+        """Encode B composed queries whose chains are begun, and generate the rest of them.
+
+        Args:
+            begun: the first sections of each chain, as tagged text; a complete chain is encoded as it is.
+        """
+        outputs = []
+        batches = self.batches_by_size(images)
+        for rows in batches:
+            pictures = [images[row] for row in rows]
+            words = [texts[row] for row in rows]
+            first = [begun[row] for row in rows]
+            *_, last = self.decode_chains(pictures, words, "full", first)
+            outputs.append(self._to_output(last))
+        return in_order(batches, outputs, self.dim)
+
     def decode_chains(
-        self, images: Sequence[Image], texts: Sequence[str], reading: str = "full"
+        self,
+        images: Sequence[Image],
+        texts: Sequence[str],
+        reading: str = "full",
+        begun: Sequence[str] | None = None,
     ) -> Iterator[DecodingState]:
-        """Generate the chains of one batch greedily, in a single pass; see `decoding.decode`."""
+        """Generate the chains of one batch greedily, in a single pass; see `decoding.decode` and `write_on`."""
         encoder = self.encoder("left")
         grammar = Grammar(encoder, READINGS[reading].parts, self.max_new_tokens)
         # The adaptive reading decides at the end of the prompt, so the start of the chain comes after the decision.
         adaptive = reading == "adaptive"
-        rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
+        if begun is not None:
+            rows = [grammar.row(grammar.tokens_of(text)) for text in begun]
+        else:
+            rows = [grammar.row([] if adaptive else grammar.start) for _ in images]
         if adaptive:
             for row in rows:
                 row.forced = list(grammar.start)

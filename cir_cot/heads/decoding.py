@@ -113,8 +113,11 @@ class Grammar:
         self.tokenizer = encoder.tokenizer
         self.parts = tuple(parts)
         self.budgets = [max(1, round(SHARES[part] * max_new_tokens)) for part in parts]
-        # The tokens that a chain starts with, whatever the first letter of its text.
-        self.start = common_start([self._plain(f"<{parts[0]}>{letter}") for letter in "AaTt1 "])
+        self.start = self.tokens_of(f"<{parts[0]}>")
+
+    def tokens_of(self, begun: str) -> list[int]:
+        """Return the tokens that a chain begins with, whatever the first letter of the text that follows."""
+        return common_start([self._plain(begun + letter) for letter in "AaTt1 "])
 
     def row(self, ids: Sequence[int]) -> ChainRow:
         """Return a new row whose chain begins with `ids`: the grammar's start, or nothing."""

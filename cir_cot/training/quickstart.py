@@ -22,13 +22,14 @@ from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.evaluation.report import write_report
 from cir_cot.evaluation.results import Result, save_results
-from cir_cot.evaluation.tables import summary_table, text_table
+from cir_cot.evaluation.tables import text_table
 from cir_cot.files import write_json
 from cir_cot.heads import load_retriever
 from cir_cot.heads.base import Head
 from cir_cot.processes import start, stop
 
-from .quickstart_summary import SPLITS, chain_table, summarise
+from .quickstart_page import stories
+from .quickstart_summary import SPLITS, chain_table, final_table, meaning, summarise
 
 READINGS = ("full", "fast", "oracle", "image_only", "text_only")
 CHAINS = ("model", READINGS)  # a model's folder, and the readings to evaluate
@@ -76,7 +77,7 @@ class Quickstart:
 
 
 def run_quickstart(settings: Quickstart) -> str:
-    """Draw the scenes, train, evaluate and report; return the tables as text.
+    """Draw the scenes, train, evaluate and report; return the table as text.
 
     Writes summary.json, report.md and report.html into `settings.out`.
 
@@ -96,14 +97,22 @@ def run_quickstart(settings: Quickstart) -> str:
     everything = [result for measured in results.values() for result in measured]
     # Write the report and the summary.
     title = "Quickstart: chain-of-thought retrieval on scenes"
-    write_report(out, everything, title=title, tables=[chains], seed=settings.seed, overwrite=True)
+    shown = [story for split in SPLITS for story in stories(results[split])]
+    write_report(
+        out,
+        everything,
+        title=title,
+        tables=[chains],
+        stories=shown,
+        seed=settings.seed,
+        overwrite=True,
+    )
     summary = summarise(results, exact, (time.time() - started) / 60)
     write_json(out / SUMMARY, summary)
     return (
-        f"\n{text_table(summary_table(everything))}\n\n{text_table(chains)}\n\n"
-        f"{summary['gallery']} pictures in the gallery, the reference removed, "
-        f"{summary['queries']} queries a split. {summary['minutes']} minutes, "
-        f"{training_minutes:.1f} of them training. Look at {out / 'report.html'}"
+        f"\n{text_table(final_table(summary))}\n\n{meaning(summary)}\n\n"
+        f"{summary['minutes']} minutes, {training_minutes:.1f} of them training; "
+        f"{summary['processor_seconds']} processor-seconds. Look at {out / 'report.html'}"
     )
 
 

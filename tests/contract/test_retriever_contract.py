@@ -280,6 +280,23 @@ def test_a_folder_without_its_adapter_is_refused(make, tmp_path):
 # ---- what only the chain head can do
 
 
+def test_a_begun_chain_is_kept_and_written_on(tiny):
+    head = make_cot(tiny, lora=False)
+    chains = [row.record.cot for row in scene_rows()]
+    images, texts = references()
+    # A complete chain is encoded as it is.
+    written = [cot_to_text(chain) for chain in chains]
+    complete = head.write_on(images, texts, written)
+    assert complete.explanations == written
+    assert difference(complete.embeddings, head.embed_with(images, texts, chains).embeddings) < 1e-5
+    # Of a begun one the rest is written.
+    begun = [text.partition("</caption>")[0] + "</caption>" for text in written]
+    output = head.write_on(images, texts, begun)
+    for text, start in zip(output.explanations, begun, strict=True):
+        assert text.startswith(start)
+        assert len(text) > len(start)
+
+
 def test_full_fast_and_given_chains_differ(tiny):
     head = make_cot(tiny)
     images, texts = references()

@@ -39,6 +39,7 @@ def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path, more):
             "iid",
             "novel",
             "exact_conclusion",
+            "repairs",
             "gallery",
             "queries",
             "minutes",

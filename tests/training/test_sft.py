@@ -102,6 +102,14 @@ def test_a_run_leaves_a_retriever_and_its_papers(base, data, tmp_path, capsys):
     assert retriever.encode_target([picture]).shape == (1, 32)
 
 
+def test_progress_is_one_line_with_stage_loss_and_recall(base, data, tmp_path, capsys):
+    assert train(base, data, tmp_path / "joint", "--disable_tqdm", "false") == 0
+    shown = capsys.readouterr()
+    assert "joint:" in shown.err
+    assert "in-batch R@1=" in shown.err
+    assert "{'loss'" not in shown.out + shown.err
+
+
 def test_stage_one_leaves_the_readout_alone(base, data, stage1, tmp_path):
     untrained = tmp_path / "untrained"
     config = [
