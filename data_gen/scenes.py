@@ -32,11 +32,13 @@ def main(argv: Sequence[str]) -> None:
             size=args.size,
             progress=show,
             test_references=args.test_references,
+            train_edits=args.train_edits,
             overwrite=args.overwrite,
         )
     # each reference has its edits, and their results are pictures, too
     for split, pictures in galleries.items():
-        queries = pictures * args.edits // (args.edits + 1)
+        edits = args.train_edits if split == "train" and args.train_edits else args.edits
+        queries = pictures * edits // (edits + 1)
         print(f"{split:6} {queries:7} queries  {pictures:7} pictures  {args.out}")
     # a page of examples
     if args.page:
@@ -75,6 +77,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=16,
         metavar="N",
         help="queries for each reference picture (default 16)",
+    )
+    parser.add_argument(
+        "--train-edits",
+        type=int,
+        metavar="N",
+        help="queries for each reference picture in train (default: as in the others)",
     )
     parser.add_argument(
         "--size",

@@ -37,9 +37,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--references",
         type=int,
-        default=1000,
+        default=2000,
         metavar="N",
-        help="scenes for training, with 16 edits each (default 1000)",
+        help="scenes for training, with 8 edits each (default 2000)",
     )
     parser.add_argument(
         "--test-references",

@@ -136,6 +136,7 @@ def write_scenes(
     size: int = 84,
     progress: Progress | None = None,
     test_references: int | None = None,
+    train_edits: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Write the benchmark as a folder dataset; the same arguments give the same bytes.
@@ -150,6 +151,8 @@ def write_scenes(
             large).
         progress: called as pictures are written.
         test_references: reference pictures in iid and in novel.
+        train_edits: queries on each reference in train. Few give more removals: small scenes have
+            many distinct additions, and few other edits.
         overwrite: replace files that this function did not write, too.
 
     Returns:
@@ -158,15 +161,20 @@ def write_scenes(
     # reference scenes by split
     counts = {split: test_references or references for split in SPLITS}
     counts["train"] = references
-    if min(counts.values()) < 1 or not 1 <= edits <= MAX_EDITS or size < 24 or size % 12:
+    edits_of = dict.fromkeys(SPLITS, edits) | {
+        "train": edits if train_edits is None else train_edits
+    }
+    usable = all(1 <= count <= MAX_EDITS for count in edits_of.values())
+    if min(counts.values()) < 1 or not usable or size < 24 or size % 12:
         raise InputError(
-            f"scenes: references {references} and {test_references}, edits {edits}, size {size}: "
-            f"give references >= 1, edits 1..{MAX_EDITS}, size a multiple of 12 from 24"
+            f"scenes: references {references} and {test_references}, edits {edits} and "
+            f"{train_edits}, size {size}: give references >= 1, edits 1..{MAX_EDITS}, size a "
+            "multiple of 12 from 24"
         )
 
     # draw the queries, then list all files before the first one is written
     folder = Path(folder)
-    splits = {split: make_split(seed, split, counts[split], edits) for split in SPLITS}
+    splits = {split: make_split(seed, split, counts[split], edits_of[split]) for split in SPLITS}
     images: list[tuple[str, Scene]] = []
     texts = []
     for split, drawn in splits.items():

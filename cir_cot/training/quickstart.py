@@ -39,6 +39,7 @@ MARK = "quickstart.json"
 # What a quickstart writes beside these two.
 OUTPUTS = ("scenes", "stage1", "model", "no_chain", "no_chain.log", "results", "report.md",
            "report.html")  # fmt: skip
+TRAIN_EDITS = 8  # of a training scene; the test splits have 16
 BATCH = 250  # pictures or queries encoded at a time
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -59,7 +60,7 @@ class Quickstart:
         out: folder for data, models, results and the report.
         configs: folder of the training configs quickstart*.yaml.
         seed: of the scenes and of the query sample.
-        references: scenes for training, with 16 edits each.
+        references: scenes for training, with TRAIN_EDITS edits each.
         test_references: scenes in each of the test splits.
         queries: queries evaluated in each split.
         max_steps: steps after which every training stops; None: as the configs say.
@@ -69,7 +70,7 @@ class Quickstart:
     out: Path
     configs: Path
     seed: int = 0
-    references: int = 1000
+    references: int = 2000
     test_references: int = 400
     queries: int = 2000
     max_steps: int | None = None
@@ -177,6 +178,7 @@ def start_scenes(settings: Quickstart) -> subprocess.Popen:
         f"--seed={settings.seed}",
         f"--references={settings.references}",
         f"--test-references={settings.test_references}",
+        f"--train-edits={TRAIN_EDITS}",
     )
 
 
