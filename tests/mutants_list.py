@@ -819,6 +819,16 @@ MUTANTS = [
         ],
         "an error of 50,000 letters",
     ),
+    # ---- cir_cot/data/scene_files.py
+    (
+        "cir_cot/data/scene_files.py",
+        "make_split(seed, split, counts[split], edits_of[split])",
+        "make_split(seed, split, counts[split], edits)",
+        [
+            "tests/data/test_scenes.py::test_training_scenes_may_have_other_numbers_of_edits_than_test_scenes"
+        ],
+        "training scenes get as many edits as test scenes",
+    ),
     # ---- cir_cot/data/scene_chains.py
     (
         "cir_cot/data/scene_chains.py",

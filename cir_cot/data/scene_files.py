@@ -158,19 +158,11 @@ def write_scenes(
     Returns:
         {split: number of pictures in its gallery}.
     """
-    # reference scenes by split
-    counts = {split: test_references or references for split in SPLITS}
-    counts["train"] = references
-    edits_of = dict.fromkeys(SPLITS, edits) | {
-        "train": edits if train_edits is None else train_edits
-    }
-    usable = all(1 <= count <= MAX_EDITS for count in edits_of.values())
-    if min(counts.values()) < 1 or not usable or size < 24 or size % 12:
-        raise InputError(
-            f"scenes: references {references} and {test_references}, edits {edits} and "
-            f"{train_edits}, size {size}: give references >= 1, edits 1..{MAX_EDITS}, size a "
-            "multiple of 12 from 24"
-        )
+    # references and edits by split
+    counts = {split: test_references or references for split in SPLITS} | {"train": references}
+    edits_of = dict.fromkeys(SPLITS, edits)
+    edits_of["train"] = edits if train_edits is None else train_edits
+    _check_sizes(counts, edits_of, size)
 
     # draw the queries, then list all files before the first one is written
     folder = Path(folder)
@@ -191,6 +183,16 @@ def write_scenes(
                 write_text_atomic(folder / f"gallery.{split}.txt", "\n".join(drawn.gallery) + "\n")
             _draw_all(folder / "images", images, seed, size, progress)
     return {split: len(drawn.gallery) for split, drawn in splits.items()}
+
+
+def _check_sizes(references: dict[str, int], edits: dict[str, int], size: int) -> None:
+    """Refuse numbers of references and edits by split, or a size in pixels, that cannot be drawn."""
+    usable = all(1 <= count <= MAX_EDITS for count in edits.values())
+    if min(references.values()) < 1 or not usable or size < 24 or size % 12:
+        raise InputError(
+            f"scenes: references {references}, edits {edits}, size {size}: give references >= 1, "
+            f"edits 1..{MAX_EDITS}, size a multiple of 12 from 24"
+        )
 
 
 def _draw_all(

@@ -115,7 +115,9 @@ def apply(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN)
 def revise(rng: random.Random, test: bool = False, alone: Sequence[float] = EVEN) -> Example:
     """Draw an edit whose objects are named one by one: the answer describes the scene after it."""
     scene, edit = draw_edit(rng, test, alone)
-    question = prompts.REVISE.replace("{text}", scenes.notes(scene, edit))
+    # The action comes last here, unlike in a chain, where it stands beside each object.
+    selected = scenes.verdicts(scene, edit.selector, edit.meant) if edit.selector else []
+    question = prompts.REVISE.replace("{text}", "; ".join([*selected, edit.action]))
     return Example(scene, question, scenes.scene_text(edit.result))
 
 

@@ -142,6 +142,15 @@ def test_selectors_are_partial_and_some_touch_several_objects(splits):
     assert {record.source.rpartition("/")[2] for record in splits["iid"][0]} == set(scenes.KINDS)
 
 
+def test_training_scenes_may_have_other_numbers_of_edits_than_test_scenes(tmp_path):
+    scene_files.write_scenes(tmp_path, 0, 4, edits=6, test_references=3, train_edits=2)
+    for split, count in {"train": 4 * 2, "iid": 3 * 6, "novel": 3 * 6}.items():
+        assert len(read_records(tmp_path / f"records.{split}.jsonl")) == count
+    # The test splits are the same for every number of edits in training.
+    expected = scene_files.make_split(0, "iid", 3, 6).records
+    assert read_records(tmp_path / "records.iid.jsonl") == expected
+
+
 def test_pictures_show_the_words_and_no_two_renderings_are_equal():
     scene = scenes.random_scene(random.Random(1), scenes.PALETTES["all"], 4, 4)
     first, second = (np.asarray(scenes.render(scene, random.Random(seed))) for seed in (1, 2))

@@ -74,25 +74,24 @@ def test_half_of_the_selections_describe_first_and_every_verdict_is_true():
 def test_notes_name_each_object_and_lead_to_the_answer():
     kinds = set()
     for scene, prompt, answer in drawn("revise"):
-        verdicts = prompt.removeprefix(prompts.REVISE.replace("{text}", "")).split("; ")
+        *verdicts, action = prompt.removeprefix(prompts.REVISE.replace("{text}", "")).split("; ")
         names = scenes.scene_text(scene).split(", ")
-        if verdicts[0].startswith("add"):
-            kinds.add("add")
-            assert set(answer.split(", ")) == {*names, verdicts[0].removeprefix("add ")}
-            assert len(verdicts) == 1
+        word = action.split()[0]
+        kinds.add(word)
+        if word == "add":
+            assert verdicts == []
+            assert set(answer.split(", ")) == {*names, action.removeprefix("add ")}
             continue
-        found = dict(line.split(": yes ") for line in verdicts if ": yes" in line)
-        meant = set(found)
-        (outcome,) = set(found.values())
-        kinds.add("remove" if outcome == "remove" else "make")
+        meant = {line.removesuffix(": yes") for line in verdicts if line.endswith(": yes")}
         assert [line.rpartition(": ")[0] for line in verdicts[1:]] == names
         kept = [name for name in names if name not in meant]
         changed = [name for name in answer.split(", ") if name not in kept]
         assert [name for name in answer.split(", ") if name in kept] == kept
-        if outcome == "remove":
-            assert changed == []
-        else:
-            assert all(outcome in name for name in changed)
+        assert (
+            changed == []
+            if word == "remove"
+            else all(action.split()[1] in name for name in changed)
+        )
     assert kinds == {"add", "remove", "make"}
 
 
