@@ -26,6 +26,7 @@ COMMANDS = {
     "annotate": "cir_cot.scripts.data_gen.annotate",
     "scenes": "cir_cot.scripts.data_gen.scenes",
     "triplets": "cir_cot.scripts.data_gen.triplets",
+    "plan": "cir_cot.scripts.train.plan",
     "sft": "cir_cot.scripts.train.sft",
     "prompt-pool": "cir_cot.scripts.train.prompt_pool",
     "clip": "cir_cot.scripts.train.clip",

@@ -3806,6 +3806,27 @@ MUTANTS = [
         ["tests/models/test_vision_attention.py"],
         "patches come back in the order of window lengths",
     ),
+    (
+        "cir_cot/profiling/plan.py",
+        "        activations=max(0, meter.peak - trained) + kept,",
+        "        activations=max(0, meter.peak) + kept,",
+        ["tests/profiling/test_plan.py"],
+        "gradients count twice",
+    ),
+    (
+        "cir_cot/profiling/plan.py",
+        "        operations=round(meter.operations * scale),",
+        "        operations=meter.operations,",
+        ["tests/profiling/test_plan.py::test_a_cached_step_needs_what_was_planned"],
+        "rows beyond the measured ones cost nothing",
+    ),
+    (
+        "cir_cot/profiling/plan.py",
+        '    buckets = step.gradients if sharding == "ddp" and gpus > 1 else 0',
+        "    buckets = 0",
+        ["tests/profiling/test_plan.py::test_what_processes_share"],
+        "DDP's buckets are forgotten",
+    ),
     # ---- cir_cot/engines
     (
         "cir_cot/engines/chat_server.py",

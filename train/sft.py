@@ -9,8 +9,6 @@ checkpoints. --model takes a base checkpoint or a retriever of an earlier stage.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -18,37 +16,16 @@ from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors
-from cir_cot.training.arguments import HELP, QwenArguments, option
 from cir_cot.training.dataset import CirDataset, load_rows
 from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.progress import show_in_one_line
 from cir_cot.training.run import load_head, train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
+from cir_cot.training.sft_arguments import SftArguments
 from cir_cot.training.trainer import CirTrainer
 from cir_cot.training.validation import load_validation
 
 SETTINGS = ("chain_dropout", "target_encoder")  # arguments that are the head's own settings
-
-
-@dataclass
-class SftArguments(QwenArguments):
-    """Train the chain retriever: cross-entropy of the chain, and InfoNCE of the embeddings."""
-
-    chains: list[str] | None = option(
-        None, "JSONL files of chains, if the records do not hold them."
-    )
-    chain_dropout: float | None = option(None, "Share of rows trained without their chain" + HELP)
-    train_only: Literal["all", "readout"] = option(
-        "all",
-        "readout: freeze the language model, so that no chain changes, and train the readout of "
-        "the embedding alone.",
-    )
-    target_encoder: str | None = option(
-        None, "Frozen CLIP or SigLIP checkpoint whose embeddings of the targets are learned."
-    )
-    features: str | None = option(
-        None, "Folder that keeps those embeddings; default: OUTPUT_DIR/features."
-    )
 
 
 def read_rows(args: SftArguments) -> CirDataset:

@@ -1,0 +1,226 @@
+"""`cir-cot plan`: what it says of tiny models is what they need, and full sizes take minutes without a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_training
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cir_cot.errors import InputError
+from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.peak_bytes import peak_bytes
+from cir_cot.profiling.cards import CARDS, GIB, Accelerator
+from cir_cot.profiling.fake_head import fake_head
+from cir_cot.profiling.fake_meter import FakeMeter
+from cir_cot.profiling.fake_passes import picture_side
+from cir_cot.profiling.plan import (
+    PlanArguments,
+    Step,
+    advise,
+    measure_step,
+    memory_of,
+    plan,
+    weight_bytes,
+    wire_bytes,
+)
+from cir_cot.profiling.synthetic import SyntheticPairs
+from cir_cot.scripts.train import plan as script
+from cir_cot.scripts.train import sft
+from cir_cot.training.run import load_head
+from cir_cot.training.step_losses import StepTotals, count_step
+from cir_cot.training.trainer import CirTrainer
+
+CONFIGS = Path(script.__file__).parent / "configs"
+CARD = CARDS["h100-80"]
+WORDS = 12
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    corpus = SyntheticPairs(0, 28).corpus()
+    return write_tiny(
+        tmp_path_factory.mktemp("base"), corpus=corpus, vocab_size=400, **tiny_training.SIZES
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_pass(base, tmp_path_factory):
+    """The first cached step of a process allocates the vision cache's hash lanes, 1 MiB that stays."""
+    folder = tmp_path_factory.mktemp("first")
+    measure_step(arguments(base, folder, chunk_tokens=690), CARD, WORDS)
+
+
+def arguments(base, folder, **options):
+    given = {
+        "output_dir": str(folder),
+        "model": str(base),
+        "root": ".",
+        "per_device_train_batch_size": 6,
+        "chunk_tokens": 0,
+        "lora_r": 4,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return PlanArguments(**(given | options))
+
+
+def prepared(args):
+    """A trainer of the real head, its batch, and the totals of the step."""
+    head = load_head(sft.CotRetriever, args, sft.SETTINGS)
+    pairs = SyntheticPairs(args.per_device_train_batch_size, picture_side(head), WORDS)
+    trainer = CirTrainer(head, args, pairs)
+    inputs = head.collator()([pairs[index, 0] for index in range(len(pairs))])
+    return trainer, head.train(), inputs, StepTotals(*count_step([inputs]))
+
+
+def real_step(args):
+    """The trainer's step on real tensors: its peak beside gradients, and its operations."""
+    trainer, *step = prepared(args)
+    trained = sum(value.nbytes for value in step[0].parameters() if value.requires_grad)
+    peak = peak_bytes(lambda: trainer.training_step(*step))
+    again, *step = prepared(args)
+    with FlopCounterMode(display=False) as counter:
+        again.training_step(*step)
+    return peak - trained, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_plain_step_needs_what_was_planned(base, tmp_path, lora_r, recompute, dtype):
+    args = arguments(base, tmp_path, lora_r=lora_r, recompute=recompute, dtype=dtype)
+    step = measure_step(args, CARD, WORDS)
+    activations, operations = real_step(args)
+    assert step.activations == pytest.approx(activations, rel=0.02)
+    assert step.operations == operations
+    assert step.chunks == 1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_cached_step_needs_what_was_planned(base, tmp_path, recompute):
+    """Twenty-four rows in eight chunks are planned from the rows of two."""
+    rows = {"per_device_train_batch_size": 24, "chunk_tokens": 690}
+    args = arguments(base, tmp_path, recompute=recompute, **rows)
+    step = measure_step(args, CARD, WORDS)
+    activations, operations = real_step(args)
+    assert step.activations == pytest.approx(activations, rel=0.02)
+    assert step.operations == pytest.approx(operations, rel=0.02)
+    assert step.chunks == 8
+
+
+def test_the_meter_counts_kernels_bytes_and_reads(base, tmp_path):
+    head = fake_head(arguments(base, tmp_path))
+    weight = head.backbone.plain.get_input_embeddings().weight  # (V, H), fake
+    with FakeMeter(Accelerator(80, 1e12, 1e9, 1e9)) as meter:
+        out = weight @ weight.T  # one kernel
+        out.view(-1)  # none
+        torch.ones(3).tolist()  # a read
+        assert out.sum().item() == 0  # a kernel, and a read of a fake number
+    rows, width = weight.shape
+    assert meter.operations == 2 * rows * rows * width
+    assert meter.kernels == 2
+    assert meter.synchronisations == 2
+    assert meter.moved == 2 * weight.nbytes + out.nbytes + out.nbytes + 4
+    assert meter.seconds == pytest.approx(meter.moved / 1e9)
+    assert out.nbytes + 4 <= meter.peak <= out.nbytes + 16  # the list's three numbers
+
+
+STEP = Step(
+    rows=8,
+    tokens=800,
+    chunks=4,
+    weights=10 * GIB,
+    gradients=8 * GIB,
+    activations=6 * GIB,
+    largest_block=1 * GIB,
+    operations=0,
+    kernels=0,
+    synchronisations=0,
+    seconds=0.0,
+    passes=12,
+)
+
+
+def test_what_processes_share():
+    def gib(gpus, sharding):
+        parts = memory_of(STEP, gpus, sharding)
+        return {name: value / GIB for name, value in parts.items()}
+
+    alone = {"weights": 10, "gradients": 8, "optimizer": 16, "activations": 6, "peak": 40}
+    assert gib(1, "ddp") == gib(1, "zero2") == gib(1, "zero3") == alone
+    assert gib(4, "ddp") == alone | {"gradients": 16, "peak": 48}
+    assert gib(4, "zero2") == alone | {"gradients": 2, "optimizer": 4, "peak": 22}
+    shared = alone | {"weights": 4.5, "gradients": 2, "optimizer": 4, "peak": 16.5}
+    assert gib(4, "zero3") == gib(4, "fsdp2") == shared
+
+
+def test_what_goes_over_the_wire():
+    assert wire_bytes(STEP, 1, "ddp", 4) == 0
+    targets = 8 * 4 * 4 * 3
+    assert wire_bytes(STEP, 4, "ddp", 4) == 12 * GIB + targets
+    assert wire_bytes(STEP, 4, "zero3", 4) == 12 * GIB + targets + 0.75 * 10 * 12 * GIB
+
+
+def test_quantised_weights_are_those_of_the_blocks_linear_layers(base, tmp_path):
+    head = fake_head(arguments(base, tmp_path, dtype="bfloat16"))
+    plain = weight_bytes(head, None)
+    linear = sum(
+        value.numel()
+        for name, value in head.named_parameters()
+        if "language_model.layers" in name and value.dim() == 2 and "lora_" not in name
+    )
+    assert plain - weight_bytes(head, "int8") == linear
+    assert plain - weight_bytes(head, "nf4") == pytest.approx(linear * (2 - 0.515875), abs=100)
+
+
+def test_the_advice_is_what_fits(base, tmp_path):
+    args = arguments(base, tmp_path, chunk_tokens=400)
+    memory = memory_of(STEP, 1, "ddp")
+    assert advise(args, STEP, memory, 39 * GIB, "ddp") == "set chunk_tokens to 256"
+    assert advise(args, STEP, memory, 33 * GIB, "ddp") == "set recompute: true"
+    args.recompute = True
+    assert "quantization: nf4" in advise(args, STEP, memory, 33 * GIB, "ddp")
+    args.lora_r = 0
+    assert "train an adapter" in advise(args, STEP, memory, 33 * GIB, "ddp")
+
+
+def test_a_plan_refuses_what_cannot_fit(base, tmp_path):
+    args = arguments(base, tmp_path)
+    found = plan(args, Accelerator(1e-3, 1e12, 1e12, 1e12), passes=False)
+    assert not found["fits"]
+    assert found["advice"]
+    assert plan(args, CARD, passes=False)["fits"]
+    args.quantization = "nf4"
+    with pytest.raises(InputError, match="packed weights are not sharded"):
+        plan(args, CARD, 8, "zero3")
+
+
+KEYS = {
+    "fits",
+    "peak_gib",
+    "weights_gib",
+    "activations_gib",
+    "optimizer_gib",
+    "operations",
+    "kernels",
+    "synchronisations",
+    "seconds",
+    "decode",
+    "encode",
+    "advice",
+}
+
+
+def test_the_command_prints_a_plan(base, capsys):
+    config = str(CONFIGS / "joint.yaml")
+    argv = ["--model", str(base), "--config", config, "--card", "l4-24", "--json"]
+    assert script.main([*argv, "--per_device_train_batch_size", "4", "--lora_r", "4"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found.keys() >= KEYS
+    assert found["decode"]["tokens_per_second"] > 0
+    assert found["encode"]["pictures_per_second"] > 0
+    assert "memory of a process" in captured.err
