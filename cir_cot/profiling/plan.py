@@ -89,9 +89,10 @@ def measure_step(args: PlanArguments, card: Accelerator, words: int = WORDS) -> 
     trainer = CirTrainer(head, args, pairs)
     inputs = head.collator()([pairs[index, 0] for index in range(rows)])
     totals = StepTotals(*count_step([inputs]))
-    head.train()
+    # Mixed precision is what accelerate wraps around the forward pass.
+    model = trainer.accelerator.prepare_model(head.train(), device_placement=False)
     with FakeMeter(card) as meter:
-        trainer.training_step(head, inputs, totals)
+        trainer.training_step(model, inputs, totals)
     tokens = sum(sum(row_tokens(inputs[name])) for name in SIDES)
     scale = batch / rows
     chunks = 1

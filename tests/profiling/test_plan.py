@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.errors import InputError
@@ -14,7 +15,7 @@ from cir_cot.peak_bytes import peak_bytes
 from cir_cot.profiling.cards import CARDS, GIB, Accelerator
 from cir_cot.profiling.fake_head import fake_head
 from cir_cot.profiling.fake_meter import FakeMeter
-from cir_cot.profiling.fake_passes import picture_side
+from cir_cot.profiling.fake_passes import decoding, picture_side
 from cir_cot.profiling.plan import (
     PlanArguments,
     Step,
@@ -73,7 +74,8 @@ def prepared(args):
     pairs = SyntheticPairs(args.per_device_train_batch_size, picture_side(head), WORDS)
     trainer = CirTrainer(head, args, pairs)
     inputs = head.collator()([pairs[index, 0] for index in range(len(pairs))])
-    return trainer, head.train(), inputs, StepTotals(*count_step([inputs]))
+    model = trainer.accelerator.prepare_model(head.train(), device_placement=False)
+    return trainer, model, inputs, StepTotals(*count_step([inputs]))
 
 
 def real_step(args):
@@ -97,6 +99,60 @@ def test_a_plain_step_needs_what_was_planned(base, tmp_path, lora_r, recompute, 
     assert step.activations == pytest.approx(activations, rel=0.02)
     assert step.operations == operations
     assert step.chunks == 1
+
+
+class Products(TorchDispatchMode):
+    """Collects matrix products in which a number is float32, by the shapes of their factors."""
+
+    NAMES = ("aten::mm", "aten::addmm", "aten::bmm", "aten::convolution")
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name in self.NAMES or "scaled_dot_product" in name:
+            factors = [leaf for leaf in args if isinstance(leaf, torch.Tensor)]
+            if name.endswith("attention_for_cpu_backward"):
+                factors = factors[:5]  # without the logarithms of its sums, always float32
+            self.count += 1
+            if any(factor.dtype == torch.float32 for factor in factors):
+                self.shapes.append(tuple(tuple(factor.shape) for factor in factors))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_step_in_bfloat16_computes_no_product_in_float32(kind, lora_r, tmp_path):
+    """Beside the similarities of InfoNCE and its statistics, (B, D) with (D, B), whose precision decides ranks."""
+    corpus = SyntheticPairs(0, 28).corpus()
+    base = write_tiny(tmp_path / "base", kind, corpus=corpus, vocab_size=400, **tiny_training.SIZES)
+    args = arguments(base, tmp_path / "run", dtype="bfloat16", lora_r=lora_r)
+    head = fake_head(args)
+    pairs = SyntheticPairs(6, picture_side(head), WORDS)
+    trainer = CirTrainer(head, args, pairs)
+    inputs = head.collator()([pairs[index, 0] for index in range(6)])
+    totals = StepTotals(*count_step([inputs]))
+    model = trainer.accelerator.prepare_model(head.train(), device_placement=False)
+    with FakeMeter(CARD) as meter, Products() as products:
+        trainer.training_step(model, inputs, totals)
+    assert products.count > 100
+    width = head.dim
+    similar = {((6, width), (width, 6)), ((6, 6), (6, width)), ((width, 6), (6, 6))}
+    assert set(products.shapes) <= similar
+    # Reads by the host that would wait for a GPU: M-RoPE positions and windows are most of them.
+    assert meter.synchronisations <= 100
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_decoding_step_reads_nothing_but_its_tokens(kind, tmp_path):
+    corpus = SyntheticPairs(0, 28).corpus()
+    base = write_tiny(tmp_path / "base", kind, corpus=corpus, vocab_size=400, **tiny_training.SIZES)
+    head = fake_head(arguments(base, tmp_path / "run", dtype="bfloat16"), inference=True)
+    found = decoding(head, CARD, rows=4, new=8)
+    assert found["synchronisations_per_step"] <= 2
 
 
 @pytest.mark.parametrize("recompute", [False, True])
