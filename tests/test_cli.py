@@ -250,6 +250,8 @@ def test_light_commands_import_nothing_heavy(argv):
 
 # A new option is a promise to users: it is added here on purpose, or not at all.
 BENCHMARK = {"--benchmark", "--root", "--split"}
+PIXELS = {"--min-pixels", "--max-pixels"}
+ENGINE = {"--engine", "--engine-url", "--engine-model"}
 MODEL = {
     "--model",
     "--category",
@@ -278,14 +280,23 @@ OPTIONS = {
         "--references",
         "--test-references",
         "--edits",
+        "--train-edits",
         "--size",
         "--page",
         "--overwrite",
     },
-    "retrieval": BENCHMARK | MODEL | {"--reading", "--gallery", "--reference"},
-    "reasoning": BENCHMARK | MODEL,
-    "calibrate": BENCHMARK | (MODEL - {"--chains"}) | {"--metric", "--tolerance", "--write"},
-    "index": {
+    "retrieval": BENCHMARK
+    | MODEL
+    | PIXELS
+    | ENGINE
+    | {"--reading", "--gallery", "--reference", "--index"},
+    "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | {"--index"},
+    "calibrate": BENCHMARK
+    | (MODEL - {"--chains"})
+    | PIXELS
+    | {"--metric", "--tolerance", "--write"},
+    "index": PIXELS
+    | {
         "--model",
         "--images",
         "--out",
@@ -301,7 +312,9 @@ OPTIONS = {
         "--dtype",
         "--json",
     },
-    "search": {
+    "search": PIXELS
+    | ENGINE
+    | {
         "--model",
         "--index",
         "--image",
@@ -315,7 +328,9 @@ OPTIONS = {
         "--dtype",
         "--json",
     },
-    "demo": {
+    "demo": PIXELS
+    | ENGINE
+    | {
         "--model",
         "--index",
         "--images",
@@ -372,6 +387,15 @@ OPTIONS = {
         "--queries",
         "--max-steps",
         "--full",
+    },
+    "plan": {
+        "--model",
+        "--config",
+        "--gpus",
+        "--card",
+        "--sharding",
+        "--training-only",
+        "--json",
     },
     "tiny-base": {
         "--out",

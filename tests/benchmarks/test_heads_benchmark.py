@@ -30,11 +30,12 @@ def result(row: str, seed: int, recall: float, **more) -> dict:
 
 
 def arguments_of(command: str) -> type[CirArguments]:
+    """The recipe's own kind of arguments, which its script defines or imports."""
     module = importlib.import_module(COMMANDS[command])
-    (kind,) = (
-        v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__
+    kinds = [v for v in vars(module).values() if isinstance(v, type)]
+    return max(
+        (kind for kind in kinds if issubclass(kind, CirArguments)), key=lambda kind: len(kind.mro())
     )
-    return kind
 
 
 @pytest.mark.parametrize("name", heads.STAGES)

@@ -83,7 +83,7 @@ class EngineScript:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "base"
+    folder = tmp_path_factory.mktemp("engine") / "base"
     return write_tiny(
         folder, hidden=32, intermediate=64, layers=2, vision_depth=1, vision_hidden=32
     )

@@ -280,3 +280,25 @@ def test_the_command_prints_a_plan(base, capsys):
     assert found["decode"]["tokens_per_second"] > 0
     assert found["encode"]["pictures_per_second"] > 0
     assert "memory of a process" in captured.err
+
+
+SHIPPED = [
+    ("cirr_7b", "7B", "h100-80"),
+    ("fashioniq_7b", "7B", "h100-80"),
+    ("trace_7b", "7B", "h100-80"),
+    ("stage1", "7B", "h100-80"),
+    ("joint", "7B", "h100-80"),
+    ("cirr_3b", "3B", "l4-24"),
+    ("cirr_7b_24gb", "7B", "l4-24"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "size", "card"), SHIPPED)
+def test_a_config_that_ships_fits_the_card_it_names(config, size, card, capsys):
+    """One to two minutes each; the rows of one process, of which two chunks are measured."""
+    argv = ["--model", size, "--config", str(CONFIGS / f"{config}.yaml"), "--card", card]
+    assert script.main([*argv, "--training-only", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["memory_mb"] < 1536
