@@ -1,6 +1,7 @@
 """Tell one retriever from another by what it encodes, and how much rounding may change an embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,6 +50,41 @@ def fingerprint(retriever: Retriever) -> np.ndarray:
         images.append(small.resize((SIDE, SIDE), Image.Resampling.NEAREST))
     with inference(retriever):
         return retriever.encode_target(images).float().cpu().numpy()
+
+
+def identity(retriever: Retriever) -> dict[str, Any]:
+    """Return what stored vectors are compared by: `probe`, the fingerprint, and `pixels`, the bounds of pictures.
+
+    The fingerprint's pictures are small, so that few bounds change them. `pixels` is None for a retriever that
+    has no bounds.
+    """
+    bounds = getattr(retriever, "pixel_bounds", None)  # only heads on a Qwen-VL have them
+    return {"probe": fingerprint(retriever).tolist(), "pixels": bounds() if bounds else None}
+
+
+def check_identity(stored: Mapping[str, Any], retriever: Retriever, where: str) -> None:
+    """Raise InputError if vectors were stored by another retriever, or at other bounds of pictures.
+
+    Args:
+        stored: what `identity` returned; earlier versions stored no `pixels`.
+        retriever: the one in use.
+        where: names what stores the vectors.
+    """
+    # The bounds first: small ones change the fingerprint, too, and say less there.
+    bounds = getattr(retriever, "pixel_bounds", None)
+    held = stored.get("pixels")
+    if held and bounds and bounds() != held:
+        options = " ".join(f"--{name.replace('_', '-')} {held[name]}" for name in held)
+        raise InputError(
+            f"{where}: encoded at {_named(held)}, and the retriever has {_named(bounds())}; give {options}, or encode "
+            "the gallery into a new folder"
+        )
+    check_fingerprint(stored["probe"], retriever, where)
+
+
+def _named(bounds: Mapping[str, int]) -> str:
+    """Return pixel bounds as text: "min_pixels 3136 and max_pixels 501760"."""
+    return " and ".join(f"{name} {value}" for name, value in bounds.items())
 
 
 def check_fingerprint(stored: Sequence[Sequence[float]], retriever: Retriever, where: str) -> None:

@@ -136,6 +136,8 @@ def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace, ranks: Ra
             encoding=encoding,
             gallery=gallery,
         )
+        for result in study.results.values():
+            result.protocol["index"] = args.index
         studies.append(study)
     return studies
 

@@ -141,6 +141,7 @@ def measure(
             progress=ranks.first,
             encoding=encoding,
         )
+        result.protocol["index"] = args.index
         results.append(result)
     return results
 

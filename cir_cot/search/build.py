@@ -16,7 +16,7 @@ from .gallery_index import GalleryIndex
 from .gallery_scan import encode_rank, read_scan
 from .index_files import STORES, Metadata, read_metadata
 from .qdrant_index import QdrantIndex
-from .vector_store import FINGERPRINT, Vectors, claim_logs, read_fingerprint, remove_logs
+from .vector_store import IDENTITY, Vectors, claim_logs, read_identity, remove_logs
 
 LOGS = "encoding"  # the folder of logs below the index while it is built
 # The class of a kind by what stands before its colon; every other kind is FAISS's.
@@ -207,7 +207,7 @@ def _save(
         payloads = {} if old is None else old.list_payloads()
     held = {name: payloads[name] for name, _ in rows if name in payloads}
     # Gather the vectors, and replace the old state.
-    metadata["probe"] = read_fingerprint(folder / LOGS / FINGERPRINT)
+    metadata |= read_identity(folder / LOGS / IDENTITY)
     fresh = Vectors(folder / LOGS, metadata["dim"])
     if old is None:
         index = index_class(metadata["kind"]).create(rows, fresh, held, metadata)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.fingerprint import check_fingerprint
+from cir_cot.fingerprint import check_identity
 from cir_cot.retriever import Retriever
 
 from . import faiss_stores
@@ -145,7 +145,7 @@ class Index:
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
         """Refuse a retriever other than the one that encoded the gallery."""
-        check_fingerprint(self.metadata["probe"], retriever, where)
+        check_identity(self.metadata, retriever, where)
 
     # ---- making and changing
 

@@ -24,7 +24,7 @@ class GalleryIndex(Protocol):
 
     A new kind of index is one class with these methods and one entry in `build.KINDS`.
     `metadata` is the content of index.json: kind, dtype, dim (of the retriever), width (of the stored vectors),
-    count, probe (the retriever's fingerprint), images (their folder) and unreadable.
+    count, probe and pixels (the retriever's `identity`), images (their folder) and unreadable.
 
     Example:
         index = open_index("runs/index")

@@ -33,9 +33,12 @@ def gallery_vectors(
     index = open_index(folder)
     try:
         index.check(retriever, folder)
-        if not isinstance(index, Index) or index.metadata["width"] != index.metadata["dim"]:
+        held = index.metadata
+        complete = held["width"] == held["dim"] and held["dtype"] == "float32"
+        if not isinstance(index, Index) or not complete:
             raise InputError(
-                f"{folder}: an evaluation needs complete vectors of a local index; build one without --width and --kind"
+                f"{folder}: an evaluation needs complete float32 vectors of a local index; build one without --width, "
+                "--store-dtype and --kind"
             )
         # The row of each picture, by id and content.
         places = {name: row for row, name in enumerate(index.list_ids())}

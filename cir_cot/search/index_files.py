@@ -22,7 +22,7 @@ from cir_cot.files import parse_json, read_json, sync, write_text_atomic
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.storage import written
 
-from .vector_store import is_fingerprint
+from .vector_store import is_bounds, is_fingerprint
 
 FORMAT = 1  # of index.json
 STORES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}  # dtype -> FAISS factory string
@@ -219,6 +219,7 @@ CHECKS: dict[str, Callable[[object], bool]] = {
     "count": _is_count,
     "number": lambda value: value is None or _is_count(value),  # a Qdrant collection has none
     "probe": is_fingerprint,
+    "pixels": is_bounds,  # earlier versions wrote none
     "digests": _is_texts,  # file -> digest
     "unreadable": _is_texts,  # image id -> problem
     "tuned": lambda value: value is None or _is_text(value),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cir_cot.errors import InputError
-from cir_cot.fingerprint import check_fingerprint
+from cir_cot.fingerprint import check_identity
 from cir_cot.retriever import Retriever
 
 from .gallery_index import Hit, Rows, check_held, check_queries
@@ -58,7 +58,7 @@ class QdrantIndex:
 
     def check(self, retriever: Retriever, where: str = "the index") -> None:
         """Refuse a retriever other than the one that encoded the gallery."""
-        check_fingerprint(self.metadata["probe"], retriever, where)
+        check_identity(self.metadata, retriever, where)
 
     # ---- search
 

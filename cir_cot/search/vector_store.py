@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ import torch
 from cir_cot.digests import DIGEST_BYTES
 from cir_cot.errors import InputError
 from cir_cot.files import read_json, sync, write_text_atomic
-from cir_cot.fingerprint import check_fingerprint, fingerprint
+from cir_cot.fingerprint import check_identity, identity
 from cir_cot.retriever import Retriever
 from cir_cot.storage import written
 
 HASH = 2 * DIGEST_BYTES  # hexadecimal digits of a content hash
 CHECKSUM = 8  # bytes, of a stored row
 ENCODED = ".encoded"  # suffix of a log
-FINGERPRINT = "probe.json"  # the fingerprint of the retriever, beside the logs
+IDENTITY = "probe.json"  # which retriever encodes, beside the logs
 # What encoding writes: logs, scans, the fingerprint, temporary files; and the logs of an earlier version.
 OWN = re.compile(r"\d+\.(encoded|seen|vectors|rows)|probe\.json|\.[0-9a-f]{16}\.tmp")
 
@@ -163,15 +163,15 @@ def truncate_dims(vectors: np.ndarray | torch.Tensor, width: int) -> np.ndarray:
 
 
 def claim_logs(folder: Path, retriever: Retriever) -> None:
-    """Write the retriever's fingerprint beside the logs, or check it against the run that is continued.
+    """Write the retriever's identity beside the logs, or check it against the run that is continued.
 
     Raises:
         InputError: the logs are of another retriever, or the folder holds files that no index wrote.
     """
-    path = folder / FINGERPRINT
+    path = folder / IDENTITY
     # Continue a run of the same retriever, refuse a user's folder, or begin.
     if path.exists():
-        check_fingerprint(read_fingerprint(path), retriever, str(folder))
+        check_identity(read_identity(path), retriever, str(folder))
     elif folder.exists() and any(not OWN.fullmatch(file.name) for file in folder.iterdir()):
         raise InputError(
             f"{folder}: holds files that no index wrote; move them away, or give another --out"
@@ -179,7 +179,7 @@ def claim_logs(folder: Path, retriever: Retriever) -> None:
     else:
         with written(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path, json.dumps({"probe": fingerprint(retriever).tolist()}))
+            write_text_atomic(path, json.dumps(identity(retriever)))
     if old := sorted(folder.glob("*.rows")):
         logger.warning(
             "%s: stored without checksums by an earlier version; its pictures are encoded again",
@@ -187,13 +187,20 @@ def claim_logs(folder: Path, retriever: Retriever) -> None:
         )
 
 
-def read_fingerprint(path: Path) -> list[list[float]]:
-    """Return the retriever's fingerprint of an interrupted run; InputError when the file is damaged."""
-    content = read_json(path)
-    found = content.get("probe") if isinstance(content, dict) else None
-    if not is_fingerprint(found):
+def read_identity(path: Path) -> dict[str, Any]:
+    """Return the retriever's `identity` of an interrupted run; InputError when the file is damaged."""
+    found = read_json(path)
+    content = found if isinstance(found, dict) else {}
+    if not is_fingerprint(content.get("probe")) or not is_bounds(content.get("pixels")):
         raise InputError(f"{path}: damaged; remove the folder {path.parent} and run again")
-    return found
+    return {"probe": content["probe"], "pixels": content.get("pixels")}
+
+
+def is_bounds(value: object) -> bool:
+    """Tell whether a value is a mapping of names to numbers of pixels, or None."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(type(number) is int for number in value.values())
 
 
 def is_fingerprint(value: object) -> TypeGuard[list[list[float]]]:

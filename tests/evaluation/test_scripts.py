@@ -103,8 +103,9 @@ def test_the_gallery_may_come_from_an_index(checkpoint, scenes, tmp_path, capsys
         capsys.readouterr()
         argv = command(checkpoint, scenes, "--reading", "fast", "--json", *more)
         assert retrieval.main(argv) == 0
-        results.append(answer_of(capsys)[0]["metrics"])
-    assert results[0] == results[1]
+        results.append(answer_of(capsys)[0])
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert [result["protocol"]["index"] for result in results] == [None, index]
 
 
 def test_an_index_of_something_else_is_refused(checkpoint, scenes, tmp_path, capsys):
@@ -114,7 +115,13 @@ def test_an_index_of_something_else_is_refused(checkpoint, scenes, tmp_path, cap
     build = ["--model", str(checkpoint), "--images", str(copy / "images"), "--out", index]
     assert build_index.main([*build, "--width", "8"]) == 0
     argv = command(checkpoint, copy, "--reading", "fast", "--index", index)
-    assert "needs complete vectors" in refused(retrieval.main, argv, capsys)
+    assert "needs complete float32 vectors" in refused(retrieval.main, argv, capsys)
+    shutil.rmtree(index)
+    assert build_index.main([*build, "--store-dtype", "float16"]) == 0
+    assert "needs complete float32 vectors" in refused(retrieval.main, argv, capsys)
+    shutil.rmtree(index)
+    assert build_index.main([*build, "--max-pixels", "3136"]) == 0
+    assert "encoded at min_pixels 784 and max_pixels 3136" in refused(retrieval.main, argv, capsys)
     shutil.rmtree(index)
     assert build_index.main(build) == 0
     picture = min((copy / "images").iterdir())

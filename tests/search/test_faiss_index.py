@@ -290,6 +290,46 @@ def test_another_retriever_is_refused(images, tmp_path, kind):
         made(images, tmp_path / "index", Turned(), kind=kind)
 
 
+class Bounded(Plain):
+    """The same retriever, which says to which areas it resizes pictures."""
+
+    largest = 3136
+
+    def pixel_bounds(self):
+        return {"min_pixels": 784, "max_pixels": self.largest}
+
+
+class Finer(Bounded):
+    largest = 7056
+
+
+def test_a_retriever_at_other_pixel_bounds_is_refused(images, tmp_path, kind):
+    index = made(images, tmp_path / "index", Bounded(), kind=kind)
+    index.check(Bounded())
+    wanted = "max_pixels 3136, .* max_pixels 7056; give --min-pixels 784 --max-pixels 3136, or"
+    with pytest.raises(InputError, match=wanted):
+        index.check(Finer())
+    # An earlier version wrote no bounds, and not every retriever has them.
+    index.check(Plain())
+    del index.metadata["pixels"]
+    index.check(Finer())
+    index.close()
+    with pytest.raises(InputError, match="max_pixels 3136"):
+        made(images, tmp_path / "index", Finer(), kind=kind)
+
+
+def test_a_run_at_other_pixel_bounds_is_not_continued(images, tmp_path):
+    class Stopping(Counting):
+        def pixel_bounds(self):
+            return Bounded().pixel_bounds()
+
+    with pytest.raises(KeyboardInterrupt):
+        made(images, tmp_path / "index", Stopping(stop_after=14))
+    with pytest.raises(InputError, match="encoded at min_pixels 784 and max_pixels 3136"):
+        made(images, tmp_path / "index", Finer())
+    made(images, tmp_path / "index", Bounded())
+
+
 def test_the_probe_sees_a_small_change_and_no_noise():
     first = fingerprint(Wide())
     assert first.shape == (3, 64)

@@ -239,7 +239,7 @@ def edit(**changes):
         path = folder / "index.json"
         facts = json.loads(path.read_text())
         for key, value in changes.items():
-            facts.pop(key)
+            facts.pop(key, None)
             if value is not ...:
                 facts[key] = value
         path.write_text(json.dumps(facts))
@@ -301,6 +301,8 @@ DAMAGED = {
     "digests of numbers": edit(digests={"rows": 3}),
     "probe ragged": edit(probe=[[0.1], [0.1, 0.2]]),
     "probe of words": edit(probe=[["a"]]),
+    "bounds of words": edit(pixels={"max_pixels": "all"}),
+    "no bounds": edit(pixels=[1]),
     "probe huge": edit(probe=[[10**400]]),
     "rows missing": lambda folder: (folder / "rows.1.jsonl").unlink(),
     "vectors missing": lambda folder: (folder / "vectors.1.faiss").unlink(),
