@@ -1132,8 +1132,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/vector_store.py",
-        "    if not is_fingerprint(found):",
-        "    if found is None:",
+        '    if not is_fingerprint(content.get("probe")) or not is_bounds(content.get("pixels")):',
+        "    if content is None:",
         [
             "tests/search/test_index_files.py::test_a_damaged_fingerprint_of_an_interrupted_run_is_one_line"
         ],

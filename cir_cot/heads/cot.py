@@ -164,7 +164,7 @@ class CotRetriever(QwenHead):
         """
         reading = self._checked_reading(reading)
         outputs = []
-        batches = self.batches_by_size(images)
+        batches = self.batches_by_size(images, texts)
         for rows in batches:
             pictures = [images[row] for row in rows]
             words = [texts[row] for row in rows]
@@ -200,7 +200,7 @@ class CotRetriever(QwenHead):
         """Encode B composed queries with supplied chains: annotated ones, or ones that a person has edited."""
         written = [cot_to_text(chain) for chain in chains]
         outputs = []
-        batches = self.batches_by_size(images)
+        batches = self.batches_by_size(images, texts, written)
         for rows in batches:
             pictures = [images[row] for row in rows]
             words = [texts[row] for row in rows]
@@ -226,7 +226,7 @@ class CotRetriever(QwenHead):
             begun: the first sections of each chain, as tagged text; a complete chain is encoded as it is.
         """
         outputs = []
-        batches = self.batches_by_size(images)
+        batches = self.batches_by_size(images, texts, begun)
         for rows in batches:
             pictures = [images[row] for row in rows]
             words = [texts[row] for row in rows]
@@ -287,7 +287,7 @@ class CotRetriever(QwenHead):
         # The alternative to the retrieval token is the first token of a chain.
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
         found = torch.zeros(len(images))
-        for rows in self.batches_by_size(images):
+        for rows in self.batches_by_size(images, texts):
             pictures = [images[row] for row in rows]
             words = [texts[row] for row in rows]
             # Prompts without an answer: the last state decides.

@@ -221,7 +221,7 @@ class PromptPoolRetriever(QwenHead):
         """Encode B composed queries; explanations name the chosen prompts with their scores, best first."""
         encoder = self.encoder()
         outputs = []
-        batches = self.batches_by_size(images)
+        batches = self.batches_by_size(images, texts)
         for rows in batches:
             pictures = [images[row] for row in rows]
             inputs = compose(encoder, pictures, [texts[row] for row in rows])

@@ -25,7 +25,7 @@ READOUTS = ("ret", "before_ret")
 PIXEL_BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 # Padded tokens in one forward pass of inference: a few hundred MB of activations at 7B.
 TOKEN_BUDGET = 16384
-# Tokens of a prompt beside its picture, for batches only.
+# Tokens of the chat template and the instruction, for batches only.
 PROMPT_TOKENS = 64
 # Bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020).
 COLDEST = 0.01
@@ -135,21 +135,32 @@ class QwenHead(Head):
     def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.backbone.device) for name, value in inputs.items()}
 
-    def batches_by_size(self, images: Sequence[Image.Image]) -> list[list[int]]:
-        """Group pictures of similar size, so that a large one does not pad many small ones.
+    def batches_by_size(
+        self, images: Sequence[Image.Image], *texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Group rows of similar length, so that a long one does not pad many short ones.
 
         A batch has at most `token_budget` tokens, padding included, and `batch_size` rows. A single picture beyond the
-        budget is a batch of its own.
+        budget is a batch of its own. Tokens that are generated later do not count: they hold a cache and no
+        activations.
+
+        Args:
+            images: one picture a row.
+            texts: what stands beside each picture, such as all modifications and all chains; nothing for targets.
 
         Returns:
-            Numbers of the pictures of each batch, each number once.
+            Numbers of the rows of each batch, each number once.
         """
+        tokenizer = self.backbone.processor.tokenizer
         processor = self.backbone.processor.image_processor
         tokens = []
         for image in images:
             patches = processor.get_number_of_image_patches(image.height, image.width)
             tokens.append(patches // processor.merge_size**2 + PROMPT_TOKENS)
-        # Largest first: the first picture of a batch is as long as the batch is padded to.
+        for part in texts:
+            for row, text in enumerate(part):
+                tokens[row] += len(tokenizer.tokenize(text, split_special_tokens=True))
+        # Longest first: the first row of a batch is as long as the batch is padded to.
         batches: list[list[int]] = []
         for row in sorted(range(len(images)), key=lambda row: -tokens[row]):
             if batches:

@@ -447,17 +447,18 @@ def test_a_large_picture_pads_no_small_ones(make):
     head = make()
     sides = [(56, 56), (448, 420), (84, 56), (56, 84), (420, 448), (84, 84), (28, 56)]
     images = [Image.new("RGB", side, (30 * n, 9, 200 - 20 * n)) for n, side in enumerate(sides)]
-    texts = [f"make it {'much ' * n}red" for n in range(len(images))]
+    texts = [f"make it {'much ' * 20 * n}red" for n in range(len(images))]
     size = head.backbone.processor.image_processor.size
     size["longest_edge"] = 512 * 512  # the tiny checkpoint would shrink the large ones
     alone = torch.cat([head.encode_target([image]) for image in images])
     asked = [head.encode_query([i], [t]) for i, t in zip(images, texts, strict=True)]
     for budget in (1, 300, 700, 10**6):
         head.token_budget = budget
-        batches = head.batches_by_size(images)
+        batches = head.batches_by_size(images, texts)
         assert sorted(row for batch in batches for row in batch) == list(range(7))
         for batch in batches:
-            shape = head.encoder().target([images[row] for row in batch])["input_ids"].shape
+            rows = [images[row] for row in batch], [texts[row] for row in batch]
+            shape = head.encoder().query(*rows, [[]] * len(batch))[0]["input_ids"].shape
             assert len(batch) == 1 or shape.numel() <= budget
         assert difference(head.encode_target(images), alone) < 1e-5
         together = head.encode_query(images, texts)
