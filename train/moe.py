@@ -20,6 +20,7 @@ from cir_cot.models.clip import PAD_RATIO, load_clip
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
 from cir_cot.training.arguments import ClipArguments, option
 from cir_cot.training.dataset import CirDataset, load_rows, texts_of, used
+from cir_cot.training.distributed import training_ranks
 from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.run import train_and_save
 from cir_cot.training.run_folder import check_run_folder, run_folder
@@ -80,14 +81,16 @@ def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDatas
     """
     encoder = head.backbone.to(args.device)
     folder = args.features or args.folder / "features"
-    # The first process computes the features; the others find them on the disk.
-    with args.main_process_first(local=False, desc="CLIP features"):
-        cache = FeatureCache(folder, encoder.identity())
-        pictures = picture_vectors(cache, encoder.encode_images, rows.images, used(rows.records))
-        head.texts = text_vectors(cache, encoder.encode_texts, texts_of(rows))
+    # Every process computes a share of the features, and finds the others on the disk.
+    ranks = training_ranks(args)
+    cache = FeatureCache(folder, encoder.identity())
+    names = used(rows.records)
+    pictures = picture_vectors(cache, encoder.encode_images, rows.images, names, ranks)
+    head.texts = text_vectors(cache, encoder.encode_texts, texts_of(rows), ranks)
     if args.should_save:
         total = len(pictures) + len(head.texts)
-        print(f"{cache.computed} of {total} CLIP features computed, the others were cached")
+        of_all = "" if ranks.count == 1 else " by this process"
+        print(f"{cache.computed} of {total} CLIP features computed{of_all}, the others were cached")
     return CirDataset(rows.records, pictures, rows.captions)
 
 

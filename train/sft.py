@@ -17,6 +17,7 @@ from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors
 from cir_cot.training.dataset import CirDataset, load_rows
+from cir_cot.training.distributed import training_ranks
 from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.progress import show_in_one_line
 from cir_cot.training.run import load_head, train_and_save
@@ -50,10 +51,10 @@ def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> 
     encoder = head.foreign.to(args.device)
     names = [record.targets[0] for record in rows.records]
     folder = args.features or args.folder / "features"
-    # The first process computes the embeddings; the others find them on the disk.
-    with args.main_process_first(local=False, desc="target vectors"):
-        cache = FeatureCache(folder, encoder.identity())
-        targets = picture_vectors(cache, encoder.encode_images, rows.images, names)
+    # Every process computes a share of the embeddings, and finds the others on the disk.
+    ranks = training_ranks(args)
+    cache = FeatureCache(folder, encoder.identity())
+    targets = picture_vectors(cache, encoder.encode_images, rows.images, names, ranks)
     return CirDataset(rows.records, rows.images, rows.captions, targets)
 
 

@@ -6,7 +6,8 @@ was encoded. A changed model, preprocessing, picture or text therefore has no en
 
 Guaranteed: a file is written aside, synced and renamed, so that a crash loses only the file that was being written.
 Each file holds a digest of its vectors. A truncated or altered file is deleted with a warning, and its vectors are
-computed again. One process at a time fills a cache; any number of processes read it.
+computed again. One job at a time fills a cache, alone or on several processes that share the work; any number of
+processes read it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from torch import Tensor
 from cir_cot.digests import DIGEST_BYTES, digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.files import write_bytes_atomic
+from cir_cot.ranks import ALONE, Ranks
 from cir_cot.storage import locked
 
 if TYPE_CHECKING:
@@ -71,7 +74,11 @@ class FeatureCache:
         return torch.stack([self.shards[shard][row] for shard, row in places])
 
     def fill(
-        self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int = 64
+        self,
+        keys: Sequence[str],
+        compute: Callable[[Sequence[int]], Tensor],
+        batch_size: int = 64,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Compute the vectors that are missing, and write them to the disk.
 
@@ -79,23 +86,36 @@ class FeatureCache:
             keys: Content keys that must be in the cache afterwards.
             compute: Maps indices of `keys`, a batch of them, to vectors (B, D).
             batch_size: Size of such a batch, B.
+            ranks: This process among those that fill the cache together; all of them call `fill` with the same keys.
 
-        InputError where a vector is missing while another process fills the cache.
+        InputError where a vector is missing while another job fills the cache.
         """
-        # Reading needs no lock.
-        if all(key in self for key in keys):
+        # Reading needs no lock. Several processes decide together, below.
+        if ranks.count == 1 and all(key in self for key in keys):
             return
-        with locked(self.folder):
-            # Another process may have filled it since.
+        with locked(self.folder) if ranks.first else nullcontext():
+            # Another job may have filled it since; all processes see the same files before any writes.
+            ranks.wait()
             self._read_new()
-            self._compute(keys, compute, batch_size)
+            missing = self._missing(keys)
+            ranks.wait()
+            # Compute a share, and read those of the others.
+            self._compute(ranks.share(missing), keys, compute, batch_size)
+            ranks.wait()
+            self._read_new()
+
+    def _missing(self, keys: Sequence[str]) -> list[int]:
+        """Return the indices of the keys that have no vector; equal content occurs once."""
+        index_of = {key: index for index, key in enumerate(keys)}
+        return [index for key, index in index_of.items() if key not in self]
 
     def _compute(
-        self, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], batch_size: int
+        self,
+        missing: Sequence[int],
+        keys: Sequence[str],
+        compute: Callable[[Sequence[int]], Tensor],
+        batch_size: int,
     ) -> None:
-        # Equal content is computed once.
-        index_of = {key: index for index, key in enumerate(keys)}
-        missing = [index for key, index in index_of.items() if key not in self]
         # Write file by file, so that an interruption costs one file at most.
         for start in range(0, len(missing), SHARD):
             rows = missing[start : start + SHARD]
@@ -174,20 +194,24 @@ def picture_vectors(
     encode: Callable[[Sequence[Image]], Tensor],
     images: ImageStore,
     names: Iterable[str],
+    ranks: Ranks = ALONE,
 ) -> Vectors:
-    """Return the vectors of the pictures `names` of a store, from the cache or by `encode`."""
+    """Return the vectors of the pictures `names` of a store, from the cache or by `encode`; `ranks` as in `fill`."""
     names = list(dict.fromkeys(names))
     # Of equal names one is enough; two names of one picture share a key.
     keys = [images.fingerprint(name) for name in names]
-    cache.fill(keys, lambda rows: encode([images.load(names[row]) for row in rows]))
+    cache.fill(keys, lambda rows: encode([images.load(names[row]) for row in rows]), ranks=ranks)
     return Vectors(zip(names, cache.get(keys), strict=True))
 
 
 def text_vectors(
-    cache: FeatureCache, encode: Callable[[Sequence[str]], Tensor], texts: Iterable[str]
+    cache: FeatureCache,
+    encode: Callable[[Sequence[str]], Tensor],
+    texts: Iterable[str],
+    ranks: Ranks = ALONE,
 ) -> Vectors:
-    """Return the vectors of texts, from the cache or by `encode`."""
+    """Return the vectors of texts, from the cache or by `encode`; `ranks` as in `fill`."""
     texts = list(dict.fromkeys(texts))
     keys = [digest_bytes(b"text " + text.encode()) for text in texts]
-    cache.fill(keys, lambda rows: encode([texts[row] for row in rows]))
+    cache.fill(keys, lambda rows: encode([texts[row] for row in rows]), ranks=ranks)
     return Vectors(zip(texts, cache.get(keys), strict=True))

@@ -79,6 +79,8 @@ class CirArguments(TrainingArguments):
     logging_first_step: bool = option(True, "Log the first step too.")
     logging_nan_inf_filter: bool = option(False, "Hide NaN and infinite losses from the log.")
     remove_unused_columns: bool = option(False, "Must stay off: batches are nested.")
+    # The first step of a rank may wait for hours of another's encoding; half an hour would end the run.
+    ddp_timeout: int = option(86_400, "Seconds that a process waits for the others.")
     resume_from_checkpoint: str | None = option(
         None, "A checkpoint folder, or 'last': the newest complete one of output_dir, if any."
     )

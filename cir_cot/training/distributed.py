@@ -5,6 +5,15 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers import TrainingArguments
 
 from cir_cot.errors import InputError
+from cir_cot.ranks import ALONE, Ranks
+
+
+def training_ranks(args: TrainingArguments) -> Ranks:
+    """Return this process among those that train together."""
+    state = args.distributed_state
+    if state is None or args.world_size == 1:
+        return ALONE
+    return Ranks(args.process_index, args.world_size, state.wait_for_everyone, args.device)
 
 
 def zero_stage(args: TrainingArguments) -> int:

@@ -3,6 +3,8 @@
 import logging
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from cir_cot.digests import digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors, text_vectors
+from cir_cot.ranks import Ranks
 from cir_cot.storage import locked
 
 
@@ -58,6 +61,23 @@ def test_a_picture_is_encoded_once_and_found_by_every_later_run(tmp_path, store)
     assert asked == 1
     assert all(torch.equal(again[name], vectors[name]) for name in NAMES)
     assert again["p0"][0] == 0
+
+
+def test_processes_share_the_work_and_all_find_everything(tmp_path, store):
+    barrier = Barrier(2, timeout=60)
+    caches = [FeatureCache(tmp_path / "cache", "model a") for _ in range(2)]
+
+    def work(rank):
+        ranks = Ranks(rank, 2, barrier.wait)
+        found = picture_vectors(caches[rank], Encoder().pictures, store, NAMES, ranks)
+        return [found.load(name)[0].item() for name in NAMES]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(work, range(2)))
+    assert found == [[3, 1, 4, 1, 5]] * 2
+    assert [cache.computed for cache in caches] == [2, 2]
+    # A later run, of any number of processes, computes nothing.
+    assert encode(tmp_path / "cache", store, NAMES)[1] == 0
 
 
 def test_texts_and_pictures_do_not_meet(tmp_path, store):

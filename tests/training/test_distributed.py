@@ -21,9 +21,13 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from tiny_training import awake_head as head
 
+from cir_cot.digests import digest_bytes
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
+from cir_cot.models.feature_cache import FeatureCache
 from cir_cot.models.tiny_qwen import write_tiny
+from cir_cot.ranks import Ranks
+from cir_cot.training.distributed import training_ranks
 
 ROWS = (0, 1, 2, 3, 18, 6, 7, 19)  # 18 and 19 have the targets of 0 and 1, on the other process
 SPLITS = {"equal": 4, "unequal": 3, "alone": 1}  # how many of them the first process holds
@@ -105,6 +109,7 @@ def worker(out: Path) -> None:
     resumed.train(resume_from_checkpoint=str(out / "run" / "checkpoint-2"))
     facts["ranks"] = one.accelerator.gather(torch.tensor([rank])).tolist()
     facts["processes"] = complete.accelerator.num_processes
+    facts["shares"] = len(share_of_a_cache(out / "features", training_ranks(complete.args)))
     facts["log"], facts["log_resumed"] = complete.state.log_history, resumed.state.log_history
     if rank == 0:
         save_file(trained(complete), out / "run.safetensors")
@@ -190,6 +195,21 @@ def sharded_worker(out: Path, kind: str) -> None:
     os._exit(0)
 
 
+def share_of_a_cache(folder: Path, ranks: Ranks) -> list[int]:
+    """Fill a cache of six vectors with the other processes; return those that this one computed."""
+    cache = FeatureCache(folder, "model")
+    computed: list[int] = []
+
+    def compute(rows):
+        computed.extend(rows)
+        return torch.ones(len(rows), 2) * torch.tensor(rows)[:, None]
+
+    keys = [digest_bytes(bytes([row])) for row in range(6)]
+    cache.fill(keys, compute, ranks=ranks)
+    assert cache.get(keys)[:, 0].tolist() == list(range(6))
+    return computed
+
+
 def launch(out: Path, *arguments: str) -> None:
     command = [
         sys.executable,
@@ -230,6 +250,7 @@ def two(tmp_path_factory) -> Path:
 def facts(two) -> dict:
     found = json.loads((two / "facts.json").read_text())
     assert (found["world"], found["processes"], found["ranks"]) == (2, 2, [0, 1])
+    assert found["shares"] == 3  # of six vectors
     return found
 
 
