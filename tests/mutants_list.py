@@ -1359,8 +1359,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "        with locked(self.folder):\n            # Another process may have filled it since.\n            self._read_new()",
-        "        if True:\n            self._read_new()",
+        "        with locked(self.folder) if ranks.first else nullcontext():",
+        "        with nullcontext():",
         [
             "tests/models/test_feature_cache.py::test_a_cache_that_another_process_fills_is_refused_but_what_is_there_is_read"
         ],
@@ -1368,12 +1368,35 @@ MUTANTS = [
     ),
     (
         "cir_cot/models/feature_cache.py",
-        "        with locked(self.folder):\n            # Another process may have filled it since.\n            self._read_new()",
-        "        with locked(self.folder):\n            pass",
+        "            self._read_new()\n            missing = self._missing(keys)",
+        "            missing = self._missing(keys)",
         [
             "tests/models/test_feature_cache.py::test_what_another_process_has_written_since_the_cache_was_opened_is_not_computed_again"
         ],
         "what another process wrote is computed again",
+    ),
+    (
+        "cir_cot/models/feature_cache.py",
+        "ranks.share(missing), keys",
+        "missing, keys",
+        [
+            "tests/models/test_feature_cache.py::test_processes_share_the_work_and_all_find_everything"
+        ],
+        "every process computes everything",
+    ),
+    (
+        "cir_cot/search/index_files.py",
+        '    "pixels": is_bounds,',
+        '    "pixels": lambda value: True,',
+        ["tests/search/test_index_files.py::test_damage_is_one_line_that_names_the_place"],
+        "damaged pixel bounds of an index",
+    ),
+    (
+        "cir_cot/fingerprint.py",
+        "    if held and bounds and bounds() != held:",
+        "    if False:",
+        ["tests/search/test_faiss_index.py::test_a_retriever_at_other_pixel_bounds_is_refused"],
+        "an index at other pixel bounds is taken",
     ),
     (
         "cir_cot/models/feature_cache.py",
