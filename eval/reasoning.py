@@ -43,6 +43,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
+from cir_cot.protocol_options import add_variants, variants_of
 from cir_cot.ranks import Ranks
 
 
@@ -54,6 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_category(parser)
     add_annotated_chains(parser)
     add_gallery_index(parser)
+    add_variants(parser)
     add_query_sample(parser, each=" of each category")
     add_batch_size(parser)
     add_seed(parser, of="the query sample, the queries shown and the swapped chains")
@@ -75,7 +77,9 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate every reading, print the tables and write the results."""
     args = parse(argv)
     # Check the data and the output folder before a model is loaded.
-    benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category)
+    benchmarks = load_benchmark(
+        args.benchmark, args.root, args.split, args.category, **variants_of(args)
+    )
     benchmarks = with_chains(benchmarks, args.chains)
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())

@@ -32,11 +32,11 @@ from cir_cot.options import (
     add_overwrite,
     add_pixels,
     add_query_sample,
-    add_reference,
     add_seed,
     command_parser,
     loading_options,
 )
+from cir_cot.protocol_options import add_variants, variants_of
 from cir_cot.ranks import Ranks
 from cir_cot.retriever import READINGS
 
@@ -57,13 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_annotated_chains(parser)
     add_gallery_index(parser)
-    parser.add_argument(
-        "--gallery",
-        choices=("original", "val-union", "all-categories"),
-        help="FashionIQ only: original split, images in use (VAL), or all categories "
-        "(default: original)",
-    )
-    add_reference(parser)
+    add_variants(parser)
     add_query_sample(parser, each=" of each category")
     add_batch_size(parser)
     add_seed(parser, of="the query sample and of the queries shown in the report")
@@ -85,8 +79,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
     # Check the data and the output folder before a model is loaded.
-    options = {name: getattr(args, name) for name in ("gallery", "reference")}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = variants_of(args)
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
     benchmarks = with_chains(benchmarks, args.chains)
     for benchmark in benchmarks:

@@ -12,9 +12,9 @@ from cir_cot.options import (
     add_dataset,
     add_json,
     add_rankings,
-    add_reference,
     command_parser,
 )
+from cir_cot.protocol_options import add_variants, variants_of
 
 ONE_LINE = 4  # metrics of a category that fit beside its name
 
@@ -22,10 +22,7 @@ ONE_LINE = 4  # metrics of a category that fit beside its name
 def main(argv: Sequence[str]) -> int:
     """Print the metrics and the protocol as a table, or as one JSON object."""
     args = parse_arguments(argv)
-    options = {}
-    for name in ("gallery", "reference"):
-        if getattr(args, name):
-            options[name] = getattr(args, name)
+    options = variants_of(args)
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
 
     # look for all files before the first one is read
@@ -48,12 +45,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser,
         "rankings.json[.gz]; for all categories a folder of <benchmark>.<category>.<split>.json[.gz]",
     )
-    parser.add_argument(
-        "--gallery",
-        choices=("original", "val-union"),
-        help="FashionIQ only: original split or the images in use, VAL (default: original)",
-    )
-    add_reference(parser)
+    add_variants(parser, asks=False)
     add_json(parser)
     return parser.parse_args(argv)
 

@@ -251,6 +251,7 @@ def test_light_commands_import_nothing_heavy(argv):
 # A new option is a promise to users: it is added here on purpose, or not at all.
 BENCHMARK = {"--benchmark", "--root", "--split"}
 PIXELS = {"--min-pixels", "--max-pixels"}
+VARIANTS = {"--gallery", "--reference", "--caption-join", "--labels"}
 ENGINE = {"--engine", "--engine-url", "--engine-model"}
 MODEL = {
     "--model",
@@ -266,8 +267,7 @@ MODEL = {
     "--overwrite",
 }
 OPTIONS = {
-    "score": BENCHMARK
-    | {"--category", "--rankings", "--subset-rankings", "--gallery", "--reference", "--json"},
+    "score": BENCHMARK | VARIANTS | {"--category", "--rankings", "--subset-rankings", "--json"},
     "submit": BENCHMARK
     | {"--rankings", "--subset-rankings", "--reference", "--out", "--json", "--overwrite"},
     "check-submission": {"--root", "--json"},
@@ -289,8 +289,9 @@ OPTIONS = {
     | MODEL
     | PIXELS
     | ENGINE
-    | {"--reading", "--gallery", "--reference", "--index"},
-    "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | {"--index"},
+    | VARIANTS
+    | {"--reading", "--index", "--prompt"},
+    "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "calibrate": BENCHMARK
     | (MODEL - {"--chains"})
     | PIXELS

@@ -31,6 +31,7 @@ ORDER = (
     {"engines", "search", "training"},
     {"profiling"},
     {"cli", "options"},
+    {"protocol_options"},
 )
 LEVELS = {module: level for level, modules in enumerate(ORDER) for module in modules}
 
@@ -191,8 +192,8 @@ def test_a_module_imports_from_lower_levels_only(path):
     assert broken(upward_imports, path, package, module_of(path)) == []
 
 
-# The two modules of the library that serve scripts: `cli` prints errors, `options` declares shared options.
-FOR_SCRIPTS = (ROOT / "cir_cot" / "cli.py", ROOT / "cir_cot" / "options.py")
+# The modules of the library that serve scripts: `cli` prints errors, the others declare shared options.
+FOR_SCRIPTS = [ROOT / "cir_cot" / f"{name}.py" for name in ("cli", "options", "protocol_options")]
 
 
 @pytest.mark.parametrize("path", [p for p in LIBRARY if p not in FOR_SCRIPTS], ids=name)

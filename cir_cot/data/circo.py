@@ -69,7 +69,7 @@ def circo(
             gallery=list(files),
             ks=(5, 10, 25, 50),
             remove_reference=reference == "remove",
-            protocol=protocol_of("circo", split, records, list(files), reference, text=text),
+            protocol=protocol_of("circo", split, records, list(files), reference, prompt=text),
             images=partial(_open_images, base, files),
             aspects=aspects,
         )

@@ -157,6 +157,7 @@ def run_protocol(benchmark: Benchmark, asked: Benchmark) -> dict:
     total = len(benchmark.records)
     sample = f"{count} of {total} queries drawn by the seed, the whole gallery"
     return {
+        "prompt": None,  # where a benchmark has several texts of a query, which
         **benchmark.protocol,
         "queries": count,
         "sample": None if count == total else sample,

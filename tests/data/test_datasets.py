@@ -315,7 +315,7 @@ def test_circo_texts_with_the_shared_concept_are_an_option(tmp_path):
     for style, text in texts.items():
         benchmark = one("circo", tmp_path, "val", text=style)
         assert benchmark.records[0].text == text
-        assert benchmark.protocol["text"] == style
+        assert benchmark.protocol["prompt"] == style
 
 
 def test_circo_has_its_main_target_first(tmp_path):

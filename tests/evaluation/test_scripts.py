@@ -94,6 +94,12 @@ def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, 
     assert answer_of(capsys)[0]["metrics"] == answer["metrics"]
 
 
+def test_a_variant_that_the_benchmark_lacks_is_refused(checkpoint, scenes, capsys):
+    for option in ("--prompt=plain", "--caption-join=sep", "--labels=soft", "--gallery=original"):
+        error = refused(retrieval.main, command(checkpoint, scenes, option), capsys)
+        assert "folder has no option" in error
+
+
 def test_the_gallery_may_come_from_an_index(checkpoint, scenes, tmp_path, capsys):
     index = str(tmp_path / "index")
     build = ["--model", str(checkpoint), "--images", str(scenes / "images"), "--out", index]
@@ -106,6 +112,7 @@ def test_the_gallery_may_come_from_an_index(checkpoint, scenes, tmp_path, capsys
         results.append(answer_of(capsys)[0])
     assert results[0]["metrics"] == results[1]["metrics"]
     assert [result["protocol"]["index"] for result in results] == [None, index]
+    assert results[0]["protocol"]["prompt"] is None
 
 
 def test_an_index_of_something_else_is_refused(checkpoint, scenes, tmp_path, capsys):

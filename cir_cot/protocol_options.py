@@ -1,0 +1,60 @@
+"""Options of the commands that measure, for the variants of a benchmark's protocol."""
+
+import argparse
+
+from .data.circo import CIRCO_TEXTS
+from .data.fashioniq import CAPTION_JOINS, GALLERIES
+from .options import Parser, add_reference
+
+# Attribute of the parsed arguments -> option of the dataset's loader.
+VARIANTS = {
+    "gallery": "gallery",
+    "reference": "reference",
+    "caption_join": "caption_join",
+    "labels": "labels",
+    "prompt": "text",
+}
+
+
+def add_variants(parser: Parser, asks: bool = True) -> None:
+    """Add the options that choose a benchmark's variant; the default is the protocol that most papers report.
+
+    Args:
+        parser: Parser or argument group.
+        asks: Whether the command asks queries itself, so that their texts matter.
+    """
+    parser.add_argument(
+        "--gallery",
+        choices=GALLERIES,
+        help="FashionIQ only: original split, images in use (VAL), or all categories "
+        "(default: original)",
+    )
+    add_reference(parser)
+    parser.add_argument(
+        "--caption-join",
+        choices=list(CAPTION_JOINS),
+        help="FashionIQ only: how the two captions become the text of a query, or of two queries "
+        "(default: clip4cir)",
+    )
+    parser.add_argument(
+        "--labels",
+        choices=("hard", "soft"),
+        help="CIRR only: the official target, or the graded labels of its authors (default: hard)",
+    )
+    if asks:
+        parser.add_argument(
+            "--prompt",
+            choices=list(CIRCO_TEXTS),
+            help="CIRCO only: the relative caption, or it with the shared concept as MagicLens or "
+            "MegaPairs ask it, an advantage to be disclosed (default: plain)",
+        )
+
+
+def variants_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the options of `load_benchmark` that were given on the command line."""
+    given = {}
+    for name, option in VARIANTS.items():
+        value = getattr(args, name, None)
+        if value is not None:
+            given[option] = value
+    return given
