@@ -4413,10 +4413,40 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/dataset.py",
-        "[captions[index] for index in kept] if vary_captions",
-        "captions if vary_captions",
+        "captions[index] if records[index].cot is None else None for index in kept",
+        "captions[place] if records[index].cot is None else None for place, index in enumerate(kept)",
         ["tests/training/test_dataset.py"],
         "rows get captions of others when some are left out",
+    ),
+    (
+        "cir_cot/training/dataset.py",
+        "captions[index] if records[index].cot is None else None for index in kept",
+        "captions[index] for index in kept",
+        [
+            "tests/training/test_dataset.py::test_a_row_with_a_chain_keeps_the_text_that_the_chain_is_about"
+        ],
+        "a chain beside a text that it is not about",
+    ),
+    (
+        "cir_cot/training/dataset.py",
+        "        if image in known and known[image].root != store.root:",
+        "        if False:",
+        ["tests/training/test_dataset.py::test_two_pictures_of_one_name_are_refused"],
+        "one dataset's picture stands for another's",
+    ),
+    (
+        "cir_cot/training/sampler.py",
+        "random.choice(share.rows, rest, replace=False)",
+        "random.choice(share.rows, rest)",
+        ["tests/training/test_sampler.py::test_a_mixture_has_the_rows_that_the_weights_say"],
+        "a row comes twice where the weight says once",
+    ),
+    (
+        "cir_cot/training/sampler.py",
+        "default_rng([self.seed, self.epoch, 1])",
+        "default_rng([self.seed, 0, 1])",
+        ["tests/training/test_sampler.py::test_a_mixture_has_the_rows_that_the_weights_say"],
+        "every epoch has the same half of a dataset",
     ),
     (
         "cir_cot/training/arguments.py",

@@ -56,7 +56,7 @@ def records(count: int) -> list[Record]:
 
 def write_dataset(root: Path, records: list[Record]) -> None:
     """A folder dataset's train split of these queries, with real files."""
-    (root / "images").mkdir()
+    (root / "images").mkdir(parents=True)
     images = sorted({image for record in records for image in (record.reference, *record.targets)})
     for image in images:
         Pictures().load(image).save(root / "images" / f"{image}.png")

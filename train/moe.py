@@ -91,7 +91,7 @@ def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDatas
         total = len(pictures) + len(head.texts)
         of_all = "" if ranks.count == 1 else " by this process"
         print(f"{cache.computed} of {total} CLIP features computed{of_all}, the others were cached")
-    return CirDataset(rows.records, pictures, rows.captions)
+    return CirDataset(rows.records, pictures, rows.captions, shares=rows.shares)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,7 +31,7 @@ SETTINGS = ("chain_dropout", "target_encoder")  # arguments that are the head's 
 
 def read_rows(args: SftArguments) -> CirDataset:
     """Load records with their chains and pictures; chains are needed unless their weight is 0."""
-    rows, left_out = load_rows(args, args.chains or ())
+    rows, left_out = load_rows(args, args.chains or (), vary_captions=True)
     if args.lm_weight and all(record.cot is None for record in rows.records):
         raise InputError(
             f"{args.root}: no record has a chain; give --chains FILE, or --lm_weight 0 to train "
@@ -55,7 +55,7 @@ def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> 
     ranks = training_ranks(args)
     cache = FeatureCache(folder, encoder.identity())
     targets = picture_vectors(cache, encoder.encode_images, rows.images, names, ranks)
-    return CirDataset(rows.records, rows.images, rows.captions, targets)
+    return CirDataset(rows.records, rows.images, rows.captions, targets, rows.shares)
 
 
 def freeze(head: CotRetriever, args: SftArguments) -> None:

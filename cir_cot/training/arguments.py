@@ -174,6 +174,11 @@ class DataArguments(CirArguments):
     root: str | None = option(None, "Folder of the dataset.")
     split: str = option("train", "Split to train on.")
     category: str | None = option(None, "FashionIQ: one category only.")
+    mix: list[str] | None = option(
+        None,
+        "Further datasets of the same run, each as KIND:WEIGHT:DIR, such as cirr:0.5:data/cirr. An epoch has WEIGHT "
+        "times its rows: a half of them, a new one each epoch, or with 2 each row twice.",
+    )
     # Evaluation during training, with --eval_strategy steps --eval_steps N.
     eval_split: str | None = option(None, "Split to evaluate on during training.")
     eval_benchmark: str | None = option(None, "Kind of that dataset; default: that of training.")

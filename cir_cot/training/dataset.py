@@ -1,9 +1,11 @@
 """The training dataset: a benchmark's records with their pictures, chains and captions."""
 
+import bisect
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -19,7 +21,9 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 
 from .arguments import DataArguments
+from .sampler import Share
 
+MOST = 1000  # times that an epoch may have a row
 Captions = tuple[str, str]  # FashionIQ's two captions of a query
 
 
@@ -48,6 +52,7 @@ class CirDataset(torch.utils.data.Dataset):
         captions: FashionIQ's two captions of each record, None where there are none. The text of a
             row is then drawn from them each time, as CLIP4Cir does in training.
         targets: vectors in place of target pictures.
+        shares: of each dataset of a mixture, how many rows an epoch has.
     """
 
     def __init__(
@@ -56,11 +61,13 @@ class CirDataset(torch.utils.data.Dataset):
         images: PictureStore,
         captions: Sequence[Captions | None] | None = None,
         targets: PictureStore | None = None,
+        shares: Sequence[Share] = (),
     ):
         self.records = records
         self.images = images
         self.captions = captions
         self.targets = images if targets is None else targets
+        self.shares = shares
 
     def __len__(self) -> int:
         return len(self.records)
@@ -91,7 +98,8 @@ def load_rows(
     Args:
         args: name the benchmark, its folder, split and category.
         chains: JSONL files of chains for records that hold none.
-        vary_captions: draw a FashionIQ query's text each time its row is loaded.
+        vary_captions: draw a FashionIQ query's text each time its row is loaded. A row with a chain keeps the text
+            that the chain is about.
 
     Returns:
         The dataset, and how many rows were left out in a sentence ("" for none).
@@ -101,14 +109,22 @@ def load_rows(
             this would otherwise surface in the middle of training.
     """
     assert args.root is not None, "DataArguments refuses an absent root"
-    # Join the parts of the benchmark, such as FashionIQ's categories.
+    # Join the datasets of a mixture, and the parts of each, such as FashionIQ's categories.
     records: list[Record] = []
     captions: list[Captions | None] = []
     where: dict[str, ImageStore] = {}
-    for part in load_benchmark(args.benchmark, args.root, args.split, args.category):
-        records += part.records
-        captions += _captions(part)
-        where |= dict.fromkeys(used(part.records), part.images())
+    ends: list[int] = []  # of each dataset's records
+    sources = mixed(args)
+    for source in sources:
+        category = args.category if source is sources[0] else None
+        stores: dict[str, ImageStore] = {}
+        for part in load_benchmark(source.kind, source.root, args.split, category):
+            records += part.records
+            captions += _captions(part)
+            stores |= dict.fromkeys(used(part.records), part.images())
+        _refuse_shared(where, stores, source)
+        where |= stores
+        ends.append(len(records))
     _require_targets(records, args)
     # Attach chains to records that were annotated apart from the dataset.
     for path in chains:
@@ -122,10 +138,73 @@ def load_rows(
     lost = len(records) - len(kept)
     left_out = f"{lost} of {len(records)} rows left out: {len(missing)} pictures are missing"
     # Captions are kept only where the text of a row shall vary.
-    texts = [captions[index] for index in kept] if vary_captions else None
+    texts: list[Captions | None] | None = None
+    if vary_captions:
+        texts = [captions[index] if records[index].cot is None else None for index in kept]
     rows = with_common_targets([records[index] for index in kept])
-    dataset = CirDataset(rows, Pictures(where), texts)
+    shares = _shares(sources, ends, kept) if len(sources) > 1 else ()
+    dataset = CirDataset(rows, Pictures(where), texts, shares=shares)
     return dataset, left_out if lost else ""
+
+
+class Source(NamedTuple):
+    """One dataset of a mixture: its kind, its folder, and how often an epoch has each of its rows."""
+
+    kind: str
+    root: str
+    weight: float
+
+
+def mixed(args: DataArguments) -> list[Source]:
+    """Return the datasets of a run: --benchmark and --root once each, then those of --mix.
+
+    Raises:
+        InputError: an entry of --mix is not KIND:WEIGHT:DIR, or its weight is not above 0.
+    """
+    assert args.root is not None, "DataArguments refuses an absent root"
+    sources = [Source(args.benchmark, args.root, 1.0)]
+    for entry in args.mix or ():
+        kind, _, rest = entry.partition(":")
+        number, _, root = rest.partition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (root and 0 < weight <= MOST):
+            raise InputError(
+                f"mix: {entry!r} is not KIND:WEIGHT:DIR with a weight above 0 and at most {MOST}, such as "
+                "cirr:0.5:data/cirr"
+            )
+        sources.append(Source(kind, root, weight))
+    return sources
+
+
+def _refuse_shared(
+    known: Mapping[str, ImageStore], stores: Mapping[str, ImageStore], source: Source
+) -> None:
+    """Raise InputError where an image id means a picture of an earlier dataset already."""
+    for image, store in stores.items():
+        if image in known and known[image].root != store.root:
+            raise InputError(
+                f"{source.root}: image id {image!r} is in {known[image].root}, too, so that one would stand for the "
+                "other; rename the pictures of one dataset"
+            )
+
+
+def _shares(sources: Sequence[Source], ends: Sequence[int], kept: Sequence[int]) -> list[Share]:
+    """Return the rows of each dataset among the kept ones, and how many of them an epoch has."""
+    shares = []
+    start = 0
+    for source, end in zip(sources, ends, strict=True):
+        stop = bisect.bisect_left(kept, end)
+        count = round(source.weight * (stop - start))
+        if not count:
+            raise InputError(
+                f"{source.root}: weight {source.weight} of {stop - start} rows leaves none; give a larger weight"
+            )
+        shares.append(Share(range(start, stop), count))
+        start = stop
+    return shares
 
 
 def _captions(part: Benchmark) -> list[Captions | None]:

@@ -37,6 +37,7 @@ def train_loader(
         args.group_by,
         args.group_size or rows,
         rows if args.groups_by_length else 0,
+        getattr(dataset, "shares", ()),  # only a mixture has them
     )
     batches = ShardedBatches(sampler, batch_size, args.process_index, args.world_size)
     # With gradient caching a batch may be large: its rows are loaded a few at a time.

@@ -22,6 +22,7 @@ from cir_cot.storage import locked
 
 from .arguments import LAST, CirArguments, DataArguments
 from .checkpoints import COMPLETE, checkpoints, discard, latest_checkpoint
+from .dataset import TrainingDataset
 
 RUN_FILE = "run.json"
 SAVED = (COMPLETE, SETTINGS_FILE, "trainer_state.json")  # any of them marks a checkpoint of ours
@@ -32,7 +33,16 @@ WRITTEN = ("README.md", HEAD_FILE, "config.json", "generation_config.json", "mod
            "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json",
            "tokenizer_config.json", "metrics.json", "estimate.json")  # fmt: skip
 # Our arguments that do not change the trained weights, and transformers' arguments that do.
-HARMLESS = {"root", "chains", "features", "vision_cache", "chunk_tokens", "recompute", "overwrite"}
+HARMLESS = {
+    "root",
+    "mix",
+    "chains",
+    "features",
+    "vision_cache",
+    "chunk_tokens",
+    "recompute",
+    "overwrite",
+}
 DECISIVE = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
             "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "bf16", "fp16"}  # fmt: skip
 # Arguments that decide the order of rows.
@@ -54,16 +64,21 @@ def identity(args: CirArguments, records: Sequence[Record]) -> dict:
     return json.loads(json.dumps(chosen, default=str)) | {"data": digest.hexdigest()}
 
 
-def resume_facts(args: CirArguments, rows: int, features: dict[str, str] | None) -> dict:
+def resume_facts(
+    args: CirArguments, dataset: TrainingDataset, features: dict[str, str] | None
+) -> dict:
     """Return what decides which rows come when, and which features of pictures they have.
 
     Args:
-        rows: rows of the dataset.
+        dataset: the rows.
         features: identity of the vision cache, None without one.
     """
     facts = {name: getattr(args, name) for name in ORDER}
     facts["processes"] = args.world_size
-    facts["rows"] = rows
+    facts["rows"] = len(dataset)
+    # Of a mixture: rows of each dataset, and how many of them an epoch has.
+    shares = getattr(dataset, "shares", ())
+    facts["shares"] = [[len(share.rows), share.taken] for share in shares] or None
     if features is not None:
         facts["vision_cache"] = features
     return facts

@@ -2,10 +2,12 @@
 
 An epoch is a function of (seed, epoch) alone, so nothing needs saving to resume: the order is
 computed again, and batches that were already trained are skipped. Every row is seen exactly once an
-epoch, on exactly one process; no row is repeated to fill a batch and none is dropped.
+epoch, on exactly one process; no row is repeated to fill a batch and none is dropped. Where several
+datasets are mixed, an epoch has as many rows of each as its weight says.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,6 +17,13 @@ from cir_cot.records import Record
 
 GROUP_BY = ("none", "reference", "category")
 WINDOW = 50  # batches among which rows of similar length are sought, as transformers does
+
+
+class Share(NamedTuple):
+    """The rows of one dataset in a mixture, and how many of them an epoch has; above all: some come again."""
+
+    rows: range
+    taken: int
 
 
 class RowSampler(Sampler):
@@ -33,6 +42,7 @@ class RowSampler(Sampler):
         alike: rows of a micro-batch over all processes, or 0. Rows of similar length (of text and
             chain) then share a micro-batch, which needs little padding. Which rows those are, and
             when their batch comes, stays random.
+        shares: of each dataset of a mixture; none for one dataset, every row once.
 
     Raises:
         InputError: an unknown `group_by`.
@@ -45,6 +55,7 @@ class RowSampler(Sampler):
         group_by: str = "none",
         group_size: int = 1,
         alike: int = 0,
+        shares: Sequence[Share] = (),
     ):
         if group_by not in GROUP_BY:
             raise InputError(f"group_by must be one of {', '.join(GROUP_BY)}, got {group_by!r}")
@@ -53,6 +64,7 @@ class RowSampler(Sampler):
         self.group_by = group_by
         self.group_size = group_size
         self.alike = alike
+        self.shares = shares
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -60,32 +72,52 @@ class RowSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        if self.shares:
+            return sum(share.taken for share in self.shares)
         return len(self.records)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         random = np.random.default_rng([self.seed, self.epoch])
-        draws = random.integers(2**63, size=len(self.records)).tolist()
-        order = random.permutation(len(self.records)).tolist()
+        draws = random.integers(2**63, size=len(self)).tolist()
+        order = random.permutation(len(self)).tolist()
+        rows = self._rows()
+        records = [self.records[row] for row in rows]
         # Blocks in random order; one that is not full comes last and shifts no other block.
         if self.group_by == "none":
             blocks = [[index] for index in order]
         else:
-            blocks = self._blocks(order)
+            blocks = self._blocks(order, records)
             short = blocks.pop() if blocks and len(blocks[-1]) < self.group_size else []
             blocks = [blocks[place] for place in random.permutation(len(blocks))] + [short]
         if self.alike:
-            blocks = self._sort(blocks, random)
+            blocks = self._sort(blocks, records, random)
         for block in blocks:
-            for index in block:
-                yield index, draws[index]
+            for place in block:
+                yield rows[place], draws[place]
 
-    def _sort(self, blocks: list[list[int]], random: np.random.Generator) -> list[list[int]]:
+    def _rows(self) -> list[int]:
+        """Return the index of each row of the epoch, before it is shuffled."""
+        if not self.shares:
+            return list(range(len(self.records)))
+        # A generator of its own: the order of one dataset stays as it was.
+        random = np.random.default_rng([self.seed, self.epoch, 1])
+        found: list[int] = []
+        for share in self.shares:
+            # All rows as often as the count allows, then a sample that differs from epoch to epoch.
+            whole, rest = divmod(share.taken, len(share.rows))
+            found += list(share.rows) * whole
+            found += random.choice(share.rows, rest, replace=False).tolist()
+        return found
+
+    def _sort(
+        self, blocks: list[list[int]], records: Sequence[Record], random: np.random.Generator
+    ) -> list[list[int]]:
         """Put blocks of similar length side by side in each window, and shuffle the batches."""
         *blocks, short = blocks  # the last may not be full: it stays where it is
         batch = max(1, self.alike // len(blocks[0])) if blocks else 1  # blocks of a micro-batch
         length = []
         for block in blocks:
-            length.append(max(_length(self.records[index]) for index in block))
+            length.append(max(_length(records[place]) for place in block))
         # Sort within windows, so that a batch still holds other rows in each epoch.
         places: list[int] = []
         for start in range(0, len(blocks), WINDOW * batch):
@@ -99,12 +131,12 @@ class RowSampler(Sampler):
             mixed += batches[at]
         return [blocks[place] for place in mixed + rest] + [short]
 
-    def _blocks(self, order: Sequence[int]) -> list[list[int]]:
+    def _blocks(self, order: Sequence[int], records: Sequence[Record]) -> list[list[int]]:
         """Cut shuffled indices into blocks of `group_size`; only the last may be shorter."""
         open_blocks: dict[str, list[_Block]] = {}  # by group
         full = []
         for index in order:
-            record = self.records[index]
+            record = records[index]
             group = record.reference if self.group_by == "reference" else record.source
             blocks = open_blocks.setdefault(group, [])
             block = _first_without(blocks, record.targets)

@@ -297,4 +297,4 @@ class CirTrainer(ValidatingTrainer):
     def _resume_facts(self) -> dict:
         """Return what complete.json keeps: what decides the order of rows and their features."""
         features = None if self.vision is None else self.vision.identity or None  # {}: no folder
-        return resume_facts(self.args, len(self.train_dataset), features)
+        return resume_facts(self.args, self.train_dataset, features)

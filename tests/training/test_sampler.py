@@ -8,7 +8,7 @@ import pytest
 
 from cir_cot.errors import InputError
 from cir_cot.records import Record
-from cir_cot.training.sampler import RowSampler, ShardedBatches
+from cir_cot.training.sampler import RowSampler, ShardedBatches, Share
 
 
 def catalogue(references: int, edits: int, categories: int = 2) -> list[Record]:
@@ -39,6 +39,36 @@ def test_an_epoch_holds_every_row_once_and_depends_on_seed_and_epoch_only(group_
     for changed in (second, other):
         assert [index for index, _ in changed] != [index for index, _ in first]
         assert dict(changed).items().isdisjoint(dict(first).items())  # every row draws anew
+
+
+@pytest.mark.parametrize(
+    ("group_by", "group_size", "alike"), [("none", 1, 0), ("reference", 3, 0), ("reference", 3, 6)]
+)
+def test_a_mixture_has_the_rows_that_the_weights_say(group_by, group_size, alike):
+    """40 rows of which 10 come, once each; 8 rows that come two and a half times."""
+    rows = catalogue(10, 4) + [replace(r, reference="o" + r.reference) for r in catalogue(2, 4)]
+    shares = [Share(range(40), 10), Share(range(40, 48), 20)]
+    sampler = RowSampler(rows, 7, group_by, group_size, alike, shares)
+    assert len(sampler) == 30
+    seen = []
+    for number in range(2):
+        found = epoch(sampler, number)
+        counts = Counter(index for index, _ in found)
+        first = [counts[index] for index in range(40)]
+        assert Counter(first) == {0: 30, 1: 10}
+        assert sorted(counts[index] for index in range(40, 48)) == [2] * 4 + [3] * 4
+        # Each time a row comes, it draws anew.
+        assert len({draw for _, draw in found}) == 30
+        assert epoch(RowSampler(rows, 7, group_by, group_size, alike, shares), number) == found
+        seen.append({index for index, count in counts.items() if index < 40})
+    assert seen[0] != seen[1]
+    # The same row, like every other target, is no hard negative of itself.
+    if group_by == "reference" and not alike:
+        order = [index for index, _ in epoch(sampler, 0)]
+        full = [order[at : at + 3] for at in range(0, 30, 3)]
+        alone = [block for block in full if len({rows[i].reference for i in block}) == 1]
+        assert alone
+        assert all(len(set(block)) == 3 for block in alone)
 
 
 def test_draws_are_distinct_numbers_of_63_bits():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,30 @@ def test_a_run_can_be_resumed_from_the_command_line(base, data, tmp_path):
     train(base, data, tmp_path, *more, "--resume_from_checkpoint", "last")
     resumed = weights(tmp_path)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_a_mixed_run_resumes_to_the_very_same_bits(base, data, tmp_path, capsys):
+    other = tmp_path / "other"
+    named = []
+    for row in tiny_training.records(8):
+        targets = tuple(name.upper() for name in row.targets)  # the same colours, other names
+        named.append(
+            replace(row, id=f"o-{row.id}", reference=row.reference.upper(), targets=targets)
+        )
+    tiny_training.write_dataset(other, named)
+    more = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "9"]
+    mix = ["--mix", f"folder:0.5:{other}"]
+    run = tmp_path / "run"
+    assert train(base, data, run, *more, *mix) == 0
+    whole = weights(run)
+    for step in range(4, 10):  # the seventh step begins the second epoch of 22 + 4 rows
+        (run / f"checkpoint-{step}" / "complete.json").unlink(missing_ok=True)
+    assert train(base, data, run, *more, *mix, "--resume_from_checkpoint", "last") == 0
+    resumed = weights(run)
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    again = ["--mix", f"folder:1:{other}", "--resume_from_checkpoint", "last"]
+    with pytest.raises(InputError, match="shares"):
+        train(base, data, run, *more, *again)
 
 
 def test_rows_with_a_missing_picture_are_refused_or_counted(base, tmp_path, capsys):
