@@ -3384,21 +3384,15 @@ MUTANTS = [
         ["tests/test_provenance.py"],
         "files that are not tracked make a checkout dirty",
     ),
-    # ---- cir_cot/profiling/qwen_sizes.py
+    # ---- cir_cot/models/qwen_vocabulary.py
     (
-        "cir_cot/profiling/qwen_sizes.py",
-        "ENTRIES = 151_665",
-        "ENTRIES = 151_643",
-        ["tests/models/test_real_configs.py"],
-        "the tokenizer lacks its added tokens",
-    ),
-    (
-        "cir_cot/profiling/qwen_sizes.py",
-        "range(ENTRIES - 22)",
-        "range(ENTRIES)",
-        ["tests/models/test_real_configs.py"],
+        "cir_cot/models/qwen_vocabulary.py",
+        '    "<|quad_start|>",\n    "<|quad_end|>",\n',
+        "",
+        ["tests/models/test_qwen_vocabulary.py::test_the_published_ids"],
         "the image token has another id",
     ),
+    # ---- cir_cot/profiling/qwen_sizes.py
     (
         "cir_cot/profiling/qwen_sizes.py",
         '"fullatt_block_indexes": [layers - 1]}',

@@ -1,4 +1,4 @@
-"""Hold the published configurations of Qwen2.5-VL-3B and -7B, and build models and a tokenizer of these sizes.
+"""Hold the published configurations of Qwen2.5-VL-3B and -7B, and build models of these sizes.
 
 The numbers are those of the config.json files on the hub, in their own flat form. Models of the real size can thus be
 built without a checkpoint, with random weights, to count parameters or to measure speed.
@@ -10,7 +10,6 @@ import torch
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 VISION: dict[str, Any] = {
     "depth": 32,
@@ -69,7 +68,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 152064,
     },
 }
-ENTRIES = 151_665  # of the tokenizer: 151,643 words and bytes, 22 added tokens
 
 
 def published_config(size: str, layers: int | None = None) -> transformers.Qwen2_5_VLConfig:
@@ -112,18 +110,3 @@ def published_model(
             return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
     finally:
         torch.set_default_dtype(before)
-
-
-def published_entries(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
-    """Build a tokenizer of 151,665 entries, Qwen2.5-VL's image and video tokens at their ids; its words are numbers."""
-    words = {f"w{number}": number for number in range(ENTRIES - 22)}
-    # 22 added tokens follow, the picture's and the video's among them.
-    split = Tokenizer(models.WordLevel(words, "w0"))  # any other word counts as this one
-    split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=split)
-    names = {12: "<|image_pad|>", 13: "<|video_pad|>"}
-    tokenizer.add_tokens(
-        [names.get(number, f"<|{number}|>") for number in range(22)], special_tokens=True
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
