@@ -225,11 +225,13 @@ def add_pixels(parser: Parser) -> None:
 def loading_options(args: argparse.Namespace, ranks: Ranks = ALONE) -> dict[str, str | int]:
     """Return what `load_retriever` takes of the options of add_device, add_dtype and add_pixels.
 
-    Of several processes each gets a device of its own.
+    Of several processes each gets a device of its own. An adapter is merged: commands only read.
     """
     names = ("device", "dtype", "min_pixels", "max_pixels")
     found = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    return found | {"device": str(ranks.device)} if ranks.count > 1 else found
+    if ranks.count > 1:
+        found["device"] = str(ranks.device)
+    return found | {"merge": True}
 
 
 def add_engine(parser: Parser) -> None:

@@ -22,11 +22,13 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def load_retriever(folder: str | Path, **options: Any) -> Retriever:
+def load_retriever(folder: str | Path, merge: bool = False, **options: Any) -> Retriever:
     """Load a trained retriever for inference.
 
     Args:
         folder: the folder that training wrote.
+        merge: merge a LoRA adapter into the weights, which reads faster: a layer is one product instead of three.
+            Such a retriever is not for saving. An adapter of a quantised base stays apart.
         options: `device` and `dtype`, and for heads on a Qwen-VL what `load_backbone` takes, such as `attn`. Without
             a dtype a Qwen-VL is loaded in bfloat16 on a GPU that has it; everything else is float32.
 
@@ -54,4 +56,7 @@ def load_retriever(folder: str | Path, **options: Any) -> Retriever:
         options["dtype"] = fast_dtype(pick_device(options.get("device"))) if large else "float32"
     head = kind.load(folder, metadata, **options)
     head.trained_in = metadata.get("trained_in")
+    # Weights of 4 or 8 bits cannot hold an adapter.
+    if merge and isinstance(head, QwenHead) and not options.get("quantization"):
+        head.backbone.merge()
     return head

@@ -182,6 +182,26 @@ def test_merging_the_adapter_keeps_the_embeddings(make, tmp_path):
     assert torch.nn.functional.cosine_similarity(before, after).min() > 0.9999
 
 
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_a_retriever_that_only_reads_is_loaded_merged(make, tmp_path):
+    """Same chains, and vectors to 1e-5; the saved adapter and what loads it to train stay as they are."""
+    head = make()
+    train_a_step(head)
+    head.save(tmp_path)
+    apart = load_retriever(tmp_path, device="cpu")
+    merged = load_retriever(tmp_path, merge=True, device="cpu")
+    assert (apart.backbone.adapted, merged.backbone.adapted) == (True, False)
+    assert not [name for name, _ in merged.named_modules() if "lora" in name]
+    images, texts = references()
+    assert difference(merged.encode_target(images), apart.encode_target(images)) < 1e-5
+    for reading in getattr(head, "readings", [None]):
+        options = {} if reading is None else {"reading": reading}
+        ours = merged.encode_query(images, texts, **options)
+        theirs = apart.encode_query(images, texts, **options)
+        assert ours.explanations == theirs.explanations
+        assert difference(ours.embeddings, theirs.embeddings) < 1e-5
+
+
 def test_weights_load_in_place_to_resume(make, kind, tmp_path):
     for number, settings in enumerate(VARIANTS[kind]):
         head, fresh = make(**settings), make(**settings)
