@@ -5607,4 +5607,30 @@ MUTANTS = [
         ],
         "a user's folder named model is replaced",
     ),
+    # ---- cir_cot/data/chain_decisions.py
+    (
+        "cir_cot/data/chain_decisions.py",
+        "os.ftruncate(file, end)\n    # A full disk",
+        "os.ftruncate(file, size)\n    # A full disk",
+        [
+            "tests/data/test_chain_decisions.py::test_a_line_that_a_killed_process_left_incomplete_is_cut_off"
+        ],
+        "an incomplete line stays in front of the next decision",
+    ),
+    (
+        "cir_cot/data/chain_decisions.py",
+        "if (cot is not None) != (verdict in KEPT):",
+        "if False:",
+        ["tests/data/test_chain_decisions.py::test_bad_decisions_are_named"],
+        "a rejected row may keep a chain",
+    ),
+    (
+        "cir_cot/data/chain_files.py",
+        "if index in lines and not line.decided:",
+        "if index in lines:",
+        [
+            "tests/data/test_chain_decisions.py::test_the_last_decision_of_a_row_wins_and_rejected_rows_have_no_chain"
+        ],
+        "a reviewer cannot decide again",
+    ),
 ]

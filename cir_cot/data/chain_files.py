@@ -9,6 +9,8 @@ from cir_cot.errors import InputError, shown
 from cir_cot.files import check_keys, read_jsonl
 from cir_cot.records import COT_KEYS, Cot, Record, check_chain, record_from_dict, string_of
 
+from .chain_decisions import decision_from_dict
+
 # The second form of a line, of data sets that name a pair of images instead of a query.
 PAIR_KEYS = ("reference", "target", "captions", *COT_KEYS)
 
@@ -21,6 +23,7 @@ class ChainLine(NamedTuple):
     record: Record
     key: Key  # (id, reference), or (reference, target)
     by_pair: bool  # which of the two
+    decided: bool = False  # whether a reviewer wrote it, who may decide again
 
 
 def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
@@ -28,7 +31,9 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
 
     A line is a record with its `cot`, as `cir-cot annotate` writes it (matched by id and
     reference), or an object with the keys reference, target, caption, reasoning and conclusion
-    (matched by reference and target). A record without a line stays as it is.
+    (matched by reference and target). A record without a line stays as it is. Lines of a review
+    (`cir-cot review`) may repeat a record: the last one wins, and a record whose chain was rejected,
+    or is to be asked for again, gets none.
 
     Raises:
         InputError: a line that matches no record or several, or a second chain for a record.
@@ -55,7 +60,7 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
                 f"{where}: {len(found) or 'no'} records have {shown(line.key)}; is it the chain file of this split?"
             )
         index = found[0]
-        if index in lines:
+        if index in lines and not line.decided:
             raise InputError(
                 f"{where}: record {records[index].id!r} already has the chain of line {lines[index]}"
             )
@@ -65,7 +70,13 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
 
 
 def _parse_line(obj: object, where: str) -> ChainLine:
-    """Return a line of either form."""
+    """Return a line of a chain file, in either form, or of a review."""
+    if isinstance(obj, dict) and "decision" in obj:
+        decision = decision_from_dict(obj, where)
+        record = Record(
+            decision.id, decision.reference, "", (), decision.cot, teacher=decision.teacher
+        )
+        return ChainLine(record, decision.key, by_pair=False, decided=True)
     if isinstance(obj, dict) and "target" in obj:
         check_keys(obj, where, required=("reference", "target", *COT_KEYS), allowed=PAIR_KEYS)
         reference = string_of(obj, "reference", where, blank=False)
