@@ -56,7 +56,11 @@ def load_retriever(folder: str | Path, merge: bool = False, **options: Any) -> R
         options["dtype"] = fast_dtype(pick_device(options.get("device"))) if large else "float32"
     head = kind.load(folder, metadata, **options)
     head.trained_in = metadata.get("trained_in")
-    # Weights of 4 or 8 bits cannot hold an adapter.
-    if merge and isinstance(head, QwenHead) and not options.get("quantization"):
+    if merge and isinstance(head, QwenHead) and not _quantised(head):
         head.backbone.merge()
     return head
+
+
+def _quantised(head: QwenHead) -> bool:
+    """Tell whether the base's weights have 4 or 8 bits, which cannot hold an adapter."""
+    return getattr(head.backbone.config, "quantization_config", None) is not None

@@ -33,7 +33,8 @@ def fake_head(args: SftArguments, inference: bool = False) -> CotRetriever:
 
     Args:
         args: of `sft`.
-        inference: build the head as it is evaluated on a GPU: all weights bfloat16, in eval mode.
+        inference: build the head as it is evaluated on a GPU: all weights bfloat16, no adapter (it is merged), in eval
+            mode.
     """
     dtype = torch.bfloat16 if inference else DTYPES[args.dtype]
     # On the meta device everything can be built as usual, adapters too.
@@ -42,7 +43,7 @@ def fake_head(args: SftArguments, inference: bool = False) -> CotRetriever:
         lora = {"r": args.lora_r, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         backbone = load_backbone(
             (model, processor),
-            lora=lora if args.lora_r else None,
+            lora=lora if args.lora_r and not inference else None,
             freeze_vision=not args.train_vision,
             attn=args.attn,
             min_pixels=args.min_pixels,
