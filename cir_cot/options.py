@@ -122,16 +122,6 @@ def add_rankings(parser: Parser, text: str) -> None:
     )
 
 
-def add_reference(parser: Parser) -> None:
-    """Add --reference: whether a query's own reference picture may be an answer."""
-    parser.add_argument(
-        "--reference",
-        choices=("keep", "remove"),
-        help="whether the reference picture stays among the answers (default: as the benchmark's "
-        "protocol says)",
-    )
-
-
 # ---- which model, and how it runs
 
 

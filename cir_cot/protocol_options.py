@@ -4,7 +4,7 @@ import argparse
 
 from .data.circo import CIRCO_TEXTS
 from .data.fashioniq import CAPTION_JOINS, GALLERIES
-from .options import Parser, add_reference
+from .options import Parser
 
 # Attribute of the parsed arguments -> option of the dataset's loader.
 VARIANTS = {
@@ -14,6 +14,16 @@ VARIANTS = {
     "labels": "labels",
     "prompt": "text",
 }
+
+
+def add_reference(parser: Parser) -> None:
+    """Add --reference: whether a query's own reference picture may be an answer."""
+    parser.add_argument(
+        "--reference",
+        choices=("keep", "remove"),
+        help="whether the reference picture stays among the answers (default: as the benchmark's "
+        "protocol says)",
+    )
 
 
 def add_variants(parser: Parser, asks: bool = True) -> None:

@@ -17,9 +17,9 @@ from cir_cot.options import (
     add_out,
     add_overwrite,
     add_rankings,
-    add_reference,
     command_parser,
 )
+from cir_cot.protocol_options import add_reference
 
 
 def main(argv: Sequence[str]) -> int:

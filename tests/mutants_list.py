@@ -3384,6 +3384,24 @@ MUTANTS = [
         ["tests/test_provenance.py"],
         "files that are not tracked make a checkout dirty",
     ),
+    (
+        "cir_cot/profiling/fake_head.py",
+        "bits.view(torch.bfloat16).float()",
+        "bits.float()",
+        [
+            "tests/profiling/test_plan.py::test_pictures_without_pixels_have_the_same_grids_and_stay_apart"
+        ],
+        "different pictures count as one, so that a plan encodes fewer",
+    ),
+    (
+        "cir_cot/heads/__init__.py",
+        "    if merge and isinstance(head, QwenHead) and not _quantised(head):",
+        "    if False:",
+        [
+            "tests/contract/test_retriever_contract.py::test_a_retriever_that_only_reads_is_loaded_merged"
+        ],
+        "an adapter stays apart where it was to be merged",
+    ),
     # ---- cir_cot/models/qwen_vocabulary.py
     (
         "cir_cot/models/qwen_vocabulary.py",

@@ -31,9 +31,9 @@ def attach_chains(records: Sequence[Record], path: str | Path) -> list[Record]:
 
     A line is a record with its `cot`, as `cir-cot annotate` writes it (matched by id and
     reference), or an object with the keys reference, target, caption, reasoning and conclusion
-    (matched by reference and target). A record without a line stays as it is. Lines of a review
-    (`cir-cot review`) may repeat a record: the last one wins, and a record whose chain was rejected,
-    or is to be asked for again, gets none.
+    (matched by reference and target). A record without a line stays as it is. Decisions of
+    reviewers (`chain_decisions`) may repeat a record: the last one wins, and a record whose chain was
+    rejected, or is to be asked for again, gets none.
 
     Raises:
         InputError: a line that matches no record or several, or a second chain for a record.

@@ -15,6 +15,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from cir_cot.errors import InputError
 
+from .special_tokens import named_tokenizer
 from .tiny_qwen import CHAT_TEMPLATE
 
 # How Qwen2 cuts a text into pieces, of its tokenizer.json: numbers are single digits.
@@ -69,13 +70,8 @@ def _converted(file: Path) -> str:
     return converter.converted().to_str()
 
 
-def qwen_tokenizer(
-    chat_template: str = CHAT_TEMPLATE,
-) -> transformers.PreTrainedTokenizerFast:
-    """Return Qwen2.5-VL's tokenizer of 151,665 entries.
-
-    Args:
-        chat_template: of the checkpoint; the default is Qwen's form of turns without a system prompt.
+def qwen_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Return Qwen2.5-VL's tokenizer of 151,665 entries, with Qwen's form of turns and no system prompt.
 
     Raises:
         InputError: dashscope is not installed.
@@ -86,16 +82,4 @@ def qwen_tokenizer(
     file = vocabulary_file()
     if file is None:
         raise InputError(f"Qwen's vocabulary needs the package dashscope: {INSTALL}")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_converted(file)),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_start_token": "<|vision_start|>",
-            "vision_end_token": "<|vision_end|>",
-        },
-        clean_up_tokenization_spaces=False,
-        chat_template=chat_template,
-    )
+    return named_tokenizer(Tokenizer.from_str(_converted(file)), CHAT_TEMPLATE)

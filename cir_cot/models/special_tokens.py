@@ -1,4 +1,4 @@
-"""Add the retrieval token to a Qwen-VL's vocabulary, and look up ids of special tokens.
+"""Name the special tokens of a Qwen-VL's tokenizer, add the retrieval token, and look up ids.
 
 Qwen pads its embedding matrix beyond its tokenizer. The retrieval token takes one of these spare rows: no matrix is
 resized.
@@ -10,12 +10,34 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from cir_cot import compat  # noqa: F401  # isort: skip
+import transformers
+
 from cir_cot.prompts import RET
 
 if TYPE_CHECKING:
-    import transformers
+    from tokenizers import Tokenizer
 
     from .architectures import QwenVL
+
+
+def named_tokenizer(
+    tokenizer: Tokenizer, chat_template: str
+) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer whose special tokens have the names by which Qwen's processors look for them."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        },
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template,
+    )
 
 
 def token_id(tokenizer: transformers.PreTrainedTokenizerBase, token: str) -> int:

@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from cir_cot.errors import InputError
 
-from .special_tokens import token_id
+from .special_tokens import named_tokenizer, token_id
 
 SPECIALS = (
     "<|endoftext|>",
@@ -99,20 +99,7 @@ def tiny_tokenizer(
     )
     bpe.train_from_iterator(corpus, trainer)
     bpe.add_special_tokens(list(SPECIALS))
-    # Name the special tokens as Qwen's processors look for them.
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_start_token": "<|vision_start|>",
-            "vision_end_token": "<|vision_end|>",
-        },
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return named_tokenizer(bpe, CHAT_TEMPLATE)
 
 
 def tiny_processor(

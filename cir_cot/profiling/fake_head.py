@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
+from cir_cot.digests import digest_bytes
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.checkpoint import DTYPES, load_processor
+from cir_cot.models.resizing import smart_size
 from cir_cot.models.tiny_qwen import CORPUS, tiny_processor, tiny_tokenizer
 from cir_cot.training.sft_arguments import SftArguments
 
@@ -23,6 +27,41 @@ from .synthetic import SyntheticPairs
 # Bounds of Qwen2.5-VL's own processor, in pixels.
 LEAST_PIXELS = 4 * 28 * 28
 MOST_PIXELS = 16384 * 28 * 28
+
+
+class GridsAlone:
+    """Stand in for an image processor: the same grids of patches, one number a patch in place of its pixels.
+
+    The pixels of a step are hundreds of megabytes. No operation on fake tensors looks at them, but the trainer tells
+    pictures apart by them, so each picture has a number of its own.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.seen: dict[str, int] = {}  # digest of a picture -> its number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+    def __call__(self, images: Sequence[Image], return_tensors: str = "pt") -> dict[str, Tensor]:
+        """Return `pixel_values` (P, C), which hold P numbers in memory, and `image_grid_thw` (B, 3)."""
+        patch = self.processor.patch_size
+        side = patch * self.processor.merge_size
+        bounds = self.processor.size["shortest_edge"], self.processor.size["longest_edge"]
+        grids = []
+        numbers = []
+        for image in images:
+            height, width = smart_size(image.height, image.width, side, *bounds)
+            grids.append([1, height // patch, width // patch])
+            content = digest_bytes(image.tobytes())
+            numbers.append(self.seen.setdefault(content, len(self.seen)))
+        grid = torch.tensor(grids, device="cpu")  # (B, 3)
+        patches = grid.prod(dim=1)  # (B,)
+        # Numbers as bfloat16 holds them: rounded, neighbours would be the same picture.
+        bits = torch.tensor(numbers, dtype=torch.int16, device="cpu")  # (B,)
+        values = bits.view(torch.bfloat16).float().repeat_interleave(patches)[:, None]  # (P, 1)
+        channels = 3 * self.processor.temporal_patch_size * patch**2
+        return {"pixel_values": values.expand(-1, channels), "image_grid_thw": grid}
 
 
 def fake_head(args: SftArguments, inference: bool = False) -> CotRetriever:
@@ -49,6 +88,8 @@ def fake_head(args: SftArguments, inference: bool = False) -> CotRetriever:
             min_pixels=args.min_pixels,
             max_pixels=args.max_pixels,
         )
+        images = backbone.processor.image_processor
+        backbone.processor.image_processor = GridsAlone(images)
         names = ("readout", "projection", "temperature", "learn_temperature", "chain_dropout")
         given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         head = CotRetriever(backbone, str(args.model), **given)
