@@ -633,6 +633,41 @@ MUTANTS = [
     ),
     # ---- cir_cot/models/chat.py
     (
+        "cir_cot/models/chat.py",
+        "places[after:] += max(height, width) - height * width",
+        "places[after:] += height - height * width",
+        ["tests/models/test_backbone.py::test_the_encoder_counts_positions_as_the_model_does"],
+        "text after a wide picture has the positions of its columns",
+    ),
+    (
+        "cir_cot/models/chat.py",
+        'start = 0 if self.side == "right" else mask.shape[1] - length',
+        "start = 0",
+        ["tests/models/test_backbone.py::test_the_encoder_counts_positions_as_the_model_does"],
+        "rows that are padded on the left have the padding's positions",
+    ),
+    (
+        "cir_cot/training/chunks.py",
+        "value.shape[:2] == mask.shape",
+        "value.shape == mask.shape",
+        ["tests/training/test_gradcache.py"],
+        "a chunk keeps the padding of its batch in its positions",
+    ),
+    (
+        "cir_cot/models/vision_attention.py",
+        "return dict.fromkeys(names, 0)",
+        "return {}",
+        ["tests/test_pretended_gpu.py"],
+        "the longest window is read from the device",
+    ),
+    (
+        "cir_cot/training/step_metrics.py",
+        "lengths = [row_lengths(part).sum() for part in inputs if part is not None]",
+        "lengths = [torch.tensor(row_lengths(part).sum().item()) for part in inputs if part is not None]",
+        ["tests/test_pretended_gpu.py"],
+        "the number of tokens is read from the device in every step",
+    ),
+    (
         "cir_cot/training/dataset.py",
         "self.targets = images if targets is None else targets",
         "self.targets = images",

@@ -35,7 +35,7 @@ from .checkpoint import (
 )
 from .input_embeddings import edited_input_embeddings
 from .special_tokens import add_token
-from .vision_attention import use_attention_by_length
+from .vision_attention import tower_options, use_attention_by_length
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import, and only adapters need it
@@ -106,9 +106,9 @@ class Backbone(nn.Module):
         """Compute hidden states of the last layer after the final norm, without logits.
 
         Args:
-            inputs: What the processor returns: input_ids, attention_mask, mm_token_type_ids (B, T), pixel_values,
-                image_grid_thw. With a filled cache, the new tokens only, except attention_mask (B, cached + T).
-            positions: M-RoPE positions (3, B, T). Computed from `inputs` unless given; a filled cache needs them, see
+            inputs: What ChatEncoder returns. With a filled cache, the new tokens only, except attention_mask
+                (B, cached + T).
+            positions: M-RoPE positions (3, B, T), by default `positions(inputs)`; a filled cache needs them, see
                 `next_positions`.
             cache: Key-value cache, extended in place.
             edit: Replaces the input embeddings (B, T, H) of text and visual tokens by others of the same shape.
@@ -123,12 +123,12 @@ class Backbone(nn.Module):
                     "a filled cache needs explicit positions: pass next_positions(previous positions)"
                 )
             positions = self.positions(inputs)
-        # The inner model computes no logits.
-        inner = self.plain.model
+        inner = self.plain.model  # computes no logits
+        options = tower_options(self.plain) if "pixel_values" in inputs else {}
         with edited_input_embeddings(inner.language_model, edit):
             outputs = inner(
-                **inputs,
-                **{self.cache_argument: cache},
+                **{name: value for name, value in inputs.items() if name != "rope_positions"},
+                **{self.cache_argument: cache, **options},
                 position_ids=positions,
                 use_cache=cache is not None,
                 return_dict=True,
@@ -140,7 +140,9 @@ class Backbone(nn.Module):
         return self.plain.get_output_embeddings()(hidden)
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute M-RoPE positions (3, B, T): those of the unpadded row on either side, 0 at padding."""
+        """Return M-RoPE positions (3, B, T), 0 at padding: counted by ChatEncoder (B, T, 3), else by the model."""
+        if "rope_positions" in inputs:
+            return inputs["rope_positions"].permute(2, 0, 1)
         ids = inputs["input_ids"]
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
@@ -163,7 +165,7 @@ class Backbone(nn.Module):
 
     @staticmethod
     def keep_rows(cache: transformers.Cache, rows: Tensor) -> None:
-        """Keep the batch rows `rows` (K,) of a cache, in place, e.g. when the others have finished."""
+        """Keep the batch rows `rows` (K,) of a cache, in place."""
         # batch_select_indices, meant for this, leaves out Qwen3.5's recurrent layers.
         cache.reorder_cache(cast("torch.LongTensor", rows))
 

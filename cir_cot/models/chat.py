@@ -102,13 +102,17 @@ class ChatEncoder:
         """Encode B rows of a picture, a prompt and the token ids of an answer.
 
         Returns:
-            Model inputs, padded to (B, T), and labels (B, T): -100 everywhere but at the answers.
+            Model inputs, padded to (B, T), and labels (B, T): -100 everywhere but at the answers. Among the inputs are
+            M-RoPE positions (B, T, 3), as the model would count them.
         """
         images_of = self.processor.image_processor
         pixels = images_of(images=list(images), return_tensors="pt")
         # Every merge x merge patches become one visual token.
         visual = (pixels["image_grid_thw"].prod(dim=1) // images_of.merge_size**2).tolist()  # (B,)
         inputs, labels = self.tokenise(visual, prompts, answers)
+        # Positions are counted here, in a data loader's worker: on the device they take ten waits a row.
+        sides = (pixels["image_grid_thw"][:, 1:] // images_of.merge_size).tolist()  # B pairs
+        inputs["rope_positions"] = self._positions(inputs["attention_mask"], sides)  # (B, T, 3)
         inputs["pixel_values"] = pixels["pixel_values"]
         inputs["image_grid_thw"] = pixels["image_grid_thw"]
         return inputs, labels
@@ -140,6 +144,31 @@ class ChatEncoder:
             "mm_token_type_ids": torch.eq(ids, self.image_token).long(),
         }
         return inputs, self._pad(supervised, IGNORE)
+
+    def _positions(self, mask: Tensor, sides: Sequence[Sequence[int]]) -> Tensor:
+        """Count the M-RoPE positions of rows with one picture of (height, width) visual tokens each.
+
+        Text counts on in all three; a picture's tokens have its start plus 0, row and column; what follows starts after
+        the largest of them (Qwen2-VL, arXiv 2409.12191).
+
+        Returns:
+            Positions (B, T, 3), 0 at padding.
+        """
+        before = self.opening.index(self.image_token)
+        positions = torch.zeros(*mask.shape, 3, dtype=torch.long)
+        for row, (height, width) in enumerate(sides):
+            length = int(mask[row].sum())
+            places = torch.arange(length)[:, None].repeat(1, 3)  # (t, 3)
+            after = before + height * width
+            # The picture: its rows and columns.
+            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width))  # (h * w, 2)
+            places[before:after, 0] = before
+            places[before:after, 1:] = before + grid
+            # The text after it.
+            places[after:] += max(height, width) - height * width
+            start = 0 if self.side == "right" else mask.shape[1] - length
+            positions[row, start : start + length] = places
+        return positions
 
     def _pad(self, rows: list[list[int]], value: int) -> Tensor:
         """Pad rows to the longest -> (B, T)."""

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cir_cot import compat  # noqa: F401  # isort: skip
 from transformers import AttentionInterface
+from transformers.utils import generic
 
 if TYPE_CHECKING:
     from .architectures import QwenVL
@@ -96,6 +97,23 @@ def window_groups(boundaries: Tensor) -> tuple[list[Tensor], Tensor | None]:
         order = torch.cat([rows.flatten() for rows in groups])
         _groups[boundaries] = (groups, order.argsort() if len(groups) > 1 else None)
     return _groups[boundaries]
+
+
+def tower_options(model: QwenVL) -> dict[str, int]:
+    """Return arguments of a model's forward pass with pictures that save the host two waits for each window layout.
+
+    For attentions with "flash" in their names transformers reads the longest window from the device, unless it is
+    given. `attend_by_length` does not use it.
+    """
+    vision = model.config.vision_config
+    if vision._attn_implementation != BY_LENGTH or not hasattr(
+        generic, "accepts_precomputed_kwargs"
+    ):
+        return {}
+    names = ["image_max_seqlen"]
+    if hasattr(vision, "fullatt_block_indexes"):
+        names.append("image_max_window_seqlen")
+    return dict.fromkeys(names, 0)
 
 
 def use_attention_by_length(model: QwenVL) -> None:

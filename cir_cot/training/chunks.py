@@ -50,11 +50,17 @@ def collated_parts(batch: Batch) -> list[Batch]:
     return batch.get("parts", [batch])
 
 
-def row_tokens(inputs: Mapping[str, Tensor]) -> list[int]:
-    """Count the tokens of each row without padding; a row of features counts as one token."""
+def row_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the tokens (B,) of each row without padding; a row of features counts as one token."""
     if "attention_mask" in inputs:
-        return inputs["attention_mask"].sum(dim=1).tolist()
-    return [1] * len(next(iter(inputs.values())))
+        return inputs["attention_mask"].sum(dim=1)
+    first = next(iter(inputs.values()))
+    return torch.ones(len(first), dtype=torch.long, device=first.device)
+
+
+def row_tokens(inputs: Mapping[str, Tensor]) -> list[int]:
+    """Return `row_lengths` as numbers of the host."""
+    return row_lengths(inputs).tolist()
 
 
 def split_into_chunks(batch: Batch, budget: int) -> list[Chunk]:
@@ -122,7 +128,7 @@ def _select_inputs(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tens
             patches = inputs["image_grid_thw"].prod(dim=1)  # (B,)
             blocks = value.split((patches * len(value) // patches.sum()).tolist())
             chosen[name] = torch.cat([blocks[row] for row in rows.tolist()])
-        elif mask is not None and value.shape == mask.shape:
+        elif mask is not None and value.shape[:2] == mask.shape:
             chosen[name] = value[rows][:, _used_columns(mask[rows])]
         else:
             chosen[name] = value[rows]

@@ -10,7 +10,7 @@ from cir_cot.devices import peak_memory_mb
 from cir_cot import compat  # noqa: F401  # isort: skip
 from accelerate import Accelerator
 
-from .chunks import Batch, collated_parts, row_tokens
+from .chunks import Batch, collated_parts, row_lengths
 
 
 class StepMetrics:
@@ -39,8 +39,9 @@ class StepMetrics:
 
     def count_tokens(self, *inputs: dict | None) -> None:
         """Count the tokens of model inputs, without padding."""
-        tokens = sum(sum(row_tokens(part)) for part in inputs if part is not None)
-        self.add("tokens", tokens, 1)
+        # On the device: the host does not wait for the number.
+        lengths = [row_lengths(part).sum() for part in inputs if part is not None]
+        self.add("tokens", torch.stack(lengths).sum(), 1)
 
     def reduce_and_reset(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all processes since the last call, and reset.

@@ -10,6 +10,7 @@ language model gets the same input as without a cache.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -121,8 +122,10 @@ class VisionCache:
         self, run: Callable, patches: Tensor, grid: Tensor, options: Mapping
     ) -> BaseModelOutputWithPooling:
         """Return what the tower would return, and run it on the missing pictures only."""
-        blocks = patches.split(grid.prod(dim=1).tolist())  # a block (p, d) for each picture
-        keys = content_keys(blocks, grid)
+        # The grids are read once: each read waits for the device.
+        grids = grid.tolist()
+        blocks = patches.split([math.prod(shape) for shape in grids])  # a block (p, d) a picture
+        keys = content_keys(blocks, grids)
         # Run the tower on the first occurrence of each missing picture.
         missing = [row for row, key in enumerate(keys) if key not in self and key not in keys[:row]]
         if missing:
@@ -130,7 +133,7 @@ class VisionCache:
             self._check_limit()
             missing_patches = torch.cat([blocks[row] for row in missing])
             out = run(missing_patches, grid_thw=grid[missing], **options)
-            self._remember([keys[row] for row in missing], out, grid[missing])
+            self._remember({keys[row]: math.prod(grids[row]) for row in missing}, out)
         # Join the features of all pictures in their order.
         layers = torch.cat([self._get(key) for key in keys], dim=1)  # (L, t, H)
         layers = layers.to(patches.device, non_blocking=True)
@@ -145,13 +148,13 @@ class VisionCache:
                 "they are augmented or cropped at random; leave out vision_cache"
             )
 
-    def _remember(self, keys: Sequence[str], out: Any, grid: Tensor) -> None:
-        """Keep the features that the tower returned for pictures (their grids (N, 3))."""
+    def _remember(self, patches: Mapping[str, int], out: Any) -> None:
+        """Keep the features that the tower returned for pictures, given by key with their number of patches."""
         deep = getattr(out, "deepstack_features", None) or []
         layers = torch.stack([out.pooler_output, *deep]).cpu()  # (L, t, H)
-        patches = grid.prod(dim=1)
-        counts = patches * layers.shape[1] // patches.sum()
-        for key, value in zip(keys, layers.split(counts.tolist(), dim=1), strict=True):
+        total = sum(patches.values())
+        counts = [count * layers.shape[1] // total for count in patches.values()]
+        for key, value in zip(patches, layers.split(counts, dim=1), strict=True):
             self.memory[key] = value.clone()
         held = sum(value.nbytes for value in self.memory.values())
         if self.disk is not None and held >= SHARD:
@@ -190,8 +193,8 @@ def tower_identity(tower: nn.Module, processor: Any, precision: str) -> dict[str
     }
 
 
-def content_keys(blocks: Sequence[Tensor], grid: Tensor) -> list[str]:
-    """Return 128-bit digests of pictures' patches (p, d), the same on every device.
+def content_keys(blocks: Sequence[Tensor], grids: Sequence[Sequence[int]]) -> list[str]:
+    """Return 128-bit digests of pictures' patches (p, d) and of their grids, the same on every device.
 
     A digest is two sums of the values' bits times fixed random 64-bit numbers, computed where the
     patches are. Different pictures collide with a probability of about 2^-100. A picture that was
@@ -205,7 +208,7 @@ def content_keys(blocks: Sequence[Tensor], grid: Tensor) -> list[str]:
         sums.append((bits * lanes).sum(dim=1))  # (2,)
     # The shape of the grid is part of the key: it decides the positions of patches.
     keys = []
-    for lanes_of_one, shape in zip(torch.stack(sums).tolist(), grid.tolist(), strict=True):
+    for lanes_of_one, shape in zip(torch.stack(sums).tolist(), grids, strict=True):
         size = "x".join(map(str, shape))
         digest = "-".join(f"{lane % 2**64:016x}" for lane in lanes_of_one)
         keys.append(f"{size}-{digest}")

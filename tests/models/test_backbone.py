@@ -19,6 +19,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 
 from cir_cot.errors import InputError
 from cir_cot.models.backbone import Backbone, cache_argument, linear_layers, load_backbone
+from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.tiny_qwen import tiny_model, tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.prompts import RET
 
@@ -103,6 +104,21 @@ def test_positions_are_those_of_the_row_alone(model_type, side):
         assert not positions[:, row, ~mask].any()
     del inputs["mm_token_type_ids"]
     assert torch.equal(backbone.positions(inputs), positions)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("reserved", [0, 3])
+def test_the_encoder_counts_positions_as_the_model_does(model_type, side, reserved):
+    backbone = build(model_type)
+    encoder = ChatEncoder(backbone.processor, backbone.ret_id, side, reserved)
+    pictures = [Image.new("RGB", (width, height)) for height, width in SHAPES]
+    answers = encoder.answer_token_ids(["<caption>a</caption>", "", "b"])
+    inputs, _ = encoder.query(pictures, TEXTS, answers)
+    counted = backbone.positions(inputs)
+    del inputs["rope_positions"]
+    assert torch.equal(counted, backbone.positions(inputs))
+    assert counted.unique().numel() > 10
 
 
 def test_positions_of_a_picture_count_rows_and_columns():
