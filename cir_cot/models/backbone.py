@@ -116,8 +116,7 @@ class Backbone(nn.Module):
         Returns:
             Hidden states (B, T, H).
         """
-        # Positions of new tokens depend on cached ones, which `inputs` does not hold.
-        if positions is None:
+        if positions is None:  # those of new tokens depend on cached ones
             if cache is not None and cache.get_seq_length():
                 raise ValueError(
                     "a filled cache needs explicit positions: pass next_positions(previous positions)"
@@ -197,8 +196,7 @@ class Backbone(nn.Module):
 
     @property
     def _peft_model(self) -> PeftModel:
-        """Return the PEFT model; to be asked for only where `adapted`."""
-        return cast("PeftModel", self.model)
+        return cast("PeftModel", self.model)  # asked for only where `adapted`
 
     def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the weights and the processor: the adapter's two files, or the checkpoint; nothing of a frozen base.
