@@ -880,23 +880,106 @@ MUTANTS = [
         ["tests/evaluation/test_corrections.py"],
         "a query's own picture, which no ranking holds, counts as one that could be found",
     ),
-    # ---- cir_cot/heads/decoding.py
     (
         "cir_cot/heads/decoding.py",
+        "places = torch.arange(longest, device=device) - (longest - lengths)[:, None]  # (A, S)",
+        "places = torch.arange(longest, device=device) + 0 * lengths[:, None]  # (A, S)",
+        [
+            "tests/heads/test_decoding.py::test_prescribed_tokens_are_fed_together_and_nothing_changes"
+        ],
+        "rows with fewer new tokens see their padding",
+    ),
+    (
+        "cir_cot/heads/decoding.py",
+        "previous = torch.where((lengths > 1)[:, None], hidden[:, -2], previous)",
+        "previous = hidden[:, -2]",
+        [
+            "tests/heads/test_decoding.py::test_prescribed_tokens_are_fed_together_and_nothing_changes"
+        ],
+        "a row with one new token is read at its padding",
+    ),
+    (
+        "cir_cot/heads/decoding.py",
+        "mine = functional.pad(self.mask, (left[0], 0))",
+        "mine = functional.pad(self.mask, (left[0], 0), value=1)",
+        ["tests/heads/test_decoding.py::test_rows_join_a_running_batch_and_nothing_changes"],
+        "rows that wait for longer ones see the padding of their cache",
+    ),
+    (
+        "cir_cot/heads/decoding.py",
+        "return free if free >= FREE * places and can_join(active.cache) else 0",
+        "return 0",
+        ["tests/heads/test_decoding.py::test_rows_join_a_running_batch_and_nothing_changes"],
+        "no row joins a running batch",
+    ),
+    (
+        "cir_cot/heads/grammar.py",
+        'return list(self.endings[state.section].get(">" + left, ()))',
+        "return []",
+        ["tests/heads/test_decoding.py::test_a_tag_that_is_begun_is_written_to_its_end"],
+        "closing tags are chosen token by token",
+    ),
+    (
+        "cir_cot/heads/grammar.py",
+        "return bool(row.forced) or row.state.section == len(self.parts)",
+        "return bool(row.forced)",
+        ["tests/heads/test_decoding.py::test_a_tag_that_is_begun_is_written_to_its_end"],
+        "the retrieval token takes a step of its own",
+    ),
+    (
+        "cir_cot/heads/grammar.py",
+        "            row.forced = []  # the tokens that are given need not be those that the form prescribes\n",
+        "",
+        ["tests/contract/test_retriever_contract.py::test_a_begun_chain_is_kept_and_written_on"],
+        "a begun chain clashes with what the form would have written",
+    ),
+    (
+        "cir_cot/heads/sampling.py",
+        "order = (likely.values / self.temperature + noise).topk(count).indices",
+        "order = (likely.values + noise).topk(count).indices",
+        ["tests/heads/test_sampling.py::test_tokens_come_as_often_as_the_softmax_says"],
+        "the temperature is not used",
+    ),
+    (
+        "cir_cot/heads/sampling.py",
+        "_mixed(self.seeds[number]) ^ place",
+        "_mixed(self.seeds[number])",
+        ["tests/heads/test_sampling.py::test_noise_is_even_and_depends_on_row_place_and_token"],
+        "every place of a chain has the same noise",
+    ),
+    (
+        "cir_cot/heads/sampling.py",
+        "_shifted(hashes, 12).double() + 0.5) * 2.0**-52",
+        "_shifted(hashes, 11).double() + 0.5) * 2.0**-53",
+        ["tests/heads/test_sampling.py::test_noise_is_even_and_depends_on_row_place_and_token"],
+        "noise can be infinite",
+    ),
+    (
+        "cir_cot/evaluation/encode.py",
+        "    retriever.batch_size = batch_size\n",
+        "",
+        [
+            "tests/evaluation/test_evaluate.py::test_a_head_is_given_several_batches_of_queries_at_a_time"
+        ],
+        "a batch is larger than asked for",
+    ),
+    # ---- cir_cot/heads/decoding.py
+    (
+        "cir_cot/heads/grammar.py",
         "not text[: tag.start()].strip(WHITESPACE)",
         "not text[: tag.start()]",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "a part of white space alone",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         "return None if rest else ChainState(section)",
         "return ChainState(section)",
         ["tests/heads/test_decoding.py::test_what_is_no_beginning_of_a_chain_is_refused"],
         "words behind the last part",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         "max(1, round(SHARES[part] * max_new_tokens))",
         "round(SHARES[part] * max_new_tokens)",
         [
@@ -908,7 +991,7 @@ MUTANTS = [
         "a part may have a budget of 0",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         "row.used >= budget",
         "row.used > budget",
         [
@@ -920,7 +1003,7 @@ MUTANTS = [
         "a part has a token too many",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         "forced_form(section) if rank else",
         "forced_form(section) if rank > 1 else",
         [
@@ -932,7 +1015,7 @@ MUTANTS = [
         "a second choice is not flagged",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         'close if text else "-" + close',
         "close",
         [
@@ -978,8 +1061,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "before if before_ret else active.hidden",
-        "active.hidden",
+        "states[ended, 0 if before_ret else 1]",
+        "states[ended, 1]",
         [
             "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
         ],
@@ -987,15 +1070,15 @@ MUTANTS = [
     ),
     (
         "cir_cot/heads/decoding.py",
-        "active.positions = active.positions + 1",
-        "active.positions = active.positions",
+        "active.positions = active.positions + lengths[:, None]",
+        "active.positions = active.positions + longest",
         [
             "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
         ],
         "written tokens share one position",
     ),
     (
-        "cir_cot/heads/decoding.py",
+        "cir_cot/heads/grammar.py",
         "state.section == row.state.section and not row.state.pending_tag",
         "state.section == row.state.section",
         [

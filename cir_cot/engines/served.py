@@ -24,7 +24,7 @@ from cir_cot.chains.openai_servers import OpenAIServers
 from cir_cot.chains.teacher import Unanswered
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.heads.decoding import Grammar
+from cir_cot.heads.grammar import Grammar
 from cir_cot.models.resizing import picture_bounds, smart_size, token_side
 from cir_cot.prompts import PARTS, QUERY, RET, query_prompt, text_to_cot
 from cir_cot.records import Cot

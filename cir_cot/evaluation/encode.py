@@ -19,6 +19,7 @@ from .encoded_rows import EncodedRows
 from .readings import Encode
 
 THREADS = 8  # most threads that decode pictures
+QUEUED = 4  # batches of queries that a retriever is given at a time
 
 
 def encode_gallery(
@@ -69,6 +70,17 @@ def encode_gallery(
     return rows.output(names).embeddings
 
 
+def queue_size(retriever: Retriever, batch_size: int) -> int:
+    """Bound the batches of a retriever that forms its own, and return how many queries to give it in a call.
+
+    One that writes chains fills its batch again from further queries when rows have ended.
+    """
+    if not hasattr(retriever, "batch_size"):
+        return batch_size
+    retriever.batch_size = batch_size
+    return QUEUED * batch_size
+
+
 def encode_queries(
     records: Sequence[Record],
     images: ImageStore,
@@ -83,7 +95,7 @@ def encode_queries(
         records: Queries.
         images: Store of the reference pictures.
         encode: Function of (records, reference pictures); see `readings.record_encoder`.
-        batch_size: Queries in one call of `encode`.
+        batch_size: Queries in one call of `encode`; see `queue_size`.
         progress: Show a progress bar.
         rows: What is encoded already, and where this process's share of the rest is kept.
 

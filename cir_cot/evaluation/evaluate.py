@@ -27,7 +27,7 @@ from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Record
 from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
-from .encode import encode_gallery, encode_queries
+from .encode import encode_gallery, encode_queries, queue_size
 from .encoded_rows import Encoding, rows_of
 from .ranking import rank
 from .readings import Encode, record_encoder, require_chains
@@ -58,8 +58,7 @@ def evaluate(
         retriever: Encodes queries and gallery images.
         benchmark: Queries, gallery and protocol.
         images: Pictures of the benchmark, `benchmark.images()`.
-        encode: Function of (records, reference pictures) that encodes the queries in place of a
-            reading; `reading` is then a label only.
+        encode: Function of (records, reference pictures) in place of a reading, then only a label.
         reading: One of `readings.READINGS`; None is the retriever's own.
         gallery: (N, D) embeddings of `benchmark.gallery` by `encode_gallery`, to reuse them.
         model: Name of the checkpoint, for the protocol.
@@ -67,7 +66,7 @@ def evaluate(
         batch_size: Pictures in one forward pass.
         seed: Seed of the sample.
         progress: Show progress bars.
-        encoding: Keeps rows, to continue an evaluation or to share it among processes.
+        encoding: Keeps rows, to continue or to share an evaluation.
 
     Raises:
         InputError: The retriever lacks the reading, or a picture or an embedding is unusable.
@@ -82,12 +81,13 @@ def evaluate(
         gallery = encode_gallery(
             retriever, benchmark.gallery, images, batch_size, progress, rows_of(encoding, "gallery")
         )
-    # Encode the queries; only these are timed, if none were encoded before.
+    # Encode the queries; only these are timed.
     rows = rows_of(encoding, "queries", reading or "own", benchmark.category)
     continued = rows is not None and bool(rows.rows())
     started = time.perf_counter()
     with inference(retriever):
-        output = encode_queries(asked.records, images, encode, batch_size, progress, rows)
+        queued = queue_size(retriever, batch_size)
+        output = encode_queries(asked.records, images, encode, queued, progress, rows)
     speed = len(asked.records) / (time.perf_counter() - started)
     # Record what the metrics depend on.
     protocol = run_protocol(benchmark, asked) | reading_conditions(retriever, reading)

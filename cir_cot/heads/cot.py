@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cir_cot.errors import InputError
-from cir_cot.losses import token_loss
 from cir_cot.models.backbone import Backbone
-from cir_cot.models.chat import IGNORE, ChatEncoder
+from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.clip import load_clip
 from cir_cot.prompts import PARTS, cot_to_text
 from cir_cot.records import Cot
@@ -30,8 +29,10 @@ from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, in_order
 
 from .base import HeadOutput
 from .chain_collator import ChainCollator
-from .decoding import DecodingState, Grammar, decode
-from .qwen import QwenHead, Readout
+from .decoding import DecodingState, Queue, decode
+from .grammar import Grammar
+from .qwen import QwenHead, Readout, chain_loss, chosen
+from .sampling import Sampling
 
 
 class CotRetriever(QwenHead):
@@ -130,18 +131,10 @@ class CotRetriever(QwenHead):
             query=self._embed(hidden, query["input_ids"]),
             target=None if target is None else self._target(target),
             temperature=self.temperature(),
-            aux={} if labels is None else {"lm": self._chain_loss(hidden, labels)},
+            aux={} if labels is None else {"lm": chain_loss(self.backbone, hidden, labels)},
             rows={},
             stats={},
         )
-
-    def _chain_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the chains; logits exist at the S supervised positions only: (S, V)."""
-        # The state at each position predicts the token after it.
-        wanted = labels[:, 1:]  # (B, T - 1)
-        at = wanted != IGNORE  # (B, T - 1)
-        vocabulary = self.backbone.config.get_text_config().vocab_size
-        return token_loss(self.backbone.logits, hidden[:, :-1][at], wanted[at], vocabulary)
 
     @torch.no_grad()
     def encode_target(self, images: Sequence[Image]) -> Tensor:
@@ -163,18 +156,27 @@ class CotRetriever(QwenHead):
             cut is flagged. `reading` is one of `readings`, by default `self.reading`.
         """
         reading = self._checked_reading(reading)
-        outputs = []
-        batches = self.batches_by_size(images, texts)
-        for rows in batches:
-            pictures = [images[row] for row in rows]
-            words = [texts[row] for row in rows]
-            # Without a chain there is nothing to decode: one forward pass.
-            if reading == "fast":
-                outputs.append(self._encode(pictures, words, [""] * len(rows)))
-            else:
-                *_, last = self.decode_chains(pictures, words, reading)
-                outputs.append(self._to_output(last))
-        return in_order(batches, outputs, self.dim)
+        # Without a chain there is nothing to decode: one forward pass.
+        if reading == "fast":
+            return self._encode_all(images, texts, [""] * len(texts))
+        return self._last(self.decode_chains(images, texts, reading))
+
+    def sample_query(
+        self,
+        images: Sequence[Image],
+        texts: Sequence[str],
+        sampling: Sampling,
+        reading: str = "full",
+    ) -> QueryOutput:
+        """Encode B composed queries with chains that are drawn, not the most likely ones; see `Sampling`."""
+        steps = self.decode_chains(images, texts, self._checked_reading(reading), None, sampling)
+        return self._last(steps)
+
+    def _last(self, steps: Iterator[DecodingState]) -> QueryOutput:
+        last = DecodingState([], torch.zeros(0, self.dim))
+        for state in steps:
+            last = state
+        return self._to_output(last)
 
     def stream(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
@@ -198,13 +200,16 @@ class CotRetriever(QwenHead):
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]
     ) -> QueryOutput:
         """Encode B composed queries with supplied chains: annotated ones, or ones that a person has edited."""
-        written = [cot_to_text(chain) for chain in chains]
+        return self._encode_all(images, texts, [cot_to_text(chain) for chain in chains])
+
+    def _encode_all(
+        self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]
+    ) -> QueryOutput:
+        """Encode B queries with chains as tagged text, "" for none, in batches of similar length."""
         outputs = []
-        batches = self.batches_by_size(images, texts, written)
+        batches = self.batches_by_size(images, texts, chains)
         for rows in batches:
-            pictures = [images[row] for row in rows]
-            words = [texts[row] for row in rows]
-            outputs.append(self._encode(pictures, words, [written[row] for row in rows]))
+            outputs.append(self._encode(*chosen(rows, images, texts, chains)))
         return in_order(batches, outputs, self.dim)
 
     @torch.no_grad()
@@ -225,15 +230,7 @@ class CotRetriever(QwenHead):
         Args:
             begun: the first sections of each chain, as tagged text; a complete chain is encoded as it is.
         """
-        outputs = []
-        batches = self.batches_by_size(images, texts, begun)
-        for rows in batches:
-            pictures = [images[row] for row in rows]
-            words = [texts[row] for row in rows]
-            first = [begun[row] for row in rows]
-            *_, last = self.decode_chains(pictures, words, "full", first)
-            outputs.append(self._to_output(last))
-        return in_order(batches, outputs, self.dim)
+        return self._last(self.decode_chains(images, texts, "full", begun))
 
     def decode_chains(
         self,
@@ -241,8 +238,9 @@ class CotRetriever(QwenHead):
         texts: Sequence[str],
         reading: str = "full",
         begun: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
     ) -> Iterator[DecodingState]:
-        """Generate the chains of one batch greedily, in a single pass; see `decoding.decode` and `write_on`."""
+        """Generate chains in a single pass, at most `batch_size` at a time; see `decoding.decode` and `write_on`."""
         encoder = self.encoder("left")
         grammar = Grammar(encoder, READINGS[reading].parts, self.max_new_tokens)
         # The adaptive reading decides at the end of the prompt, so the start of the chain comes after the decision.
@@ -254,15 +252,23 @@ class CotRetriever(QwenHead):
         if adaptive:
             for row in rows:
                 row.forced = list(grammar.start)
-        inputs, _ = encoder.query(images, texts, [row.ids for row in rows])
+        answers = [list(row.ids) for row in rows]
+
+        def prompts(numbers: Sequence[int]) -> dict[str, Tensor]:
+            pictures, words, begun_ids = chosen(numbers, images, texts, answers)
+            inputs, _ = encoder.query(pictures, words, begun_ids)
+            return self._to_device(inputs)
+
         return decode(
             self.backbone,
             grammar,
-            self._to_device(inputs),
+            Queue(prompts, self.batches_by_size(images, texts, begun or [])),
             rows,
             embed=self.embed_states,
+            places=self.batch_size,
             before_ret=self.readout == "before_ret",
             skip=partial(self._is_sure, grammar.start[0]) if adaptive else None,
+            sampling=sampling,
         )
 
     def _to_output(self, state: DecodingState) -> QueryOutput:
@@ -279,18 +285,13 @@ class CotRetriever(QwenHead):
 
     @torch.no_grad()
     def stop_confidence(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """Return how strongly the model prefers to end each query without a chain -> (B,), 0 .. 1.
-
-        The adaptive reading generates a chain where it is below `self.threshold`.
-        """
+        """Return how strongly the model prefers to end each query without a chain -> (B,), 0 .. 1; see `threshold`."""
         encoder = self.encoder("left")
         # The alternative to the retrieval token is the first token of a chain.
         start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
         found = torch.zeros(len(images))
         for rows in self.batches_by_size(images, texts):
-            pictures = [images[row] for row in rows]
-            words = [texts[row] for row in rows]
-            # Prompts without an answer: the last state decides.
+            pictures, words = chosen(rows, images, texts)
             inputs, _ = encoder.query(pictures, words, [[]] * len(rows))
             hidden = self.backbone(self._to_device(inputs))[:, -1]  # (B, H)
             found[rows] = self._stop_confidence(hidden, start).cpu()

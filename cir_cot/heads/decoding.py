@@ -1,214 +1,86 @@
-"""Batched greedy decoding constrained to the chain format; only the hidden state at the retrieval token is kept.
+"""Decode chains in one pass with a continuous batch; only the hidden state at the retrieval token is kept.
 
-1. A token is accepted only if the row can still become a chain: the tags in order, no section empty, no other tag
-   inside a section, the retrieval token directly after the last section and nowhere else. If the most likely token
-   violates this, the next most likely one is tried; if none fits, the missing tag is written. Such a row is flagged.
-2. Each section has a token budget. A section that reaches it is closed, and the row is flagged.
-3. The embedding comes from the decoding pass itself, at the retrieval token or the token before it, so there is no
-   second pass. Finished rows leave the batch and its cache.
-
-Tags are matched in the text, not in the tokens: a tokenizer may join the end of one tag with the start of the next
-("><") or with the text before it ("." and "</" to ".</"), and such tokens are accepted as they occur in training.
+1. `grammar` chooses each token, so that every row keeps the form of a chain and its budgets.
+2. The embedding comes from the decoding pass itself, at the retrieval token or the token before it, so there is no
+   second pass.
+3. Rows that have ended leave the batch and its cache. Once a quarter of the places is free, the next queries' prompts
+   are encoded and join, so that the batch stays full until the queries are used up.
+4. Tokens that the form prescribes (the rest of a tag) are fed together with the token before them where that saves
+   time: on GPUs, where a step costs the same for one token or for eight, and for a single row everywhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cir_cot import compat  # noqa: F401  # isort: skip
+import transformers
+from transformers.cache_utils import DynamicLayer
+
 from cir_cot.models.backbone import Backbone
-from cir_cot.models.chat import ChatEncoder
-from cir_cot.prompts import TAG
-from cir_cot.retriever import Flag
+
+from .grammar import ChainRow, Grammar
+from .sampling import Sampling, greedy
 
 # Most likely tokens that are tried before a tag is forced.
 CANDIDATES = 8
-# Shares of max_new_tokens; the reasoning is the longest section.
-SHARES = {"caption": 0.25, "reasoning": 0.5, "conclusion": 0.25}
-# White space as tokenizers spell it.
-WHITESPACE = "ĠĊĉč▁ \n\t\r"
-
-
-def missing_token(section: str, budget: int) -> Flag:
-    """Return the flag of a chain whose section was cut at its budget of tokens."""
-    return Flag("missing_token", f"no retrieval token: the {section} was cut at {budget} tokens")
-
-
-def forced_form(section: str) -> Flag:
-    """Return the flag of a chain that was kept valid by force in a section."""
-    return Flag("forced_form", f"chain is not valid: its form was forced in the {section}")
-
-
-class ChainState(NamedTuple):
-    """Parser state of a partial chain.
-
-    Attributes:
-        section: index of the current section; the number of sections once the chain is complete.
-        pending_tag: rest of a tag that must come next, "" for none.
-        text: text of the current section so far.
-    """
-
-    section: int = 0
-    pending_tag: str = ""
-    text: str = ""
-
-
-def advance(state: ChainState, piece: str, parts: Sequence[str]) -> ChainState | None:
-    """Return the state of a chain with sections `parts` after `piece` of text, or None if no chain continues so.
-
-    Example:
-        state = advance(ChainState(0, "<caption>"), "<caption>a re", PARTS)  # ChainState(0, "", "a re")
-    """
-    if state.section == len(parts) or not piece:
-        return None
-    # First comes what is missing of a tag.
-    if state.pending_tag.startswith(piece):
-        return ChainState(state.section, state.pending_tag[len(piece) :])
-    if not piece.startswith(state.pending_tag):
-        return None
-    # Then text, up to the first tag, which must be the one that closes the section.
-    text = state.text + piece[len(state.pending_tag) :]
-    tag = TAG.search(text)
-    if tag is None:
-        return ChainState(state.section, "", text)
-    closes = tag.group() == f"</{parts[state.section]}>"
-    if not closes or not text[: tag.start()].strip(WHITESPACE):
-        return None
-    # A closed section is followed by the next one, or by nothing.
-    rest = text[tag.end() :]
-    section = state.section + 1
-    if section == len(parts):
-        return None if rest else ChainState(section)
-    opened = ChainState(section, f"<{parts[section]}>")
-    return advance(opened, rest, parts) if rest else opened
-
-
-@dataclass
-class ChainRow:
-    """One chain during decoding.
-
-    Attributes:
-        state: where the chain is.
-        ids: its tokens so far, without the retrieval token.
-        forced: tokens that come next, whatever the model predicts.
-        used: tokens of the current section.
-        flag: why it had to be forced or cut, "" if it had not.
-    """
-
-    state: ChainState
-    ids: list[int] = field(default_factory=list)
-    forced: list[int] = field(default_factory=list)
-    used: int = 0
-    flag: str = ""
-
-
-class Grammar:
-    """Choose the next token of a row so that its chain keeps the sections `parts`, each within its token budget."""
-
-    def __init__(self, encoder: ChatEncoder, parts: Sequence[str], max_new_tokens: int):
-        self.encoder = encoder
-        self.tokenizer = encoder.tokenizer
-        self.parts = tuple(parts)
-        self.budgets = [max(1, round(SHARES[part] * max_new_tokens)) for part in parts]
-        self.start = self.tokens_of(f"<{parts[0]}>")
-
-    def tokens_of(self, begun: str) -> list[int]:
-        """Return the tokens that a chain begins with, whatever the first letter of the text that follows."""
-        return common_start([self._plain(begun + letter) for letter in "AaTt1 "])
-
-    def row(self, ids: Sequence[int]) -> ChainRow:
-        """Return a new row whose chain begins with `ids`: the grammar's start, or nothing."""
-        row = ChainRow(ChainState(0, f"<{self.parts[0]}>"))
-        for token in ids:
-            self._take(row, token)
-        return row
-
-    def choose(self, row: ChainRow, candidates: Sequence[int]) -> int:
-        """Append a row's next token and return it; the retrieval token ends the row.
-
-        Args:
-            row: the chain so far; it is changed in place.
-            candidates: the most likely token ids, best first.
-        """
-        if row.forced:
-            return self._take(row, row.forced.pop(0))
-        if row.state.section == len(self.parts):
-            return self.encoder.ret_id
-        section = self.parts[row.state.section]
-        budget = self.budgets[row.state.section]
-        # A section at its budget is closed.
-        if not row.state.pending_tag and row.used >= budget:
-            row.flag = row.flag or missing_token(section, budget)
-            return self._force(row)
-        # The best candidate that keeps the chain valid; any but the first is a correction.
-        for rank, token in enumerate(candidates):
-            if self._advance(row, token) is not None:
-                row.flag = row.flag or (forced_form(section) if rank else "")
-                return self._take(row, token)
-        row.flag = row.flag or forced_form(section)
-        return self._force(row)
-
-    def _advance(self, row: ChainRow, token: int) -> ChainState | None:
-        if token == self.encoder.ret_id:
-            return None
-        piece = cast(str | None, self.tokenizer.convert_ids_to_tokens(token))
-        return advance(row.state, piece or "", self.parts)
-
-    def _take(self, row: ChainRow, token: int) -> int:
-        state = self._advance(row, token)
-        assert state is not None, "a chain's tags are tokenised as their own text"
-        # Tokens of tags count towards no budget.
-        inside = state.section == row.state.section and not row.state.pending_tag
-        row.used = row.used + 1 if inside else 0
-        row.state = state
-        row.ids.append(token)
-        return token
-
-    def _force(self, row: ChainRow) -> int:
-        """Write the missing tag, or the one that closes the section; an empty section gets a dash."""
-        text = row.state.text.strip(WHITESPACE)
-        close = f"</{self.parts[row.state.section]}>"
-        row.forced = self._plain(row.state.pending_tag or (close if text else "-" + close))
-        return self._take(row, row.forced.pop(0))
-
-    def _plain(self, text: str) -> list[int]:
-        return self.encoder.plain_ids([text])[0]
-
-
-def common_start(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Return the tokens that all rows begin with.
-
-    A chain is started with tokens that do not depend on its first word: where a tokenizer joins the tag's ">" with a
-    word, the model writes that ">" itself, as in training.
-
-    Example:
-        common_start([[1, 2, 3], [1, 2], [1, 2, 4]])  # [1, 2]
-    """
-    count = 0
-    while all(len(row) > count and row[count] == rows[0][count] for row in rows):
-        count += 1
-    return list(rows[0][:count])
+# Share of the places that are free before new rows join: prompts are encoded several at a time.
+FREE = 0.25
 
 
 @dataclass
 class DecodingState:
-    """Batch of B chains during decoding: the rows in the order given, and embeddings (B, D), 0 until a row ends."""
+    """Batch of B chains during decoding: the rows in the order given, and embeddings (B, D), 0 until a row ends.
+
+    `steps` counts forward passes over new tokens, `row_steps` the tokens fed in them, padding included.
+    """
 
     rows: list[ChainRow]
     vectors: Tensor
+    steps: int = 0
+    row_steps: int = 0
+
+    def count(self, tokens: list[list[int]]) -> None:
+        """Count one step of each row's new tokens."""
+        self.steps += 1
+        self.row_steps += len(tokens) * max(map(len, tokens))
+
+
+@dataclass
+class Queue:
+    """Queries that wait to be decoded.
+
+    Attributes:
+        prompts: maps numbers of rows to their left-padded model inputs, each with its row's first tokens.
+        groups: numbers of rows whose prompts are encoded together, the next ones first.
+    """
+
+    prompts: Callable[[Sequence[int]], dict[str, Tensor]]
+    groups: list[list[int]]
+
+    def take(self, count: int) -> list[int]:
+        """Remove and return at most `count` numbers of one group, [] where none is left."""
+        if not self.groups or not count:
+            return []
+        first = self.groups.pop(0)
+        if len(first) > count:
+            self.groups.insert(0, first[count:])
+        return first[:count]
 
 
 @dataclass
 class _Active:
-    """The A rows of a batch that are still being decoded, with the model's state for them."""
+    """The A rows that are being decoded, with the model's state for them."""
 
-    rows: list[int]  # their numbers in the batch
+    rows: list[int]  # their numbers
     hidden: Tensor  # (A, H) at each row's last token
     mask: Tensor  # (A, T)
     positions: Tensor  # (3, A, 1) of the next token
+    cache: transformers.Cache
 
     def keep(self, places: list[int]) -> None:
         """Keep the rows at these places."""
@@ -216,65 +88,160 @@ class _Active:
         self.hidden = self.hidden[places]
         self.mask = self.mask[places]
         self.positions = self.positions[:, places]
+        if places:
+            Backbone.keep_rows(self.cache, torch.tensor(places, device=self.mask.device))
+
+    def join(self, other: "_Active") -> Self:
+        """Append other rows, and return all; the shorter cache is padded on the left."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        left = (width - self.mask.shape[1], width - other.mask.shape[1])
+        mine = functional.pad(self.mask, (left[0], 0))
+        theirs = functional.pad(other.mask, (left[1], 0))
+        self.mask = torch.cat([mine, theirs])
+        # Only caches for which `can_join` holds are joined.
+        layers: list[Any] = self.cache.layers
+        others: list[Any] = other.cache.layers
+        for layer, more in zip(layers, others, strict=True):
+            layer.keys = _joined(layer.keys, more.keys, left)
+            layer.values = _joined(layer.values, more.values, left)
+        self.rows = self.rows + other.rows
+        self.hidden = torch.cat([self.hidden, other.hidden])
+        self.positions = torch.cat([self.positions, other.positions], dim=1)
+        return self
+
+
+def _joined(first: Tensor, second: Tensor, left: Sequence[int]) -> Tensor:
+    """Join keys or values (A, heads, T, D) of two caches, padded on the left."""
+    padded = [
+        functional.pad(part, (0, 0, pad, 0))
+        for part, pad in zip((first, second), left, strict=True)
+    ]
+    return torch.cat(padded)
+
+
+def can_join(cache: transformers.Cache) -> bool:
+    """Tell whether rows can join a cache: all its layers hold keys and values, none a recurrent state (Qwen3.5)."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 @torch.no_grad()
 def decode(
     backbone: Backbone,
     grammar: Grammar,
-    inputs: dict[str, Tensor],
+    queue: Queue,
     rows: list[ChainRow],
     embed: Callable[[Tensor], Tensor],
+    places: int,
     before_ret: bool = False,
     skip: Callable[[Tensor], Tensor] | None = None,
+    sampling: Sampling | None = None,
+    together: bool | None = None,
 ) -> Iterator[DecodingState]:
-    """Decode the chains of a batch greedily, yielding the state after every token.
+    """Decode the chains of all queries in a queue, yielding the state after every step.
 
     Args:
         backbone: the model.
         grammar: keeps the chains valid.
-        inputs: model inputs of B left-padded prompts, each with its row's first tokens.
-        rows: the B chains, which are extended in place.
+        queue: the queries.
+        rows: their B chains, which are extended in place.
         embed: maps hidden states (K, H) to embeddings (K, D).
+        places: most rows that are decoded at a time.
         before_ret: embed the state before the retrieval token instead of the state at it.
-        skip: maps the hidden states (B, H) at the prompts' ends to bool (B,): rows that need no chain and get the
-            retrieval token at once.
+        skip: maps hidden states (A, H) at prompts' ends to bool (A,): rows without a chain.
+        sampling: draws tokens, in place of the most likely ones.
+        together: feed prescribed tokens together, by default on GPUs and for a single row.
     """
-    ret = grammar.encoder.ret_id
     banned = unusable(backbone)  # (V,)
-    # Encode the prompts.
-    positions = backbone.positions(inputs)
-    cache = backbone.new_cache()
-    hidden = backbone(inputs, positions, cache)[:, -1]  # (B, H)
-    skipped = [False] * len(rows) if skip is None else skip(hidden).tolist()
-    vectors = embed(hidden).float().cpu().zero_()  # (B, D)
-    active = _Active(
-        list(range(len(rows))), hidden, inputs["attention_mask"], backbone.next_positions(positions)
-    )
-    while active.rows:
-        # Choose a token for each row.
-        logits = backbone.logits(active.hidden).float().masked_fill(banned, -torch.inf)  # (A, V)
-        likely = logits.topk(CANDIDATES).indices.tolist()  # A lists
+    skipped: set[int] = set()
+    state = DecodingState(rows, torch.zeros(0))
+    active: _Active | None = None
+    while queue.groups or (active and active.rows):
+        # Let new rows join.
+        numbers = queue.take(_places_to_fill(active, places))
+        if numbers:
+            new = _start(backbone, queue.prompts(numbers), numbers)
+            if skip is not None:
+                skipped |= {numbers[place] for place in skip(new.hidden).nonzero()[:, 0].tolist()}
+            if not len(state.vectors):
+                state.vectors = torch.zeros(len(rows), embed(new.hidden[:1]).shape[1])
+            active = active.join(new) if active and active.rows else new
+            continue
+        assert active is not None
+        # Choose each row's next tokens.
+        likely = _likely_tokens(backbone, active, banned, rows, sampling)
+        at_once = len(likely) == 1 or banned.is_cuda if together is None else together
+        choose = grammar.choose_on if at_once else grammar.choose_one
         tokens = []
         for row, candidates in zip(active.rows, likely, strict=True):
-            tokens.append(ret if skipped[row] else grammar.choose(rows[row], candidates))
-        # Feed the tokens to the model; the retrieval token, too, for its hidden state is the embedding.
-        before = active.hidden
-        active.mask = functional.pad(active.mask, (0, 1), value=1)  # (A, T + 1)
-        ids = torch.tensor(tokens, device=active.mask.device)[:, None]  # (A, 1)
-        step = {"input_ids": ids, "attention_mask": active.mask}
-        active.hidden = backbone(step, active.positions, cache)[:, -1]  # (A, H)
-        active.positions = active.positions + 1
+            tokens.append([backbone.ret_id] if row in skipped else choose(rows[row], candidates))
+        # Feed them; the retrieval token, too, for its hidden state is the embedding.
+        states = _feed(backbone, active, tokens)  # (A, 2, H)
+        state.count(tokens)
         # Embed the rows that have ended, and drop them.
-        ended = [place for place, token in enumerate(tokens) if token == ret]
+        ended = [place for place, ids in enumerate(tokens) if ids[-1] == backbone.ret_id]
         if ended:
-            states = before if before_ret else active.hidden
-            vectors[[active.rows[place] for place in ended]] = embed(states[ended]).cpu()
-            going = [place for place, token in enumerate(tokens) if token != ret]
-            active.keep(going)
-            if going:
-                backbone.keep_rows(cache, torch.tensor(going, device=active.mask.device))
-        yield DecodingState(rows, vectors)
+            read = embed(states[ended, 0 if before_ret else 1])
+            state.vectors[[active.rows[place] for place in ended]] = read.float().cpu()
+            active.keep([place for place, ids in enumerate(tokens) if ids[-1] != backbone.ret_id])
+        yield state
+
+
+def _likely_tokens(
+    backbone: Backbone,
+    active: _Active,
+    banned: Tensor,
+    rows: list[ChainRow],
+    sampling: Sampling | None,
+) -> list[list[int]]:
+    """Return the tokens to try for each of the A rows, the first choice first."""
+    logits = backbone.logits(active.hidden).float().masked_fill(banned, -torch.inf)  # (A, V)
+    if sampling is None:
+        return greedy(logits, CANDIDATES).tolist()
+    places = [(row, len(rows[row].ids)) for row in active.rows]
+    return sampling(logits, CANDIDATES, places).tolist()
+
+
+def _places_to_fill(active: _Active | None, places: int) -> int:
+    """Return how many rows may join: none while most places are taken, for prompts are encoded several at a time."""
+    if active is None or not active.rows:
+        return places
+    free = places - len(active.rows)
+    return free if free >= FREE * places and can_join(active.cache) else 0
+
+
+def _start(backbone: Backbone, inputs: dict[str, Tensor], numbers: list[int]) -> _Active:
+    """Encode the prompts of rows."""
+    positions = backbone.positions(inputs)
+    cache = backbone.new_cache()
+    hidden = backbone(inputs, positions, cache)[:, -1]  # (A, H)
+    following = backbone.next_positions(positions)
+    return _Active(list(numbers), hidden, inputs["attention_mask"], following, cache)
+
+
+def _feed(backbone: Backbone, active: _Active, tokens: list[list[int]]) -> Tensor:
+    """Feed each row's new tokens, padded on the left to S.
+
+    Returns:
+        Hidden states (A, 2, H) at the token before each row's last one, and at the last.
+    """
+    longest = max(map(len, tokens))
+    device = active.mask.device
+    lengths = torch.tensor([len(ids) for ids in tokens], device=device)  # (A,)
+    padded = [[backbone.ret_id] * (longest - len(ids)) + ids for ids in tokens]
+    ids = torch.tensor(padded, device=device)  # (A, S)
+    # Places of tokens within the step, below 0 at padding.
+    places = torch.arange(longest, device=device) - (longest - lengths)[:, None]  # (A, S)
+    active.mask = torch.cat([active.mask, (places >= 0).to(active.mask.dtype)], dim=1)
+    positions = active.positions + places.clamp(min=0)  # (3, A, S)
+    step = {"input_ids": ids, "attention_mask": active.mask}
+    hidden = backbone(step, positions, active.cache)  # (A, S, H)
+    active.positions = active.positions + lengths[:, None]
+    # A row's only token follows the last state of the step before.
+    previous = active.hidden
+    if longest > 1:
+        previous = torch.where((lengths > 1)[:, None], hidden[:, -2], previous)
+    active.hidden = hidden[:, -1]
+    return torch.stack([previous, active.hidden], dim=1)
 
 
 def unusable(backbone: Backbone) -> Tensor:

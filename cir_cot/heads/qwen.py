@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from cir_cot.devices import pick_device
 from cir_cot.errors import InputError
+from cir_cot.losses import token_loss
 from cir_cot.models.backbone import Backbone, load_backbone
-from cir_cot.models.chat import ChatEncoder
+from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.models.checkpoint import load_processor
 from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE
@@ -246,3 +247,23 @@ def stored_bounds(folder: Path, settings: dict) -> dict[str, int]:
         return bounds
     size = load_processor(str(folder)).image_processor.size
     return {name: size[key] for name, key in PIXEL_BOUNDS.items()}
+
+
+def chain_loss(backbone: Backbone, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of chains; logits exist at the S supervised positions only: (S, V).
+
+    Args:
+        backbone: computes the logits.
+        hidden: states (B, T, H).
+        labels: token ids (B, T), IGNORE where nothing is learned.
+    """
+    # The state at each position predicts the token after it.
+    wanted = labels[:, 1:]  # (B, T - 1)
+    at = wanted != IGNORE  # (B, T - 1)
+    vocabulary = backbone.config.get_text_config().vocab_size
+    return token_loss(backbone.logits, hidden[:, :-1][at], wanted[at], vocabulary)
+
+
+def chosen(rows: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
+    """Return the given rows of each column."""
+    return [[column[row] for row in rows] for column in columns]

@@ -24,6 +24,7 @@ import transformers
 from cir_cot.errors import InputError
 
 from .architectures import cache_argument, linear_layers
+from .chat import POSITIONS
 from .checkpoint import (
     DTYPES,
     bound_pixels,
@@ -57,8 +58,7 @@ class Backbone(nn.Module):
     `image_token_id` is the id of a visual token, `merge_size` the number of patches along its side.
 
     Example:
-        backbone = load_backbone("Qwen/Qwen2.5-VL-7B-Instruct", lora={"r": 16}, dtype="bfloat16")
-        hidden = backbone(inputs)  # (B, T, H)
+        hidden = load_backbone("Qwen/Qwen2.5-VL-7B-Instruct", lora={"r": 16})(inputs)  # (B, T, H)
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         options = tower_options(self.plain) if "pixel_values" in inputs else {}
         with edited_input_embeddings(inner.language_model, edit):
             outputs = inner(
-                **{name: value for name, value in inputs.items() if name != "rope_positions"},
+                **{name: value for name, value in inputs.items() if name != POSITIONS},
                 **{self.cache_argument: cache, **options},
                 position_ids=positions,
                 use_cache=cache is not None,
@@ -135,13 +135,13 @@ class Backbone(nn.Module):
         return outputs.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute next-token logits (..., V) of final hidden states (..., H)."""
+        """Compute next-token logits (..., V) of hidden states (..., H)."""
         return self.plain.get_output_embeddings()(hidden)
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return M-RoPE positions (3, B, T), 0 at padding: counted by ChatEncoder (B, T, 3), else by the model."""
-        if "rope_positions" in inputs:
-            return inputs["rope_positions"].permute(2, 0, 1)
+        if POSITIONS in inputs:
+            return inputs[POSITIONS].permute(2, 0, 1)
         ids = inputs["input_ids"]
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:

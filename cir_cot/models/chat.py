@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .architectures import QwenProcessor
 
 IGNORE = -100  # the label of a token without a loss, as torch's cross-entropy expects it
+POSITIONS = "rope_positions"  # the input that holds M-RoPE positions (B, T, 3)
 _STAND_IN = "\u2063TEXT\u2063"  # invisible separators occur in no template
 
 
@@ -112,7 +113,7 @@ class ChatEncoder:
         inputs, labels = self.tokenise(visual, prompts, answers)
         # Positions are counted here, in a data loader's worker: on the device they take ten waits a row.
         sides = (pixels["image_grid_thw"][:, 1:] // images_of.merge_size).tolist()  # B pairs
-        inputs["rope_positions"] = self._positions(inputs["attention_mask"], sides)  # (B, T, 3)
+        inputs[POSITIONS] = self._positions(inputs["attention_mask"], sides)  # (B, T, 3)
         inputs["pixel_values"] = pixels["pixel_values"]
         inputs["image_grid_thw"] = pixels["image_grid_thw"]
         return inputs, labels

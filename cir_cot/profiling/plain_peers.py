@@ -18,6 +18,7 @@ import peft
 from cir_cot.losses import info_nce
 from cir_cot.models.architectures import linear_layers
 from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import POSITIONS
 
 
 def put_lora(backbone: Backbone, lora: Mapping[str, float], recompute: bool) -> None:
@@ -108,8 +109,8 @@ def encode(backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _moved(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a batch to a device."""
-    return {name: value.to(device) for name, value in inputs.items()}
+    """Move a batch to a device, without the positions, which transformers counts itself."""
+    return {name: value.to(device) for name, value in inputs.items() if name != POSITIONS}
 
 
 def _vector(out: Any, inputs: Mapping[str, Tensor], token: int) -> Tensor:

@@ -13,7 +13,7 @@ from toy_retriever import Constant, Plain, Toy, chain, query, shade_of, write_fo
 from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_quality import chain_metrics, percent, swap_chains
-from cir_cot.evaluation.encode import encode_gallery, load_batches
+from cir_cot.evaluation.encode import QUEUED, encode_gallery, load_batches, queue_size
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.ranking import dot_products, top_columns
 from cir_cot.evaluation.results import save_results
@@ -546,3 +546,13 @@ def test_what_a_retriever_says_of_its_conditions_is_in_the_protocol(folder):
     protocol = evaluate(Bounded(), benchmark, benchmark.images()).protocol
     assert (protocol["max_pixels"], protocol["dtype"]) == (784, "bfloat16")
     assert "max_pixels" not in evaluate(Plain(), benchmark, benchmark.images()).protocol
+
+
+def test_a_head_is_given_several_batches_of_queries_at_a_time():
+    class Forming(Toy):
+        batch_size = 64
+
+    retriever = Forming()
+    assert queue_size(retriever, 8) == 8 * QUEUED
+    assert retriever.batch_size == 8, "its own batches are as large as asked for"
+    assert queue_size(Toy(), 8) == 8

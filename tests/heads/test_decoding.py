@@ -1,5 +1,7 @@
 """Chains as they are written: always in form, within their budgets, read in one pass, whatever the model would like."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_training import Pictures, records, tiny_head
@@ -7,7 +9,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from toy_retriever import Toy
 
 from cir_cot.errors import InputError
-from cir_cot.heads.decoding import ChainState, Grammar, advance, common_start, unusable
+from cir_cot.heads import cot
+from cir_cot.heads.decoding import Queue, decode, unusable
+from cir_cot.heads.grammar import ChainState, Grammar, advance, common_start
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.prompts import PARTS, cot_to_text, text_to_cot, written_parts
 from cir_cot.records import Cot
@@ -175,7 +179,7 @@ def test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there(
     budget = 3 + len(close)
     for words, flag in (
         (3, ""),
-        (4, f"no retrieval token: the caption was cut at {budget} tokens"),
+        (5, f"no retrieval token: the caption was cut at {budget} tokens"),
     ):
         grammar = Grammar(encoder, PARTS, 4 * budget)
         row = grammar.row(grammar.start)
@@ -267,6 +271,79 @@ def test_the_last_of_the_stream_is_the_answer_and_each_step_goes_on_from_the_one
             a.startswith(b) for a, b in zip(after.explanations, before.explanations, strict=True)
         )
     assert len(list(head.stream(images, texts, "fast"))) == 1
+
+
+@pytest.mark.parametrize("reading", ["full", "adaptive"])
+@pytest.mark.parametrize("places", [1, 2, 4])
+def test_rows_join_a_running_batch_and_nothing_changes(reading, places):
+    head = wild_head()
+    images, texts = asked(9)
+    head.threshold = head.stop_confidence(images, texts).median().item()
+    *_, together = head.decode_chains(images, texts, reading)
+    head.batch_size = places
+    fed = []
+    handle = head.backbone.plain.model.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append((len(kwargs["input_ids"]), "pixel_values" in kwargs)),
+        with_kwargs=True,
+    )
+    *_, joined = head.decode_chains(images, texts, reading)
+    handle.remove()
+    assert [row.ids for row in joined.rows] == [row.ids for row in together.rows]
+    assert torch.allclose(joined.vectors, together.vectors, atol=1e-5)
+    # A batch stays full until the queries are used up: free places wait for a quarter of them at most.
+    steps = [rows for rows, with_picture in fed if not with_picture]
+    assert max(steps) == places
+    assert len(steps) == joined.steps
+    if places == 4:
+        lengths = [len(row.ids) + 1 for row in joined.rows]
+        assert joined.steps < sum(max(lengths[at : at + 4]) for at in (0, 4, 8))
+
+
+@pytest.mark.parametrize("readout", ["ret", "before_ret"])
+def test_prescribed_tokens_are_fed_together_and_nothing_changes(readout, monkeypatch):
+    head = wild_head(readout=readout)
+    seen = {}
+    for together in (False, True):
+        monkeypatch.setattr(cot, "decode", partial(decode, together=together))
+        *_, seen[together] = head.decode_chains(*asked())
+    assert [row.ids for row in seen[True].rows] == [row.ids for row in seen[False].rows]
+    assert torch.allclose(seen[True].vectors, seen[False].vectors, atol=1e-5)
+    assert seen[True].steps < 0.6 * seen[False].steps
+    # One step for the last tag and the retrieval token.
+    monkeypatch.undo()
+    *_, alone = head.decode_chains(*asked(1))
+    assert alone.steps < len(alone.rows[0].ids)
+
+
+def test_a_tag_that_is_begun_is_written_to_its_end():
+    encoder = joining_encoder()
+    for parts, text in (
+        (PARTS, "<caption>A.</caption><reasoning>A"),
+        (("conclusion",), "<conclusion>A.</conclusion>"),
+    ):
+        grammar = Grammar(encoder, parts, 400)
+        row = grammar.row(grammar.start)
+        ids = encoder.plain_ids([text])[0]
+        close = encoder.tokenizer.convert_ids_to_tokens(ids).index(".</")
+        name = close + 1 + len(encoder.plain_ids([parts[0]])[0])
+        for token in ids[len(grammar.start) : name - 1]:
+            assert grammar.choose_on(row, [token]) == [token]
+        written = grammar.choose_on(row, [ids[name - 1]])
+        # The last tag brings the retrieval token; a tag's ">" may be joined with the first letter after it.
+        whole = [*ids[name - 1 :], encoder.ret_id] if parts != PARTS else ids[name - 1 : -1]
+        assert written == whole
+        assert len(written) > 2
+    # Other text may begin like a closing tag.
+    row = grammar.row(grammar.start)
+    ids = encoder.plain_ids(["<conclusion>A.</b>x</conclusion>"])[0]
+    assert [grammar.choose(row, [token]) for token in ids[len(grammar.start) :]] == ids[
+        len(grammar.start) :
+    ]
+
+
+def test_a_queue_gives_at_most_what_is_asked_for_and_one_group_at_a_time():
+    queue = Queue(lambda numbers: {}, [[3, 1, 2], [0]])
+    assert [queue.take(2) for _ in range(4)] == [[3, 1], [2], [0], []]
 
 
 def test_rows_that_have_ended_leave_the_batch():

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
-from cir_cot.heads.decoding import Grammar
+from cir_cot.heads.grammar import Grammar
 from cir_cot.models import qwen_vocabulary
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.chat import ChatEncoder
