@@ -902,7 +902,7 @@ MUTANTS = [
         "cir_cot/heads/decoding.py",
         "mine = functional.pad(self.mask, (left[0], 0))",
         "mine = functional.pad(self.mask, (left[0], 0), value=1)",
-        ["tests/heads/test_decoding.py::test_rows_join_a_running_batch_and_nothing_changes"],
+        ["tests/heads/test_decoding.py::test_a_longer_prompt_joins_a_shorter_one"],
         "rows that wait for longer ones see the padding of their cache",
     ),
     (
@@ -1073,9 +1073,9 @@ MUTANTS = [
         "active.positions = active.positions + lengths[:, None]",
         "active.positions = active.positions + longest",
         [
-            "tests/heads/test_decoding.py::test_vectors_are_those_of_reading_the_written_tokens_in_any_batch_and_order"
+            "tests/heads/test_decoding.py::test_prescribed_tokens_are_fed_together_and_nothing_changes"
         ],
-        "written tokens share one position",
+        "a row's position counts the padding of a step",
     ),
     (
         "cir_cot/heads/grammar.py",
@@ -2013,7 +2013,7 @@ MUTANTS = [
         "a chain dropout above 1",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/qwen.py",
         "wanted = labels[:, 1:]",
         "wanted = labels[:, :-1]",
         [

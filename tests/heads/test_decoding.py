@@ -299,13 +299,28 @@ def test_rows_join_a_running_batch_and_nothing_changes(reading, places):
         assert joined.steps < sum(max(lengths[at : at + 4]) for at in (0, 4, 8))
 
 
+def test_a_longer_prompt_joins_a_shorter_one(monkeypatch):
+    head = wild_head()
+    images, texts = asked(3)
+    images[2] = images[2].resize((140, 140))
+    begun = [CHAIN, "", ""]  # the first row ends at once
+    *_, together = head.decode_chains(images, texts, "full", begun)
+    head.batch_size = 2
+    monkeypatch.setattr(head, "batches_by_size", lambda *columns: [[0, 1], [2]])
+    *_, joined = head.decode_chains(images, texts, "full", begun)
+    assert [row.ids for row in joined.rows] == [row.ids for row in together.rows]
+    assert torch.allclose(joined.vectors, together.vectors, atol=1e-5)
+
+
 @pytest.mark.parametrize("readout", ["ret", "before_ret"])
 def test_prescribed_tokens_are_fed_together_and_nothing_changes(readout, monkeypatch):
     head = wild_head(readout=readout)
     seen = {}
+    # Rows at different places, so that some have one new token where others have several.
+    begun = ["", "<caption>a", "<caption>a</caption><reasoning>b c d", "", CHAIN, "<caption>a b"]
     for together in (False, True):
         monkeypatch.setattr(cot, "decode", partial(decode, together=together))
-        *_, seen[together] = head.decode_chains(*asked())
+        *_, seen[together] = head.decode_chains(*asked(), "full", begun)
     assert [row.ids for row in seen[True].rows] == [row.ids for row in seen[False].rows]
     assert torch.allclose(seen[True].vectors, seen[False].vectors, atol=1e-5)
     assert seen[True].steps < 0.6 * seen[False].steps
