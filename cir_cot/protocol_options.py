@@ -68,3 +68,22 @@ def variants_of(args: argparse.Namespace) -> dict[str, str]:
         if value is not None:
             given[option] = value
     return given
+
+
+def add_samples(parser: Parser) -> None:
+    """Add --samples and --temperature: how many chains a query is read with."""
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="K",
+        help="chains that a query is read with: the likeliest one and K - 1 drawn ones, the mean of their vectors; "
+        "costs K times the tokens (default 1)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="temperature of the drawn chains, above 0 (default 0.7)",
+    )

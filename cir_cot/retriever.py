@@ -54,12 +54,14 @@ class QueryOutput:
         flags: B warnings, "" where there is nothing to report; an empty list means none at all.
         routing: of a head that routes each query through some of its modules, each module's share of the row by
             name. The shares of a row sum to 1; a module that was not chosen has 0. Empty for other heads.
+        agreement: of queries that were read with several chains, how far their vectors agree, 0 .. 1; else empty.
     """
 
     embeddings: Tensor
     explanations: list[str]
     flags: list[str] = field(default_factory=list)
     routing: list[dict[str, float]] = field(default_factory=list)
+    agreement: list[float] = field(default_factory=list)
 
 
 def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:
@@ -68,13 +70,15 @@ def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutp
     explanations: list[str] = []
     flags: list[str] = []
     routing: list[dict[str, float]] = []
+    agreement: list[float] = []
     for part in parts:
         embeddings.append(part.embeddings.float().cpu())
         explanations += part.explanations
         # A batch without flags has nothing to report.
         flags += part.flags or [""] * len(part.explanations)
         routing += part.routing
-    return QueryOutput(torch.cat(embeddings), explanations, flags, routing)
+        agreement += part.agreement
+    return QueryOutput(torch.cat(embeddings), explanations, flags, routing, agreement)
 
 
 def in_order(
@@ -96,6 +100,7 @@ def in_order(
         [joined.explanations[place] for place in places],
         [joined.flags[place] for place in places],
         [joined.routing[place] for place in places] if joined.routing else [],
+        [joined.agreement[place] for place in places] if joined.agreement else [],
     )
 
 

@@ -22,6 +22,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
+from cir_cot.protocol_options import add_samples
 from cir_cot.search.dialogue import Dialogue, modes_of
 from cir_cot.search.private_folder import ending_on_signals, private_folder
 from cir_cot.search.search import open_search
@@ -69,6 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dtype(parser)
     add_pixels(parser)
     add_engine(parser)
+    add_samples(parser)
     args = parser.parse_args(argv)
     if bad := [name for name in args.allowed_host if "*" in name or "/" in name or not name]:
         parser.error(f"--allowed-host {bad[0]!r}: give a host's name alone, e.g. demo.example.org")
@@ -77,10 +79,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Dialogue:
     """Load the retrievers, the indexes and the folder of pictures."""
+    from cir_cot.heads.samples import with_samples
+
     search = open_search(args.model, args.index, **loading_options(args))
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )
+    search.retriever = with_samples(search.retriever, args.samples, args.temperature)
     modes = modes_of(search)
     if args.compare:
         model, index = args.compare

@@ -36,7 +36,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
-from cir_cot.protocol_options import add_variants, variants_of
+from cir_cot.protocol_options import add_samples, add_variants, variants_of
 from cir_cot.ranks import Ranks
 from cir_cot.retriever import READINGS
 
@@ -55,12 +55,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "(with the annotated chain, an upper bound), or a baseline: image_only, text_only "
         "(default: as the checkpoint's settings say)",
     )
+    add_samples(parser)
     add_annotated_chains(parser)
     add_gallery_index(parser)
     add_variants(parser)
     add_query_sample(parser, each=" of each category")
     add_batch_size(parser)
-    add_seed(parser, of="the query sample and of the queries shown in the report")
+    add_seed(parser, of="the query sample, the queries shown in the report and drawn chains")
     add_device(parser)
     add_dtype(parser)
     add_pixels(parser)
@@ -108,10 +109,12 @@ def measure(
 ) -> list[Result]:
     """Load the retriever and evaluate it on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.heads.samples import with_samples
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args, ranks))
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
+    retriever = with_samples(retriever, args.samples, args.temperature, args.seed)
     # Refuse a reading that this retriever lacks before the gallery is encoded.
     record_encoder(retriever, args.reading)
     encoding = begin_encoding(args.out, retriever, benchmarks, args.seed, ranks)

@@ -22,6 +22,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
+from cir_cot.protocol_options import add_samples
 from cir_cot.records import check_text, cot_from_dict
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="JSON",
         help='filter by payload, for example {"category": "dress", "price": {"lt": 50}}',
     )
+    add_samples(parser)
     add_batch_size(parser, unit="queries of --queries")
     add_device(parser)
     add_dtype(parser)
@@ -132,6 +134,8 @@ def show(answer: "Answer") -> None:
         print(f"{section:>10}  {text}")
     if answer.flag:
         print(f"{'note':>10}  {answer.flag}")
+    if answer.agreement is not None:
+        print(f"{'agreement':>10}  {answer.agreement:.2f}")
     for place, (name, score) in enumerate(answer.hits, 1):
         print(f"{place:>10}  {score:.4f}  {name}")
 
@@ -140,6 +144,7 @@ def main(argv: Sequence[str]) -> int:
     """Answer one query, or a file of them."""
     args = parse(argv)
     queries = read_queries(args.queries) if args.queries else []
+    from cir_cot.heads.samples import with_samples
     from cir_cot.search.payload_filter import check_filter
     from cir_cot.search.search import open_picture, open_search
 
@@ -152,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )
+    search.retriever = with_samples(search.retriever, args.samples, args.temperature)
     if args.queries:
         answer_queries(search, queries, args, where)
         return 0

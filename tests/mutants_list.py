@@ -955,6 +955,22 @@ MUTANTS = [
         "noise can be infinite",
     ),
     (
+        "cir_cot/heads/samples.py",
+        "agreement = mean.norm(dim=-1).tolist()",
+        "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",
+        [
+            "tests/heads/test_samples.py::test_the_vector_is_the_mean_of_the_likeliest_and_the_drawn_chains"
+        ],
+        "chains always agree",
+    ),
+    (
+        "cir_cot/heads/samples.py",
+        'f"{image.size} {number} {self.seed}"',
+        'f"{image.size} {self.seed}"',
+        ["tests/heads/test_samples.py::test_draws_depend_on_query_number_and_seed_alone"],
+        "all drawn chains of a query are the same",
+    ),
+    (
         "cir_cot/evaluation/encode.py",
         "    retriever.batch_size = batch_size\n",
         "",

@@ -290,7 +290,7 @@ OPTIONS = {
     | PIXELS
     | ENGINE
     | VARIANTS
-    | {"--reading", "--index", "--prompt"},
+    | {"--reading", "--index", "--prompt", "--samples", "--temperature"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "calibrate": BENCHMARK
     | (MODEL - {"--chains"})
@@ -316,6 +316,8 @@ OPTIONS = {
     "search": PIXELS
     | ENGINE
     | {
+        "--samples",
+        "--temperature",
         "--model",
         "--index",
         "--image",
@@ -332,6 +334,8 @@ OPTIONS = {
     "demo": PIXELS
     | ENGINE
     | {
+        "--samples",
+        "--temperature",
         "--model",
         "--index",
         "--images",

@@ -176,6 +176,8 @@ def status_line(answer: Answer, mode: str, size: int) -> str:
     line += f"{1000 * answer.search_seconds:.1f} ms."
     if answer.flag:
         line += f" Note: {answer.flag}."
+    if answer.agreement is not None:
+        line += f" Its chains agree to {answer.agreement:.0%}."
     # A head that routes queries, then one that explains them otherwise than by a chain.
     if answer.routing:
         used = [f"{name} {share:.0%}" for name, share in answer.routing.items() if share]

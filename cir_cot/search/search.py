@@ -36,6 +36,7 @@ class Answer:
         routing: of a head that routes queries through experts, the share of each by name.
         encode_seconds: time to encode the query; of a batch its mean.
         search_seconds: time to search the index; of a batch its mean.
+        agreement: how far several chains of the query agree, 0 .. 1; None for one chain.
     """
 
     hits: list[Hit]
@@ -44,6 +45,7 @@ class Answer:
     routing: dict[str, float]
     encode_seconds: float
     search_seconds: float
+    agreement: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as a JSON object."""
@@ -59,6 +61,8 @@ class Answer:
         # Only heads that route queries have this key.
         if self.routing:
             answer["choices"] = self.routing
+        if self.agreement is not None:
+            answer["agreement"] = round(self.agreement, 4)
         return answer
 
 
@@ -210,15 +214,18 @@ class Search:
         spent = time.perf_counter() - started
         # Put each query's hits, chain and times together.
         count = max(len(found), 1)
+        agreements: list[float | None] = [*output.agreement] or [None] * len(found)
         rows = zip(
             found,
             output.explanations,
             output.flags or [""] * len(found),
             output.routing or [{}] * len(found),
+            agreements,
             strict=True,
         )
         answers = []
-        for hits, explanation, flag, routing in rows:
+        for hits, explanation, flag, routing, agreement in rows:
             kept = [hit for hit in hits if hit[0] not in left_out][:k]
-            answers.append(Answer(kept, explanation, flag, routing, seconds / count, spent / count))
+            times = (seconds / count, spent / count)
+            answers.append(Answer(kept, explanation, flag, routing, *times, agreement))
         return answers
