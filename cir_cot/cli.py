@@ -27,6 +27,7 @@ COMMANDS = {
     "scenes": "cir_cot.scripts.data_gen.scenes",
     "triplets": "cir_cot.scripts.data_gen.triplets",
     "plan": "cir_cot.scripts.train.plan",
+    "mine": "cir_cot.scripts.train.mine",
     "sft": "cir_cot.scripts.train.sft",
     "prompt-pool": "cir_cot.scripts.train.prompt_pool",
     "clip": "cir_cot.scripts.train.clip",

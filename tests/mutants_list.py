@@ -955,6 +955,52 @@ MUTANTS = [
         "noise can be infinite",
     ),
     (
+        "cir_cot/evaluation/mining.py",
+        "seen = {digests[name] for name in excluded}",
+        "seen: set[str] = set()",
+        ["tests/evaluation/test_mining.py::test_a_planted_false_negative_never_appears"],
+        "the target under another id is a negative",
+    ),
+    (
+        "cir_cot/evaluation/mining.py",
+        "score > limit and name not in record.subset",
+        "score > limit",
+        [
+            "tests/evaluation/test_mining.py::test_what_scores_far_above_the_target_is_probably_right"
+        ],
+        "CIRR's known negatives are left out by the margin",
+    ),
+    (
+        "cir_cot/evaluation/mining.py",
+        "max(known) + margin",
+        "min(known) + margin",
+        [
+            "tests/evaluation/test_mining.py::test_what_scores_far_above_the_target_is_probably_right"
+        ],
+        "the margin is measured from the worst right answer",
+    ),
+    (
+        "cir_cot/training/chunks.py",
+        "shown = (rows[:, None] * pictures + torch.arange(pictures)).flatten()",
+        "shown = (rows[:, None] + len(rows) * torch.arange(pictures)).flatten()",
+        ["tests/training/test_negatives.py"],
+        "a chunk has other rows' pictures",
+    ),
+    (
+        "cir_cot/training/step_losses.py",
+        "all_ids = torch.cat([all_ids, gather_with_grad(outputs.negative_ids, counts).flatten()])",
+        "all_ids = torch.cat([all_ids, 0 * gather_with_grad(outputs.negative_ids, counts).flatten()])",
+        ["tests/training/test_negatives.py::test_negatives_are_further_columns_of_infonce"],
+        "another query's negative that is correct for this one counts against it",
+    ),
+    (
+        "cir_cot/training/negatives.py",
+        "if name not in known]",
+        "if name != record.reference]",
+        ["tests/training/test_negatives.py::test_a_file_cannot_make_a_right_answer_a_negative"],
+        "a file can make the target a negative",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

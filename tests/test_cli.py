@@ -292,6 +292,10 @@ OPTIONS = {
     | VARIANTS
     | {"--reading", "--index", "--prompt", "--samples", "--temperature"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
+    "mine": BENCHMARK
+    | (MODEL - {"--json", "--limit", "--seed"})
+    | PIXELS
+    | {"--reading", "--index", "--per-query", "--margin", "--category"},
     "calibrate": BENCHMARK
     | (MODEL - {"--chains"})
     | PIXELS

@@ -18,6 +18,7 @@ from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.feature_cache import FeatureCache, picture_vectors
 from cir_cot.training.dataset import CirDataset, load_rows
 from cir_cot.training.distributed import training_ranks
+from cir_cot.training.negatives import with_negatives
 from cir_cot.training.parsing import parse_arguments
 from cir_cot.training.progress import show_in_one_line
 from cir_cot.training.run import load_head, train_and_save
@@ -39,7 +40,11 @@ def read_rows(args: SftArguments) -> CirDataset:
         )
     if left_out and args.should_save:
         print(left_out)
-    return rows
+    if args.negatives is None:
+        return rows
+    if args.target_encoder:
+        raise InputError("negatives: targets of a foreign encoder take none; leave one of them out")
+    return with_negatives(rows, args.negatives, args.negatives_per_row)
 
 
 def encode_targets(head: CotRetriever, rows: CirDataset, args: SftArguments) -> CirDataset:

@@ -30,12 +30,14 @@ class TrainingRow:
         reference: reference image, or its feature vector (D,) where features are cached.
         target: target image, or its feature vector (D,).
         draw: random number drawn with the row; every random choice about the row comes from it.
+        negatives: hard negatives, as many for each row of a batch: image ids with their images.
     """
 
     record: Record
     reference: Image.Image | Tensor
     target: Image.Image | Tensor
     draw: int
+    negatives: tuple[tuple[str, Image.Image | Tensor], ...] = ()
 
 
 class HeadOutput(NamedTuple):
@@ -51,6 +53,8 @@ class HeadOutput(NamedTuple):
         aux: losses that are means over rows or, as `lm`, over supervised tokens -> scalars by name.
         rows: tensors (B, ...) of which `batch_losses` computes losses that need all rows of a batch.
         stats: values to log, means over rows -> scalars by name.
+        negative: embeddings (B, K, D) of each row's hard negatives, split from `target` by the trainer.
+        negative_ids: `image_hash` (B, K) of these.
     """
 
     query: Tensor
@@ -59,6 +63,8 @@ class HeadOutput(NamedTuple):
     aux: dict[str, Tensor]
     rows: dict[str, Tensor]
     stats: dict[str, Tensor]
+    negative: Tensor | None = None
+    negative_ids: Tensor | None = None
 
 
 class Encoder(Protocol):
@@ -290,6 +296,5 @@ def pad_target_ids(parts: Sequence[Tensor]) -> Tensor:
 
 
 def image_hash(image: str) -> int:
-    """Return a 63-bit number for an image id, the same in every process and version."""
-    # Python's own hash differs between processes; 63 bits fit torch's int64.
+    """Return a number for an image id, the same in every process; its 63 bits fit int64."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "big") >> 1

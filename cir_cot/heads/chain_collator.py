@@ -12,7 +12,7 @@ from cir_cot.models.chat import IGNORE, ChatEncoder
 from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot
 
-from .base import TrainingRow, target_ids
+from .base import TrainingRow, image_hash, target_ids
 
 
 class ChainCollator:
@@ -23,6 +23,9 @@ class ChainCollator:
 
     `targets` encodes target images, by default as prompts of the same model. Targets that are feature vectors stay
     vectors.
+
+    With K hard negatives a row, the target inputs have 1 + K pictures a row, the target first, and `negatives` (B, K)
+    holds their image hashes.
     """
 
     def __init__(
@@ -46,13 +49,21 @@ class ChainCollator:
         query, labels = self.encoder.query(references, [row.record.text for row in rows], answers)
         # Without a chain nothing is supervised.
         labels[torch.tensor([chain is None for chain in chains])] = IGNORE
+        # Each row's target, and after it the row's hard negatives.
+        shown: list[Image | Tensor] = []
+        for row in rows:
+            shown += [row.target, *(image for _, image in row.negatives)]
         # Rows whose targets are correct for each other are no negatives.
-        return {
+        batch = {
             "query": query,
-            "target": self._collate_targets([row.target for row in rows]),
+            "target": self._collate_targets(shown),
             "labels": labels,
             "ids": target_ids(rows),
         }
+        if rows[0].negatives:
+            hashes = [[image_hash(name) for name, _ in row.negatives] for row in rows]
+            batch["negatives"] = torch.tensor(hashes)  # (B, K)
+        return batch
 
     def _kept_chain(self, row: TrainingRow) -> Cot | None:
         # The row's own draw decides, so that a resumed run decides alike.

@@ -12,7 +12,9 @@ PATCHES = (
 )
 SIDES = ("query", "target")
 
-Batch = dict[str, Any]  # "query" and "target": inputs by name; "ids" (B, P); "labels" (B, T)
+# "query" and "target": inputs by name; "ids" (B, P); "labels" (B, T). With hard negatives, "target" has 1 + K pictures
+# a row, the target first, and "negatives" (B, K) their image hashes.
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +65,19 @@ def row_tokens(inputs: Mapping[str, Tensor]) -> list[int]:
     return row_lengths(inputs).tolist()
 
 
+def side_tokens(batch: Mapping) -> dict[str, list[int]]:
+    """Return the tokens of each row by side; a row's target side includes its hard negatives."""
+    query = row_tokens(batch["query"])
+    lengths = row_lengths(batch["target"]).view(len(query), -1)  # (B, 1 + K)
+    return {"query": query, "target": lengths.sum(dim=1).tolist()}
+
+
 def split_into_chunks(batch: Batch, budget: int) -> list[Chunk]:
     """Split a collated batch into chunks of at most `budget` tokens, long rows first.
 
     Padding counts, and so do both sides. A single row beyond the budget is a chunk of its own.
     """
-    query = row_tokens(batch["query"])
-    target = row_tokens(batch["target"])
+    query, target = side_tokens(batch).values()
     # Rows of similar length share a chunk, which then needs little padding.
     order = sorted(range(len(query)), key=lambda row: (-query[row] - target[row], row))
     groups: list[list[int]] = []
@@ -107,7 +115,12 @@ def pad_chunk_count(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 def select(batch: Batch, rows: Tensor) -> Batch:
     """Return rows (K,) of a batch, without the padding that none of them needs."""
-    chosen: Batch = {side: _select_inputs(batch[side], rows) for side in SIDES}
+    pictures = len(row_lengths(batch["target"])) // len(batch["ids"])  # 1 + K a row
+    shown = (rows[:, None] * pictures + torch.arange(pictures)).flatten()
+    chosen: Batch = {
+        "query": _select_inputs(batch["query"], rows),
+        "target": _select_inputs(batch["target"], shown),
+    }
     for name, value in batch.items():
         if name not in SIDES:
             chosen[name] = value[rows]

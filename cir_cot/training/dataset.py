@@ -53,6 +53,9 @@ class CirDataset(torch.utils.data.Dataset):
             row is then drawn from them each time, as CLIP4Cir does in training.
         targets: vectors in place of target pictures.
         shares: of each dataset of a mixture, how many rows an epoch has.
+        negatives: hard negatives of records by id, from `cir-cot mine`.
+        per_row: how many of them a row gets each time, drawn anew; a row with fewer gets its target in their place,
+            which the loss leaves out.
     """
 
     def __init__(
@@ -62,12 +65,16 @@ class CirDataset(torch.utils.data.Dataset):
         captions: Sequence[Captions | None] | None = None,
         targets: PictureStore | None = None,
         shares: Sequence[Share] = (),
+        negatives: Mapping[str, Sequence[str]] | None = None,
+        per_row: int = 0,
     ):
         self.records = records
         self.images = images
         self.captions = captions
         self.targets = images if targets is None else targets
         self.shares = shares
+        self.negatives = negatives or {}
+        self.per_row = per_row if negatives else 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,7 +94,17 @@ class CirDataset(torch.utils.data.Dataset):
         # Pictures, or their vectors where they have been encoded.
         reference = self.images.load(record.reference)
         target = self.targets.load(record.targets[0])
-        return TrainingRow(record, reference, target, draw)
+        names = drawn_negatives(
+            self.negatives.get(record.id, ()), self.per_row, draw, record.targets[0]
+        )
+        shown = tuple((name, self.images.load(name)) for name in names)
+        return TrainingRow(record, reference, target, draw, shown)
+
+
+def drawn_negatives(names: Sequence[str], count: int, draw: int, target: str) -> list[str]:
+    """Draw `count` of a row's hard negatives, by the row's own random number; `target` fills up."""
+    taken = random.Random(draw).sample(list(names), min(count, len(names)))
+    return taken + [target] * (count - len(taken))
 
 
 def load_rows(

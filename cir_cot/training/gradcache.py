@@ -182,7 +182,10 @@ class _EmbeddingCache:
 def row_tensors(outputs: HeadOutput) -> dict[str, Tensor]:
     """Return what a head computes for each row (B, ...): both embeddings, and its `rows`."""
     assert outputs.target is not None, "a contrastive step encodes both sides"
-    return {"query": outputs.query, "target": outputs.target} | outputs.rows
+    tensors = {"query": outputs.query, "target": outputs.target} | outputs.rows
+    if outputs.negative is not None and outputs.negative_ids is not None:
+        tensors |= {"negative": outputs.negative, "negative_ids": outputs.negative_ids}
+    return tensors
 
 
 def _join(outputs: Sequence[HeadOutput], device: torch.device) -> HeadOutput:
@@ -199,6 +202,8 @@ def _join(outputs: Sequence[HeadOutput], device: torch.device) -> HeadOutput:
         aux={},
         rows={name: leaves[name] for name in outputs[0].rows},
         stats={},
+        negative=leaves.get("negative"),
+        negative_ids=leaves.get("negative_ids"),
     )
 
 

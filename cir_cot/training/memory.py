@@ -15,7 +15,7 @@ from cir_cot.models.resizing import TOKEN, is_shrunk
 from cir_cot.peak_bytes import peak_bytes
 
 from .arguments import CirArguments
-from .chunks import SIDES, row_tokens, select
+from .chunks import SIDES, row_tokens, select, side_tokens
 from .dataset import TrainingDataset
 
 SAMPLE = 64  # rows: quantiles of token counts within a few per cent, in seconds
@@ -32,11 +32,13 @@ def token_counts(batch: Mapping) -> dict[str, list[int]]:
     Returns:
         A count for each row under "query", "target", and "visual" (visual tokens of both sides).
     """
-    counts = {side: row_tokens(batch[side]) for side in SIDES}
-    visual = torch.zeros(len(counts["query"]), dtype=torch.long)  # (B,)
+    counts = side_tokens(batch)
+    rows = len(counts["query"])
+    visual = torch.zeros(rows, dtype=torch.long)  # (B,)
     for side in SIDES:
         if "mm_token_type_ids" in batch[side]:
-            visual = visual + batch[side]["mm_token_type_ids"].sum(dim=1).cpu()
+            # A row's target side has its hard negatives as well.
+            visual = visual + batch[side]["mm_token_type_ids"].cpu().view(rows, -1).sum(dim=1)
     return counts | {"visual": visual.tolist()}
 
 
@@ -96,8 +98,10 @@ def bytes_per_token(
     head.train()
     peak = peak_bytes(step)
     head.train(training)
-    rows = len(batch["ids"])
-    padded = sum(rows * max(row_tokens(batch[side])) for side in SIDES)
+    padded = 0
+    for side in SIDES:
+        tokens = row_tokens(batch[side])
+        padded += len(tokens) * max(tokens)
     gradients = sum(parameter.nbytes for parameter in trained)
     return max(peak - gradients, 0) // padded
 

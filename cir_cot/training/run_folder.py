@@ -76,6 +76,11 @@ def resume_facts(
     facts = {name: getattr(args, name) for name in ORDER}
     facts["processes"] = args.world_size
     facts["rows"] = len(dataset)
+    # Hard negatives by content: the file may have been mined anew.
+    negatives = getattr(dataset, "negatives", None)
+    facts["negatives"] = None
+    if negatives:
+        facts["negatives"] = hashlib.sha256(json.dumps(negatives).encode()).hexdigest()
     # Of a mixture: rows of each dataset, and how many of them an epoch has.
     shares = getattr(dataset, "shares", ())
     facts["shares"] = [[len(share.rows), share.taken] for share in shares] or None

@@ -19,6 +19,8 @@ class SftArguments(QwenArguments):
         "readout: freeze the language model, so that no chain changes, and train the readout of "
         "the embedding alone.",
     )
+    negatives: str | None = option(None, "JSONL file of hard negatives, from cir-cot mine.")
+    negatives_per_row: int = option(1, "Hard negatives of a row in each step, drawn from its own.")
     target_encoder: str | None = option(
         None, "Frozen CLIP or SigLIP checkpoint whose embeddings of the targets are learned."
     )

@@ -37,6 +37,15 @@ def count_step(batches: Sequence[Batch]) -> tuple[int, int]:
     return rows, tokens
 
 
+def split_negatives(outputs: HeadOutput, negatives: Tensor | None) -> HeadOutput:
+    """Split the target embeddings (B * (1 + K), D) of rows with hard negatives, whose hashes are `negatives` (B, K)."""
+    if negatives is None or outputs.target is None:
+        return outputs
+    rows, count = negatives.shape
+    shown = outputs.target.view(rows, 1 + count, -1)  # (B, 1 + K, D)
+    return outputs._replace(target=shown[:, 0], negative=shown[:, 1:], negative_ids=negatives)
+
+
 class StepLosses:
     """Compute and log the weighted losses of a step from a head's outputs.
 
@@ -116,6 +125,11 @@ class StepLosses:
         # The column of each query's own target: those of the processes before come first.
         first = sum(counts[: self.args.process_index])
         positives = first + torch.arange(len(ids), device=ids.device)  # (B,)
+        # Hard negatives of all rows are further columns, and negatives of every query they are not correct for.
+        if outputs.negative is not None and outputs.negative_ids is not None:
+            negative = gather_with_grad(outputs.negative, counts).flatten(0, 1)  # (N * K, D)
+            target = torch.cat([target, negative])  # (N * (1 + K), D)
+            all_ids = torch.cat([all_ids, gather_with_grad(outputs.negative_ids, counts).flatten()])
         statistics = batch_statistics(outputs.query, target, positives, ids, all_ids)
         for name, value in statistics.items():
             self.metrics.add(name, value, len(ids))

@@ -16,7 +16,6 @@ What is guaranteed, and how:
    its rows differently is refused.
 4. With `chunk_tokens`, a larger batch is processed in chunks (`cir_cot.training.gradcache`): same
    loss, same gradients, memory of one chunk. A batch that fits is one plain step.
-
 transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss is already
 normalised over the complete step, by `_get_num_items_in_batch`, which counts rows beside tokens.
 """
@@ -62,7 +61,7 @@ from .dataset import TrainingDataset
 from .gradcache import ChunkedLoss, cached_step
 from .loading import train_loader, worker_error
 from .run_folder import identity, resume_facts
-from .step_losses import StepLosses, StepTotals, count_step
+from .step_losses import StepLosses, StepTotals, count_step, split_negatives
 from .step_metrics import StepMetrics
 from .validation import ValidatingTrainer, Validation, ValidationDataset
 from .vision_cache import vision_cache
@@ -176,11 +175,12 @@ class CirTrainer(ValidatingTrainer):
     def _forward_head(self, model: nn.Module, chunk: Chunk, final: bool) -> HeadOutput:
         """Run the head on a chunk; only the final pass computes the loss of the chain."""
         inputs = self._prepare_inputs(chunk.batch)
-        return model(
+        outputs = model(
             query=inputs["query"],
             target=inputs["target"] if self.args.contrastive_weight else None,
             labels=inputs.get("labels") if final and self.args.lm_weight else None,
         )
+        return split_negatives(outputs, inputs.get("negatives"))
 
     def _backward(self, model: Any, coalesce: bool, loss: Tensor, last: bool) -> None:
         """Run the backward pass of one chunk; only the last one ends the micro-batch."""
@@ -235,7 +235,7 @@ class CirTrainer(ValidatingTrainer):
             check_resumable(Path(checkpoint), self._resume_facts())
             if self.is_fsdp_enabled:
                 self.model.load_weights(checkpoint)
-        if self.args.should_save:  # left by a run that ended while it saved
+        if self.args.should_save:  # what a run left that ended while it saved
             shutil.rmtree(self.args.folder / SAVING, ignore_errors=True)
         self.step_metrics.reset()
         try:

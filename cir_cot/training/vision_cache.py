@@ -250,7 +250,9 @@ def vision_cache(
         return None
     tower = backbone.plain.model.visual
     if args.vision_cache:
-        limit = len(set(used(records)))
+        # Hard negatives show further pictures, as many as were mined.
+        mined = getattr(args, "negatives", None)
+        limit = None if mined else len(set(used(records)))
         features = VisionCache(tower, args.vision_cache, limit, str(args.process_index))
         processor = backbone.processor.image_processor
         return features.open(tower_identity(tower, processor, f"{tower.dtype}, {precision}"))
