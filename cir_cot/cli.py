@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO
 
 from . import __version__
 from .errors import InputError, shown
+from .stored_help import check_options, stored_help
 
 COMMANDS = {
     "score": "cir_cot.scripts.eval.score",
@@ -39,8 +40,17 @@ COMMANDS = {
     "search": "cir_cot.scripts.eval.search",
     "demo": "cir_cot.scripts.eval.demo",
     "export": "cir_cot.scripts.eval.export",
+    "doctor": "cir_cot.scripts.eval.doctor",
     "quickstart": "cir_cot.scripts.train.quickstart",
     "tiny-base": "cir_cot.scripts.train.tiny_base",
+}
+# The commands by task, in the order of the help.
+TASKS = {
+    "Try it": ("quickstart", "demo", "doctor"),
+    "Data and chains": ("triplets", "scenes", "annotate", "check", "export-chains"),
+    "Train": ("plan", "sft", "mine", "prompt-pool", "clip", "moe", "tiny-base"),
+    "Measure": ("retrieval", "reasoning", "calibrate", "score", "submit", "check-submission"),
+    "Search and serve": ("index", "search", "export"),
 }
 Main = Callable[[Sequence[str]], int | None]  # what every script offers
 
@@ -63,16 +73,19 @@ def summary(module: str) -> str:
 
 
 def usage() -> str:
-    """Return the help text: every command with one line."""
+    """Return the help text: every command with one line, by task."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary(module)}" for name, module in COMMANDS.items()]
+    lines = []
+    for task, names in TASKS.items():
+        lines.append(f"{task}:")
+        lines += [f"  {name:<{width}}  {summary(COMMANDS[name])}" for name in names]
     return "\n".join(
         [
             "usage: cir-cot <command> [options]",
             "",
             *lines,
             "",
-            "cir-cot <command> --help lists its options",
+            "cir-cot <command> --help lists its options; cir-cot --version",
         ]
     )
 
@@ -99,6 +112,12 @@ def main(argv: Sequence[str]) -> int | None:
         raise InputError(
             f"{shown(name)} is no command; {meant}The commands are {', '.join(COMMANDS)}"
         )
+    # Help and mistyped options are answered before torch is loaded.
+    text = stored_help(name, rest)
+    if text is not None:
+        print(text, end="")
+        raise SystemExit(DONE)
+    check_options(name, rest)
     return importlib.import_module(COMMANDS[name]).main(rest)
 
 

@@ -1001,6 +1001,27 @@ MUTANTS = [
         "a file can make the target a negative",
     ),
     (
+        "cir_cot/stored_help.py",
+        'spelled = "--" + name[2:].replace("-", "_") if recipe and name not in known else name',
+        "spelled = name",
+        ["tests/test_stored_help.py::test_an_unknown_option_is_named_with_the_nearest"],
+        "a recipe's options with hyphens are unknown",
+    ),
+    (
+        "cir_cot/stored_help.py",
+        'stored["sft"] if command == "plan" else []',
+        "[]",
+        ["tests/test_stored_help.py::test_an_unknown_option_is_named_with_the_nearest"],
+        "a plan refuses a mistyped argument of sft without the nearest",
+    ),
+    (
+        "cir_cot/installation.py",
+        "if asked.specifier.contains(found, prereleases=True):",
+        "if True:",
+        ["tests/test_installation.py::test_wrong_and_missing_packages_are_named_with_the_cure"],
+        "a wrong version is no problem",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

@@ -292,6 +292,7 @@ OPTIONS = {
     | VARIANTS
     | {"--reading", "--index", "--prompt", "--samples", "--temperature"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
+    "doctor": {"--json"},
     "mine": BENCHMARK
     | (MODEL - {"--json", "--limit", "--seed"})
     | PIXELS

@@ -20,8 +20,18 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # A room, or a module beside the rooms, imports from lower levels only. Within a room modules import each other as they
 # need, without a circle. CONTRIBUTING.md shows the rooms. `options` serves scripts only: no library module imports it.
 ORDER = (
-    {"compat", "digests", "errors", "losses", "peak_bytes", "processes", "provenance", "webpage"},
-    {"devices", "files", "images", "ranks"},
+    {
+        "compat",
+        "digests",
+        "errors",
+        "stored_help",
+        "losses",
+        "peak_bytes",
+        "processes",
+        "provenance",
+        "webpage",
+    },
+    {"devices", "files", "images", "ranks", "stored_help"},
     {"ownership", "records", "storage"},
     {"data", "prompts"},
     {"retriever"},
@@ -30,7 +40,7 @@ ORDER = (
     {"chains", "heads", "integrations"},
     {"engines", "search", "training"},
     {"profiling"},
-    {"cli", "options"},
+    {"cli", "installation", "options"},
     {"protocol_options"},
 )
 LEVELS = {module: level for level, modules in enumerate(ORDER) for module in modules}

@@ -36,7 +36,7 @@ class Stage1Arguments(ClipArguments):
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     # 1. Parse the arguments, and refuse a folder that holds another run.
-    args = parse_arguments(Stage1Arguments, argv)
+    args = parse_arguments(Stage1Arguments, argv, "clip")
     check_run_folder(args)
     # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)

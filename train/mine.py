@@ -1,10 +1,7 @@
 """Mine hard negatives: pictures that a retriever ranks near or above the target of each training query.
 
-    cir-cot mine --model runs/model --benchmark cirr --root DIR --out negatives.jsonl
-    cir-cot sft ... --negatives negatives.jsonl --negatives_per_row 2
-
 Runs on several processes under `accelerate launch`, and continues after an interruption: rows that are encoded are kept
-in OUT.parts until the file is written. `--index` takes the gallery's vectors from an index of the same retriever.
+in OUT.parts until the file is written.
 """
 
 import argparse

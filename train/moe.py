@@ -97,7 +97,7 @@ def encode(head: MoeRetriever, rows: CirDataset, args: MoeArguments) -> CirDatas
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     # 1. Parse the arguments, and refuse a folder that holds another run.
-    args = parse_arguments(MoeArguments, argv)
+    args = parse_arguments(MoeArguments, argv, "moe")
     check_run_folder(args)
     # 2. Load the data.
     rows, left_out = load_rows(args, vary_captions=True)

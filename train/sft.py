@@ -100,7 +100,7 @@ def freeze_reasoner(head: CotRetriever, readout: list[nn.Parameter]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Train as the arguments say; the run folder is complete when it returns 0."""
     # 1. Parse the arguments, and refuse a folder that holds another run.
-    args = parse_arguments(SftArguments, argv)
+    args = parse_arguments(SftArguments, argv, "sft")
     check_run_folder(args)
     # 2. Load the data.
     rows = read_rows(args)

@@ -1,5 +1,6 @@
 """Parse a recipe's command line and its YAML file into its dataclass of arguments."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -10,6 +11,7 @@ from cir_cot.errors import InputError
 
 from .arguments import CirArguments
 from .config import names, nearest, read_config
+from .recipe_help import recipe_help
 
 Arguments = TypeVar("Arguments", bound=CirArguments)
 
@@ -19,13 +21,26 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
-def parse_arguments(cls: type[Arguments], argv: Sequence[str]) -> Arguments:
+def parse_arguments(
+    cls: type[Arguments], argv: Sequence[str], command: str = "<recipe>"
+) -> Arguments:
     """Read `--config file.yaml` and `--name value` arguments into a recipe's dataclass.
 
-    The command line overrides the file. InputError names an unknown key, a wrong type or a value
+    The command line overrides the file. --help shows the recipe's own arguments, --help-all also all of the trainer's,
+    under `cir-cot <command>`. InputError names an unknown key, a wrong type or a value
     that the dataclass refuses and, where there is one, the known key that an unknown one resembles.
     """
-    parser = _Parser(cast(Any, cls), allow_abbrev=False, description=cls.__doc__)
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(recipe_help(cls, command))
+        raise SystemExit(0)
+    parser = _Parser(
+        cast(Any, cls),
+        allow_abbrev=False,
+        description=cls.__doc__,
+        prog=f"cir-cot {command}",
+        add_help=False,
+    )
+    parser.add_argument("--help-all", action="help", help="Show this text and exit.")
     parser.add_argument(
         "--config", metavar="FILE", help="A YAML file of these arguments; others override it."
     )

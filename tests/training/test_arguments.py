@@ -135,12 +135,18 @@ def test_a_wrong_command_line_is_one_clear_line(argv, message):
 
 
 def test_help_names_every_argument_with_its_default(capsys):
-    with pytest.raises(SystemExit) as end:
-        parse_arguments(Recipe, ["--help"])
-    assert end.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Weight of InfoNCE" in text
-    assert "(default: 0.0002)" in text
+    said = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            parse_arguments(Recipe, [word])
+        assert end.value.code == 0
+        said[word] = " ".join(capsys.readouterr().out.split())
+        assert "Weight of InfoNCE" in said[word]
+    assert "--learning_rate X Peak learning rate (default 0.0002)" in said["--help"]
+    assert "(default: 0.0002)" in said["--help-all"]
+    # The trainer's own arguments are a hundred more.
+    assert "--adam_beta1" not in said["--help"]
+    assert "--adam_beta1" in said["--help-all"]
 
 
 def test_every_argument_of_ours_has_a_help_text():
