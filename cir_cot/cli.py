@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "cir_cot.scripts.data_gen.check",
     "export-chains": "cir_cot.scripts.data_gen.export_chains",
     "annotate": "cir_cot.scripts.data_gen.annotate",
+    "review": "cir_cot.scripts.data_gen.review",
     "scenes": "cir_cot.scripts.data_gen.scenes",
     "triplets": "cir_cot.scripts.data_gen.triplets",
     "plan": "cir_cot.scripts.train.plan",
@@ -47,7 +48,7 @@ COMMANDS = {
 # The commands by task, in the order of the help.
 TASKS = {
     "Try it": ("quickstart", "demo", "doctor"),
-    "Data and chains": ("triplets", "scenes", "annotate", "check", "export-chains"),
+    "Data and chains": ("triplets", "scenes", "annotate", "review", "check", "export-chains"),
     "Train": ("plan", "sft", "mine", "prompt-pool", "clip", "moe", "tiny-base"),
     "Measure": ("retrieval", "reasoning", "calibrate", "score", "submit", "check-submission"),
     "Search and serve": ("index", "search", "export"),

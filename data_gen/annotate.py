@@ -57,6 +57,11 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
     add_dataset(group)
     add_category(group, default="all categories")
     add = group.add_argument
+    add(
+        "--again",
+        metavar="FILE",
+        help="decisions of cir-cot review: annotate only the rows to be asked again; give a new --out",
+    )
     add("--limit", type=positive, metavar="N", help="annotate the first N queries (default: all)")
     chains = "JSONL file for the chains; an existing job is continued"
     add("--out", required=True, type=Path, metavar="FILE", help=chains)

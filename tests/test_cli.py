@@ -293,6 +293,16 @@ OPTIONS = {
     | {"--reading", "--index", "--prompt", "--samples", "--temperature"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "doctor": {"--json"},
+    "review": BENCHMARK
+    | {
+        "--category",
+        "--chains",
+        "--second",
+        "--quarantine",
+        "--out",
+        "--reviewer",
+        "--port",
+    },
     "mine": BENCHMARK
     | (MODEL - {"--json", "--limit", "--seed"})
     | PIXELS
@@ -363,6 +373,7 @@ OPTIONS = {
     },
     "annotate": BENCHMARK
     | {
+        "--again",
         "--category",
         "--limit",
         "--out",

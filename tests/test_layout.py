@@ -39,7 +39,7 @@ ORDER = (
     {"evaluation", "models"},
     {"chains", "heads", "integrations"},
     {"engines", "search", "training"},
-    {"profiling"},
+    {"profiling", "review"},
     {"cli", "installation", "options"},
     {"protocol_options"},
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cir_cot.data import load_benchmark
+from cir_cot.data.chain_decisions import last_decisions
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.ranks import Ranks
@@ -34,6 +35,7 @@ class JobOptions:
     # Which queries.
     category: str | None = None
     limit: int | None = None
+    again: str | None = None  # file of decisions: only rows whose chain is to be asked for again
     # Which model writes.
     base_url: Sequence[str] = ()
     proxy: str | None = None
@@ -134,6 +136,10 @@ class JobOptions:
         for part in load_benchmark(self.benchmark, self.root, self.split, self.category):
             images = part.images()
             queries += [(record, images) for record in part.records]
+        if self.again is not None:
+            decided = last_decisions(self.again)
+            asked = {key for key, decision in decided.items() if decision.decision == "again"}
+            queries = [pair for pair in queries if (pair[0].id, pair[0].reference) in asked]
         # --limit counts over all categories.
         queries = queries[: self.limit]
         if self.see_target or self.verify:

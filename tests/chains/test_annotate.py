@@ -37,6 +37,8 @@ from cir_cot.chains.journal import Journal, chain_of
 from cir_cot.chains.openai_teacher import OpenAITeacher
 from cir_cot.chains.teacher import Answer, Plan
 from cir_cot.cli import PROBLEMS
+from cir_cot.data import load_benchmark
+from cir_cot.data.chain_decisions import Decision, DecisionFile
 from cir_cot.errors import InputError
 from cir_cot.images import ImageStore
 from cir_cot.models.tiny_qwen import write_tiny
@@ -685,3 +687,18 @@ def test_the_error_of_a_lost_server_names_it_and_keeps_the_rows(data, tmp_path):
         asyncio.run(annotate_tasks(job, tasks, teacher, plan, 4, lambda: None))
     job.close()
     assert lines(beside(out, QUARANTINE)) == []
+
+
+def test_rows_that_reviewers_want_asked_again_are_the_only_ones(data, tmp_path):
+    decisions = DecisionFile(tmp_path / "decisions.jsonl")
+    records = load_benchmark("folder", data, "train")[0].records
+    for record, verdict in zip(records[:4], ("again", "reject", "again", "again"), strict=True):
+        now = "2026-01-01T00:00:00+00:00"
+        decisions.append(Decision(record.id, record.reference, verdict, "", None, None, "ann", now))
+    last = records[3]
+    decisions.append(Decision(last.id, last.reference, "reject", "", None, None, "ann", now))
+    out = tmp_path / "again.jsonl"
+    with Server(good) as server:
+        argv = command(data, out, server.url, "--again", str(decisions.path))
+        assert annotate.main(argv) == 0
+    assert sorted(row["id"] for row in lines(out)) == [records[0].id, records[2].id]

@@ -1,0 +1,1 @@
+"""Review chains in a browser: accept, edit, reject, ask again."""

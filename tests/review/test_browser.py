@@ -1,0 +1,111 @@
+"""The page of a review in a browser: keys, edits that are kept, text that is never markup."""
+
+import shutil
+import threading
+import time
+
+import pytest
+from conftest_review import queue_of
+
+from cir_cot.data.chain_decisions import last_decisions
+from cir_cot.review.app import application
+from cir_cot.search.local_server import address_of, listen, make_server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def address(folder):
+    with listen(0) as listening:
+        server = make_server(
+            application(queue_of(folder, "ann", "--second", folder / "second.jsonl"))
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield address_of(listening)
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_review_by_keyboard(browser, address, folder, width):
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(address)
+    page.wait_for_selector(".chain")
+    assert page.locator(".chain").count() == 2
+    # The second teacher's chain is accepted.
+    page.keyboard.press("2")
+    page.keyboard.press("a")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 2')")
+    # What looks like markup is text.
+    box = page.locator(".chain textarea").first
+    assert box.input_value() == "<img src=x onerror=alert(1)>"
+    assert page.locator(".finding", has_text="refusal").count() == 1
+    # An edit, saved with the keyboard.
+    box.fill("a red shirt")
+    box.press("Control+Enter")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 3')")
+    assert "no answer" in page.locator("#quarantined").text_content()
+    page.keyboard.press("g")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 4')")
+    page.keyboard.press("x")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 5')")
+    # Back to the edited row: it is shown as it was saved.
+    for _ in range(3):
+        page.keyboard.press("k")
+    assert page.locator("#verdict").text_content() == "edit by ann"
+    assert page.locator(".chain textarea").first.input_value() == "a red shirt"
+    # The buttons are in view, and nothing is wider than the window.
+    assert page.locator("footer button").first.bounding_box()["y"] < 800
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A queue that is empty: keys do nothing, and say so.
+    page.select_option("#state", "quarantined")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 3')")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert "last row" in page.locator("#message").text_content()
+    page.select_option("#state", "accept")
+    page.wait_for_function("document.getElementById('place').textContent.startsWith('row 1,')")
+    page.get_by_role("button", name="Agreement").click()
+    page.wait_for_selector("dialog[open]")
+    assert "chain B kept 1 times" in page.locator("#numbers").text_content()
+    assert errors == []
+    decided = {key[0]: one for key, one in last_decisions(folder / "decisions.jsonl").items()}
+    verdicts = {name: one.decision for name, one in decided.items()}
+    assert verdicts == {"0": "accept", "1": "edit", "2": "again", "3": "reject"}
+    assert decided["0"].choice == "B"
+    assert decided["1"].cot.caption == "a red shirt"
+    page.close()
+
+
+@pytest.mark.slow
+def test_an_empty_queue_takes_no_decision(browser, address, folder):
+    page = browser.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector(".chain")
+    page.select_option("#state", "reject")
+    page.wait_for_selector("#empty:not([hidden])")
+    for key in "axgskj":
+        page.keyboard.press(key)
+    assert page.locator("footer [data-do=accept]").is_disabled()
+    assert errors == []
+    assert not (folder / "decisions.jsonl").exists()
+    page.close()
