@@ -22,6 +22,12 @@ TARGET = "Represent this picture."
 # A query of a head that writes no chain.
 COMPOSE = "Represent this picture after the modification: {text}"
 
+# ---- prompts of a reranker, before and after the candidate picture; {chain} is tagged text or nothing
+
+JUDGE = "Modify this picture: {text}\n{chain}Is the next picture the wanted one?"
+JUDGE_ANSWER = "Answer yes or no."
+ANSWERS = ("yes", "no")
+
 # ---- prompts of the tiny base's curriculum, before it sees a chain (train/tiny_base.py)
 
 DESCRIBE = "Describe this picture."
@@ -76,6 +82,14 @@ TAG = re.compile(r"</?(?:caption|reasoning|conclusion)>|<ret>")
 def query_prompt(text: str, prompt: str = QUERY) -> str:
     """Return the instruction of a composed query; the modification is inserted unchanged."""
     return prompt.replace("{text}", text)
+
+
+def judge_prompt(text: str, chain: Cot | None) -> str:
+    """Return what a reranker reads before the candidate picture: modification and chain."""
+    # split first: a text that contains "{chain}" must stay as it is
+    before, after = JUDGE.split("{chain}")
+    written = "" if chain is None else cot_to_text(chain) + "\n"
+    return before.replace("{text}", text) + written + after
 
 
 def annotation_prompt(stage: str, text: str = "") -> str:

@@ -4,6 +4,7 @@ import argparse
 
 from .data.circo import CIRCO_TEXTS
 from .data.fashioniq import CAPTION_JOINS, GALLERIES
+from .errors import InputError
 from .options import Parser
 
 # Attribute of the parsed arguments -> option of the dataset's loader.
@@ -87,3 +88,25 @@ def add_samples(parser: Parser) -> None:
         metavar="T",
         help="temperature of the drawn chains, above 0 (default 0.7)",
     )
+
+
+def add_rerank(parser: Parser) -> None:
+    """Add --rerank and --reranker: look again at the first K."""
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        metavar="K",
+        help="look again at the first K pictures: a reranker judges each together with the query and its chain "
+        "(default: do not)",
+    )
+    parser.add_argument(
+        "--reranker", metavar="DIR", help="folder that cir-cot rerank wrote, for --rerank"
+    )
+
+
+def check_rerank(args: argparse.Namespace) -> None:
+    """Refuse one of --rerank and --reranker without the other, or a K below 1."""
+    if (args.rerank is None) != (args.reranker is None):
+        raise InputError("give --rerank K together with --reranker DIR, or neither")
+    if args.rerank is not None and args.rerank < 1:
+        raise InputError(f"--rerank {args.rerank}: look at one picture at least")

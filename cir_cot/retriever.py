@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from PIL import Image
@@ -151,6 +151,32 @@ class ChainReader(Retriever, Protocol):
         self, images: Sequence[Image.Image], texts: Sequence[str], reading: str | None = None
     ) -> Iterator[QueryOutput]:
         """Encode B composed queries, yielding the chains generated so far; the last output is complete."""
+        ...
+
+
+class Judgement(NamedTuple):
+    """What a reranker says of the K candidates of a query.
+
+    Attributes:
+        scores: (K,) float32, logit of yes minus logit of no.
+        tokens: tokens that were read, those of the query once.
+    """
+
+    scores: Tensor
+    tokens: int
+
+
+class Judge(Protocol):
+    """Reranker: it looks at a query together with each candidate picture."""
+
+    def judge(
+        self,
+        reference: Image.Image,
+        text: str,
+        chain: Cot | None,
+        candidates: Sequence[Image.Image],
+    ) -> Judgement:
+        """Judge whether each of K candidates is what a query asks for."""
         ...
 
 

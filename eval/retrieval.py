@@ -36,7 +36,13 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
-from cir_cot.protocol_options import add_samples, add_variants, variants_of
+from cir_cot.protocol_options import (
+    add_rerank,
+    add_samples,
+    add_variants,
+    check_rerank,
+    variants_of,
+)
 from cir_cot.ranks import Ranks
 from cir_cot.retriever import READINGS
 
@@ -56,6 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "(default: as the checkpoint's settings say)",
     )
     add_samples(parser)
+    add_rerank(parser)
     add_annotated_chains(parser)
     add_gallery_index(parser)
     add_variants(parser)
@@ -79,6 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print a table and write the results."""
     args = parse(argv)
+    check_rerank(args)
     # Check the data and the output folder before a model is loaded.
     options = variants_of(args)
     benchmarks = load_benchmark(args.benchmark, args.root, args.split, args.category, **options)
@@ -91,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks.launched(cpu=args.device == "cpu")
     with results_lock(args.out, ranks):
         results = measure(benchmarks, args, ranks)
+        if args.rerank and ranks.first:
+            results = rerank(results, args, ranks)
         if args.out and ranks.first:
             save_results(results, args.out, args.overwrite)
             write_report(args.out, results, seed=args.seed, overwrite=args.overwrite)
@@ -137,9 +147,21 @@ def measure(
             progress=ranks.first,
             encoding=encoding,
         )
-        result.protocol["index"] = args.index
+        result.protocol |= {"index": args.index, "rerank": None}
         results.append(result)
     return results
+
+
+def rerank(results: Sequence[Result], args: argparse.Namespace, ranks: Ranks) -> list[Result]:
+    """Load the reranker and look again at the first pictures of each ranking."""
+    from cir_cot.evaluation.look_again import look_again
+    from cir_cot.heads.rerank import load_reranker
+
+    judge = load_reranker(args.reranker, **loading_options(args, ranks))
+    judge.batch_size = args.batch_size
+    return [
+        look_again(result, judge, args.rerank, args.reranker, progress=True) for result in results
+    ]
 
 
 if __name__ == "__main__":

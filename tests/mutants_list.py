@@ -5887,4 +5887,51 @@ MUTANTS = [
         ],
         "a reviewer cannot decide again",
     ),
+    # ---- reranking
+    (
+        "cir_cot/heads/rerank.py",
+        "shared = copy.deepcopy(cache)",
+        "shared = cache",
+        ["tests/heads/test_rerank.py::test_the_shared_query_equals_complete_rows"],
+        "a batch of candidates reads the one before it",
+    ),
+    (
+        "cir_cot/heads/rerank.py",
+        "self.backbone.positions(after) + self.backbone.next_positions(before)",
+        "self.backbone.positions(after)",
+        ["tests/heads/test_rerank.py::test_the_shared_query_equals_complete_rows"],
+        "candidates stand where the query stands",
+    ),
+    (
+        "cir_cot/heads/rerank.py",
+        "self.answers[int(name not in row.record.targets)]",
+        "self.answers[int(bool(row.negatives))]",
+        ["tests/heads/test_rerank.py::test_a_target_that_fills_up_for_a_negative_is_answered_yes"],
+        "a target in a negative's place is answered no",
+    ),
+    (
+        "cir_cot/evaluation/look_again.py",
+        "front = sorted(ranking[:first], key=lambda name: -score[name])",
+        "front = sorted(sorted(ranking[:first]), key=lambda name: -score[name])",
+        ["tests/evaluation/test_look_again.py::test_ties_keep_the_order_of_the_first_stage"],
+        "ties follow the pictures' names",
+    ),
+    (
+        "cir_cot/evaluation/look_again.py",
+        "if not math.isfinite(score):",
+        "if False:",
+        [
+            "tests/evaluation/test_look_again.py::test_a_score_that_is_not_finite_names_query_and_picture"
+        ],
+        "NaN orders pictures at random",
+    ),
+    (
+        "cir_cot/prompts.py",
+        'before, after = JUDGE.split("{chain}")\n    written = "" if chain is None else cot_to_text(chain) + "\\n"\n    return before.replace("{text}", text) + written + after',
+        'written = "" if chain is None else cot_to_text(chain) + "\\n"\n    return JUDGE.replace("{text}", text).replace("{chain}", written)',
+        [
+            "tests/heads/test_rerank.py::test_a_prompt_shows_text_and_chain_and_nothing_is_replaced_twice"
+        ],
+        "a user's text that names the placeholder is replaced",
+    ),
 ]

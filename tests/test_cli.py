@@ -290,7 +290,7 @@ OPTIONS = {
     | PIXELS
     | ENGINE
     | VARIANTS
-    | {"--reading", "--index", "--prompt", "--samples", "--temperature"},
+    | {"--reading", "--index", "--prompt", "--samples", "--temperature", "--rerank", "--reranker"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "doctor": {"--json"},
     "review": BENCHMARK
