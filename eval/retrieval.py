@@ -147,7 +147,7 @@ def measure(
             progress=ranks.first,
             encoding=encoding,
         )
-        result.protocol |= {"index": args.index, "rerank": None}
+        result.protocol.update(index=args.index, rerank=None)
         results.append(result)
     return results
 
