@@ -36,6 +36,7 @@ COMMANDS = {
     "moe": "cir_cot.scripts.train.moe",
     "retrieval": "cir_cot.scripts.eval.retrieval",
     "reasoning": "cir_cot.scripts.eval.reasoning",
+    "faithfulness": "cir_cot.scripts.eval.faithfulness",
     "calibrate": "cir_cot.scripts.eval.calibrate",
     "index": "cir_cot.scripts.eval.build_index",
     "search": "cir_cot.scripts.eval.search",
@@ -50,7 +51,15 @@ TASKS = {
     "Try it": ("quickstart", "demo", "doctor"),
     "Data and chains": ("triplets", "scenes", "annotate", "review", "check", "export-chains"),
     "Train": ("plan", "sft", "mine", "prompt-pool", "clip", "moe", "tiny-base"),
-    "Measure": ("retrieval", "reasoning", "calibrate", "score", "submit", "check-submission"),
+    "Measure": (
+        "retrieval",
+        "reasoning",
+        "faithfulness",
+        "calibrate",
+        "score",
+        "submit",
+        "check-submission",
+    ),
     "Search and serve": ("index", "search", "export"),
 }
 Main = Callable[[Sequence[str]], int | None]  # what every script offers

@@ -1057,6 +1057,45 @@ MUTANTS = [
         "a request of any length is held in memory",
     ),
     (
+        "cir_cot/evaluation/counterfactuals.py",
+        "place = 1 + int((scores[others] >= best).sum())",
+        "place = 1 + int((scores["tests/evaluation/test_counterfactuals.py::test_ties_count_against_the_target"] > best).sum())",
+        [
+            "tests/evaluation/test_counterfactuals.py::test_what_follows_the_conclusion_moves_with_it_and_with_nothing_else"
+        ],
+        "ties count for the target",
+    ),
+    (
+        "cir_cot/evaluation/counterfactuals.py",
+        "word = rng.choice([one for one in kind if one != found.group().lower()])",
+        "word = rng.choice([one for one in kind if one != found.group()])",
+        [
+            "tests/evaluation/test_counterfactuals.py::test_one_attribute_is_swapped_for_one_of_its_kind"
+        ],
+        "Red is swapped for red",
+    ),
+    (
+        "cir_cot/evaluation/counterfactuals.py",
+        "composed = [whole and not part for",
+        "composed = [whole for",
+        ["tests/evaluation/test_counterfactuals.py::test_the_composition_gap"],
+        "queries that a picture alone solves count as composed",
+    ),
+    (
+        "cir_cot/evaluation/intervals.py",
+        "return min(1.0, 2 * tail)",
+        "return min(1.0, tail)",
+        ["tests/evaluation/test_counterfactuals.py::test_intervals_and_the_sign_test"],
+        "a one-sided test is told as two-sided",
+    ),
+    (
+        "cir_cot/heads/attribution.py",
+        "before[start:] = False",
+        "pass",
+        ["tests/heads/test_attribution.py"],
+        "the chain's tokens count as text, too",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

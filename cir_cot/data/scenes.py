@@ -84,6 +84,20 @@ def scene_text(scene: Scene) -> str:
     return ", ".join(object_text(slot, thing) for slot, thing in enumerate(scene) if thing)
 
 
+def scene_of(text: str) -> Scene | None:
+    """Return the scene that a text as of `scene_text` describes; None for any other text."""
+    slots: list[Object | None] = [None] * len(SLOTS)
+    for phrase in text.split(", "):
+        words = phrase.split(" ")
+        if len(words) != 4:
+            return None
+        slot, size, colour, shape = words
+        if slot not in SLOTS or size not in SIZES or colour not in COLOURS or shape not in SHAPES:
+            return None
+        slots[SLOTS.index(slot)] = (size, colour, shape)
+    return tuple(slots)
+
+
 def selector_text(pick: Pick) -> str:
     """Return the text of a selector, e.g. "cyan object" for (None, None, "cyan", None)."""
     slot, size, colour, shape = pick

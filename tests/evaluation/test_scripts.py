@@ -12,12 +12,15 @@ from toy_retriever import Constant, Toy, query, write_folder, write_json
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.scene_files import write_scenes
+from cir_cot.errors import InputError
 from cir_cot.evaluation.chain_study import faithfulness, study_chains, study_json, study_tables
+from cir_cot.evaluation.counterfactuals import EDITS
 from cir_cot.evaluation.evaluate import evaluate
 from cir_cot.heads import load_retriever
 from cir_cot.records import read_records
 from cir_cot.retriever import QueryOutput
 from cir_cot.scripts.eval import build_index, reasoning, retrieval, score
+from cir_cot.scripts.eval import faithfulness as faithfulness_script
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +392,22 @@ def test_a_checkpoint_of_another_kind_is_refused(checkpoint, scenes, tmp_path, c
 
 def test_the_checkpoint_is_loaded_for_inference(checkpoint):
     assert not load_retriever(checkpoint, device="cpu").training
+
+
+def test_faithfulness_writes_results_and_a_page(checkpoint, scenes, tmp_path, capsys):
+    out = tmp_path / "faith"
+    argv = command(checkpoint, scenes, "--out", out, "--limit", "6", "--attributed", "2", "--json")
+    assert faithfulness_script.main(argv) == 0
+    content, _ = answer_of(capsys)
+    (study,) = content.values()
+    assert content == json.loads((out / "results.json").read_text())
+    assert [row["edit"] for row in study["edits"]] == [edit.name for edit in EDITS]
+    assert study["protocol"]["queries"] == 6
+    assert study["attribution"]["queries"] == 2
+    assert set(study["planted"]) == {"caption", "reasoning", "conclusion"}
+    page = (out / "report.html").read_text()
+    assert "Does the answer follow the chain?" in page
+    assert "should stay" in page
+    (out / "report.html").write_text("mine")
+    with pytest.raises(InputError, match="overwrite"):
+        faithfulness_script.main(argv)
