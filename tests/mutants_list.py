@@ -1059,10 +1059,8 @@ MUTANTS = [
     (
         "cir_cot/evaluation/counterfactuals.py",
         "place = 1 + int((scores[others] >= best).sum())",
-        "place = 1 + int((scores["tests/evaluation/test_counterfactuals.py::test_ties_count_against_the_target"] > best).sum())",
-        [
-            "tests/evaluation/test_counterfactuals.py::test_what_follows_the_conclusion_moves_with_it_and_with_nothing_else"
-        ],
+        "place = 1 + int((scores[others] > best).sum())",
+        ["tests/evaluation/test_counterfactuals.py::test_ties_count_against_the_target"],
         "ties count for the target",
     ),
     (

@@ -78,8 +78,8 @@ def test_what_follows_the_conclusion_moves_with_it_and_with_nothing_else(asked):
 
 def test_ties_count_against_the_target(asked):
     flat = replace(asked, gallery=torch.ones(len(SHADES), 2))
-    # The reference is not removed here: all other pictures come before the target.
-    assert _placed(flat, 0, torch.ones(2))[1] == len(SHADES)
+    # All pictures but the reference, which is no answer, come before the target.
+    assert _placed(flat, 0, torch.ones(2))[1] == len(SHADES) - 1
 
 
 def test_one_attribute_is_swapped_for_one_of_its_kind():
