@@ -11,10 +11,10 @@ from typing import Any
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.evaluation.arrivals import arrivals
 from cir_cot.evaluation.corrections import follow_planted_words
 from cir_cot.evaluation.counterfactuals import (
     Asked,
-    arrivals,
     composition,
     examples,
     mean_shares,
