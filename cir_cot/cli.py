@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": "cir_cot.scripts.train.plan",
     "mine": "cir_cot.scripts.train.mine",
     "sft": "cir_cot.scripts.train.sft",
+    "rerank": "cir_cot.scripts.train.rerank",
     "prompt-pool": "cir_cot.scripts.train.prompt_pool",
     "clip": "cir_cot.scripts.train.clip",
     "moe": "cir_cot.scripts.train.moe",
@@ -50,7 +51,7 @@ COMMANDS = {
 TASKS = {
     "Try it": ("quickstart", "demo", "doctor"),
     "Data and chains": ("triplets", "scenes", "annotate", "review", "check", "export-chains"),
-    "Train": ("plan", "sft", "mine", "prompt-pool", "clip", "moe", "tiny-base"),
+    "Train": ("plan", "sft", "mine", "rerank", "prompt-pool", "clip", "moe", "tiny-base"),
     "Measure": (
         "retrieval",
         "reasoning",

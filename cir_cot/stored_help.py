@@ -13,7 +13,7 @@ from .errors import InputError, shown
 FOLDER = Path(__file__).parent / "assets" / "help"
 OPTIONS = FOLDER / "options.json"
 # Recipes' arguments are the fields of dataclasses, which another version of transformers may extend.
-RECIPES = ("sft", "prompt-pool", "clip", "moe")
+RECIPES = ("sft", "rerank", "prompt-pool", "clip", "moe")
 HELP = ("-h", "--help")
 
 

@@ -995,8 +995,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/negatives.py",
-        "if name not in known]",
-        "if name != record.reference]",
+        "for name in mined[record.id] if name not in known]",
+        "for name in mined[record.id] if name != record.reference]",
         ["tests/training/test_negatives.py::test_a_file_cannot_make_a_right_answer_a_negative"],
         "a file can make the target a negative",
     ),
@@ -5970,5 +5970,31 @@ MUTANTS = [
             "tests/heads/test_rerank.py::test_a_prompt_shows_text_and_chain_and_nothing_is_replaced_twice"
         ],
         "a user's text that names the placeholder is replaced",
+    ),
+    (
+        "cir_cot/training/negatives.py",
+        "close = [name for name in names if name not in known]",
+        "close = list(names)",
+        [
+            "tests/training/test_rerank_recipe.py::test_own_negatives_are_near_and_far_and_never_a_target"
+        ],
+        "a target is offered as a negative",
+        "the rows leave out targets once more, where negatives of any source are attached",
+    ),
+    (
+        "cir_cot/training/negatives.py",
+        "known = {*record.targets} if keep_reference else {record.reference, *record.targets}",
+        "known = {record.reference, *record.targets}",
+        [
+            "tests/training/test_rerank_recipe.py::test_own_negatives_are_near_and_far_and_never_a_target"
+        ],
+        "the reference is no negative of its own",
+    ),
+    (
+        "cir_cot/heads/rerank.py",
+        "wanted = (labels[:, 1:][at] == self.answers[1]).long()",
+        "wanted = (labels[:, 1:][at] == self.answers[0]).long()",
+        ["tests/heads/test_rerank.py::test_a_few_steps_fit_a_batch"],
+        "yes is learned as no",
     ),
 ]

@@ -430,7 +430,13 @@ OPTIONS = {
         "--max-minutes",
     },
 }
-RECIPES = {"sft", "prompt-pool", "clip", "moe"}  # their options are the fields of dataclasses
+RECIPES = {
+    "sft",
+    "rerank",
+    "prompt-pool",
+    "clip",
+    "moe",
+}  # their options are the fields of dataclasses
 
 
 @pytest.mark.parametrize("command", OPTIONS)

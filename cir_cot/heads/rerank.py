@@ -1,7 +1,7 @@
 """A reranker: the backbone looks at a query together with a candidate picture and says yes or no.
 
 The score is logit(yes) - logit(no) after the question, so that sigmoid(score) is the softmax over the two, as in
-Qwen3-VL-Reranker. It is trained by the cross-entropy of the answer, on the target and on negatives of each query.
+Qwen3-VL-Reranker. It is trained by the cross-entropy of these two, on the target and on negatives of each query.
 """
 
 import copy
@@ -13,17 +13,19 @@ from typing import Any, NoReturn, cast
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional
 
 from cir_cot.devices import fast_dtype, pick_device
 from cir_cot.errors import InputError
 from cir_cot.models.backbone import Backbone
+from cir_cot.models.chat import IGNORE
 from cir_cot.models.pair_chat import PairEncoder, Query
 from cir_cot.prompts import ANSWERS
 from cir_cot.records import Cot
 from cir_cot.retriever import Judgement, QueryOutput, read_settings
 
 from .base import HeadOutput, TrainingRow, target_ids
-from .qwen import QwenHead, chain_loss
+from .qwen import QwenHead
 
 # Shares of the training rows that show a negative, and that hide the chain: the model's own chain may be wrong where
 # the first stage is, so that the reranker must not trust it blindly. Both are ours.
@@ -56,9 +58,18 @@ class Reranker(QwenHead):
         target: dict[str, Tensor] | None = None,
         labels: Tensor | None = None,
     ) -> HeadOutput:
-        """Return the cross-entropy of the answers as aux loss `lm`; a reranker embeds nothing."""
+        """Return the cross-entropy of the answers as aux loss `lm`; a reranker embeds nothing.
+
+        It is that of two classes, yes and no, as in judging: the rest of the vocabulary takes no part.
+        """
         hidden = self.backbone(query)  # (B, T, H)
-        aux = {} if labels is None else {"lm": chain_loss(self.backbone, hidden, labels)}
+        aux = {}
+        if labels is not None:
+            # The state before each answer.
+            at = labels[:, 1:] != IGNORE  # (B, T - 1)
+            logits = self.backbone.logits(hidden[:, :-1][at])[:, list(self.answers)]  # (B, 2)
+            wanted = (labels[:, 1:][at] == self.answers[1]).long()  # (B,)
+            aux["lm"] = functional.cross_entropy(logits.float(), wanted)
         return HeadOutput(hidden[:, -1].float(), None, self.temperature(), aux, {}, {})
 
     @torch.no_grad()

@@ -1,9 +1,14 @@
-"""Give training rows the hard negatives that `cir-cot mine` found."""
+"""Give training rows hard negatives: those that `cir-cot mine` found, or what the dataset itself offers."""
+
+import random
+from collections.abc import Mapping, Sequence
 
 from cir_cot.data.negative_files import read_negatives
 from cir_cot.errors import InputError
 
 from .dataset import CirDataset, Pictures
+
+LEAST = 4  # random negatives of a query that has few near ones
 
 
 def with_negatives(rows: CirDataset, path: str, per_row: int) -> CirDataset:
@@ -16,14 +21,46 @@ def with_negatives(rows: CirDataset, path: str, per_row: int) -> CirDataset:
     """
     if per_row < 1:
         raise InputError(f"negatives_per_row {per_row} is not at least 1")
+    return _with(rows, read_negatives(path), per_row, path)
+
+
+def with_own_negatives(rows: CirDataset, seed: int) -> CirDataset:
+    """Return the rows, each with a negative that the dataset offers, drawn anew each time.
+
+    Half are near: the query's image set, the reference, and targets of other queries on the same reference. As many,
+    and at least four, are targets of any query.
+    """
+    near: dict[str, list[str]] = {}
+    for record in rows.records:
+        near.setdefault(record.reference, [record.reference]).append(record.targets[0])
+    everything = sorted({record.targets[0] for record in rows.records})
+    draw = random.Random(seed)
+    offered = {}
+    for record in rows.records:
+        known = set(record.targets)
+        names = dict.fromkeys([*record.subset, *near[record.reference]])
+        close = [name for name in names if name not in known]
+        count = min(max(len(close), LEAST), len(everything))
+        far = [name for name in draw.sample(everything, count) if name not in known]
+        offered[record.id] = close + far
+    return _with(rows, offered, 1, "the dataset", keep_reference=True)
+
+
+def _with(
+    rows: CirDataset,
+    mined: Mapping[str, Sequence[str]],
+    per_row: int,
+    source: str,
+    keep_reference: bool = False,
+) -> CirDataset:
+    """Return the rows with negatives by id that are no correct answer, of stores that hold their pictures."""
     assert isinstance(rows.images, Pictures), "rows that were loaded from datasets"
-    mined = read_negatives(path)
     stores = dict(rows.images)
     kept: dict[str, list[str]] = {}
     for record in rows.records:
         if record.id not in mined:
             continue
-        known = {record.reference, *record.targets}
+        known = {*record.targets} if keep_reference else {record.reference, *record.targets}
         kept[record.id] = [name for name in mined[record.id] if name not in known]
         # A query's negatives are pictures of its own dataset.
         store = rows.images[record.reference]
@@ -33,7 +70,7 @@ def with_negatives(rows: CirDataset, path: str, per_row: int) -> CirDataset:
                 stores[name] = store
     if not any(kept.values()):
         raise InputError(
-            f"{path}: holds no negatives of these {len(rows)} queries; mine this split"
+            f"{source}: holds no negatives of these {len(rows)} queries; mine this split"
         )
     pictures = Pictures(stores)
     return CirDataset(rows.records, pictures, rows.captions, pictures, rows.shares, kept, per_row)
