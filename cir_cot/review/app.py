@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from cir_cot.errors import InputError
+from cir_cot.files import parse_json
 from cir_cot.search.local_server import checks
 
 from .queue import STATES, ReviewQueue
@@ -87,7 +88,7 @@ def _rows(queue: ReviewQueue, request: Request, body: bytes) -> Response:
     numbers, following = queue.page(state, int(start), PAGE)
     return JSONResponse(
         {
-            "rows": [queue.row(number) for number in numbers],
+            "rows": [queue.row(number, state) for number in numbers],
             "next": following,
             "counts": queue.counts(),
             "reviewer": queue.reviewer,
@@ -97,7 +98,8 @@ def _rows(queue: ReviewQueue, request: Request, body: bytes) -> Response:
 
 
 def _row(queue: ReviewQueue, request: Request, body: bytes) -> Response:
-    return JSONResponse(queue.row(_number(queue, request)))
+    state = request.query_params.get("state", "all")
+    return JSONResponse(queue.row(_number(queue, request), state))
 
 
 def _picture(queue: ReviewQueue, request: Request, body: bytes) -> Response:
@@ -120,14 +122,13 @@ def _agreement(queue: ReviewQueue, request: Request, body: bytes) -> Response:
 
 def _decide(queue: ReviewQueue, request: Request, body: bytes) -> Response:
     """Append a decision, and return the row as it is now."""
-    from cir_cot.files import parse_json
-
     said = parse_json(body, "the decision")
     if not isinstance(said, dict) or not isinstance(said.get("number"), int):
         raise InputError("a decision names its row by number")
     number = said["number"]
     queue.decide(number, said.get("decision", ""), said.get("choice", ""), said.get("cot"))
-    return JSONResponse({"row": queue.row(number), "counts": queue.counts()})
+    row = queue.row(number, said.get("state", "all"))
+    return JSONResponse({"row": row, "counts": queue.counts()})
 
 
 def _number(queue: ReviewQueue, request: Request) -> int:

@@ -3,7 +3,10 @@
 
 const PARTS = ["caption", "reasoning", "conclusion"];
 const element = (id) => document.getElementById(id);
-const state = { rows: [], at: 0, next: 0, done: false, choice: "A", edited: false };
+// `queue` is what the rows are of; `edited` names the chains that were typed in and not saved.
+const state = { queue: "open", turn: 0, rows: [], at: 0, next: 0, done: false, choice: "A", edited: new Set() };
+// A key acts on the row that is seen: none counts while one is "deciding" or rows are "loading".
+let busy = "";
 
 async function ask(path, body) {
   const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
@@ -22,7 +25,9 @@ function make(name, text, parent, kind) {
 }
 
 async function load(start) {
-  const answer = await ask(`data/rows?state=${element("state").value || "open"}&start=${start}`);
+  const turn = state.turn;
+  const answer = await ask(`data/rows?state=${state.queue}&start=${start}`);
+  if (turn !== state.turn) return 0; // another queue was chosen meanwhile
   if (!element("state").options.length) {
     for (const name of answer.states) make("option", name, element("state"));
   }
@@ -42,20 +47,21 @@ function count(counts) {
     `${counts.reject} rejected, ${counts.again} to ask again`;
 }
 
-async function restart() {
-  Object.assign(state, { rows: [], at: 0, next: 0, done: false });
-  await more();
-  show();
+// Flagged rows may be far apart: look on until one is found, or another queue is chosen.
+async function more() {
+  const turn = state.turn;
+  while (turn === state.turn && !state.done && !(await load(state.next))) {
+    if (turn === state.turn && !state.done) say(`looked at ${state.next} rows`);
+  }
 }
 
-// Flagged rows may be far apart: look on until one is found.
-async function more() {
-  while (!state.done && !(await load(state.next)));
+function say(text) {
+  element("message").textContent = text;
 }
 
 function show() {
   const row = state.rows[state.at];
-  element("message").textContent = "";
+  say("");
   element("empty").hidden = Boolean(row);
   document.querySelector("main").hidden = !row;
   for (const button of document.querySelectorAll("footer [data-do]")) {
@@ -63,12 +69,14 @@ function show() {
     button.disabled = moves ? false : !row;
   }
   if (!row) return;
-  state.edited = false;
+  state.edited.clear();
   element("place").textContent = `row ${row.number + 1}, query ${row.id}`;
   element("verdict").textContent = row.decision
     ? `${row.decision.decision} by ${row.decision.reviewer}` : "";
   element("text").textContent = row.text;
-  element("quarantined").textContent = row.quarantined ? `quarantined: ${row.quarantined}` : "";
+  element("quarantined").textContent = row.quarantined ? `quarantined: ${row.quarantined.reason}` : "";
+  element("answer").hidden = !(row.quarantined && row.quarantined.answer);
+  element("raw").textContent = row.quarantined ? row.quarantined.answer : "";
   element("reference").src = `data/picture/${row.number}/reference`;
   element("shown").hidden = !row.target;
   if (row.target) element("target").src = `data/picture/${row.number}/target`;
@@ -91,7 +99,7 @@ function showChain(row, name, chain) {
     const area = document.createElement("textarea");
     area.dataset.part = part;
     area.value = (edited ? row.decision.cot : chain.cot)[part] || "";
-    area.addEventListener("input", () => { state.edited = true; });
+    area.addEventListener("input", () => state.edited.add(name));
     label.append(area);
   }
   for (const [filter, what] of Object.entries(chain.findings)) make("p", `${filter}: ${what}`, box, "finding");
@@ -115,37 +123,80 @@ async function decide(verdict) {
   const row = state.rows[state.at];
   if (!row) return;
   // What was typed is never lost: accepting an edited chain saves the edit.
-  if (verdict === "accept" && state.edited) verdict = "edit";
-  const body = { number: row.number, decision: verdict, choice: state.choice };
+  if (verdict === "accept" && state.edited.has(state.choice)) verdict = "edit";
+  if (!mayDrop(verdict === "edit" ? state.choice : null)) return;
+  const body = { number: row.number, decision: verdict, choice: state.choice, state: state.queue };
   if (verdict === "edit") body.cot = written();
   const answer = await ask("data/decide", body);
   state.rows[state.at] = answer.row;
+  state.edited.clear();
   count(answer.counts);
   await move(1);
 }
 
+// Ask before typed text is dropped; the chain named `saved` is about to be saved.
+function mayDrop(saved) {
+  const lost = [...state.edited].some((name) => name !== saved);
+  return !lost || window.confirm("Go on without saving what you wrote?");
+}
+
 async function move(step) {
-  if (state.edited && step && state.rows[state.at] && !state.rows[state.at].decision) {
-    if (!window.confirm("Leave this row without saving what you wrote?")) return;
-  }
+  const turn = state.turn;
   if (step > 0 && state.at + 1 >= state.rows.length) await more();
-  const last = state.rows.length - 1;
-  if (step > 0 && state.at >= last) {
-    if (last >= 0) element("message").textContent = "This was the last row of this queue.";
+  if (turn !== state.turn) return;
+  const to = state.at + step;
+  if (to < 0 || to >= state.rows.length) {
+    show();
+    if (state.rows.length) say(`This was the ${step > 0 ? "last" : "first"} row of this queue.`);
     return;
   }
-  state.at = Math.max(0, Math.min(last, state.at + step));
+  state.at = to;
   show();
+  freshen(to, turn).catch((error) => say(error.message));
+}
+
+// Somebody else may have decided since the row was loaded. What is being written here stays.
+async function freshen(at, turn) {
+  const before = state.rows[at];
+  const row = await ask(`data/row/${before.number}?state=${state.queue}`);
+  if (turn !== state.turn || state.rows[at] !== before) return;
+  state.rows[at] = row;
+  const same = JSON.stringify(row.decision) === JSON.stringify(before.decision);
+  if (state.at === at && !same && !state.edited.size && busy !== "deciding") show();
 }
 
 async function act(what) {
-  try {
-    if (what === "later") await move(1);
-    else if (what === "earlier") await move(-1);
-    else await decide(what);
-  } catch (error) {
-    element("message").textContent = error.message;
+  if (busy) return;
+  const step = { later: 1, earlier: -1 }[what];
+  if (step && !mayDrop(null)) return;
+  await doing(step ? "loading" : "deciding", () => (step ? move(step) : decide(what)));
+}
+
+// Show the rows of the chosen queue. Loading is given up for it, a decision and typed text are not.
+async function change() {
+  const select = element("state");
+  if (busy === "deciding" || !mayDrop(null)) {
+    select.value = state.queue;
+    return;
   }
+  const queue = select.value || "open";
+  Object.assign(state, { queue, turn: state.turn + 1, rows: [], at: 0, next: 0, done: false });
+  const turn = state.turn;
+  await doing("loading", async () => {
+    await more();
+    if (turn === state.turn) show();
+  });
+}
+
+async function doing(what, action) {
+  const turn = state.turn;
+  busy = what;
+  try {
+    await action();
+  } catch (error) {
+    if (turn === state.turn) say(error.message);
+  }
+  if (turn === state.turn) busy = "";
 }
 
 async function agreement() {
@@ -164,10 +215,8 @@ for (const button of document.querySelectorAll("footer [data-do]")) {
   make("kbd", button.dataset.key, button);
   button.addEventListener("click", () => act(button.dataset.do));
 }
-element("state").addEventListener("change", () => restart().catch((error) => {
-  element("message").textContent = error.message;
-}));
-element("agree").addEventListener("click", () => agreement());
+element("state").addEventListener("change", change);
+element("agree").addEventListener("click", () => agreement().catch((error) => say(error.message)));
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("textarea, select");
   if (typing && event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); act("edit"); return; }
@@ -183,4 +232,4 @@ document.addEventListener("keydown", (event) => {
     if (box) choose(box.dataset.name);
   }
 });
-restart().catch((error) => { element("message").textContent = error.message; });
+change();

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cir_cot.chains.filters import problems
 from cir_cot.data.chain_decisions import KEPT, VERDICTS, Decision, DecisionFile
@@ -14,23 +14,30 @@ from cir_cot.errors import InputError, shown
 from cir_cot.files import read_jsonl
 from cir_cot.images import ImageStore
 from cir_cot.prompts import cot_to_text
-from cir_cot.records import Cot, Record, check_chain, cot_from_dict
+from cir_cot.records import MAX_PART, Cot, Record, check_chain, cot_from_dict
 
 from .agreement import cohen_kappa, krippendorff_alpha
 
-# What a queue shows: rows without a decision, all, those that filters find fault with or quarantined, and those of each
-# verdict.
-STATES = ("open", "all", "flagged", "quarantined", *VERDICTS)
+# What a queue shows: rows without a decision; without one of this reviewer, the others' hidden, so that agreement is of
+# independent judgements; all; those that filters find fault with or quarantined; and those of each verdict.
+STATES = ("open", "independent", "all", "flagged", "quarantined", *VERDICTS)
 SCANNED = 2_000  # most rows that one request looks through for flagged ones
+
+
+class Refused(NamedTuple):
+    """Why annotation gave a row up, and the last answer of the teacher."""
+
+    reason: str
+    answer: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the record without its chain, the record with each teacher's, and why it was quarantined."""
+    """One row: the record without its chain, the record with each teacher's, and what the quarantine says."""
 
     record: Record
     chains: Mapping[str, Record]  # "A", and "B" of a second file
-    quarantined: str
+    quarantined: Refused | None
     images: ImageStore
 
 
@@ -53,12 +60,19 @@ class ReviewQueue:
         self.decided: dict[int, Decision] = {}  # the last decision of each row
         self.by_reviewer: dict[int, dict[str, Decision]] = {}
         self._found: dict[int, dict[str, dict[str, str]]] = {}
-        self.refresh()
+        self.refresh(first=True)
 
-    def refresh(self) -> None:
-        """Read what was decided since, here and elsewhere; rows of another dataset are refused."""
+    def refresh(self, first: bool = False) -> None:
+        """Read what was decided since, here and elsewhere.
+
+        Args:
+            first: a row that is not of this review shows that the file is another's. Later it is one that another
+                reviewer sees, whose chains file was longer when that review was started.
+        """
         for decision in self.file.new():
             number = self.numbers.get(decision.key)
+            if number is None and not first:
+                continue
             if number is None:
                 raise InputError(
                     f"{self.file.path}: a decision about {shown(decision.key)}, which is no row of this review; "
@@ -104,12 +118,14 @@ class ReviewQueue:
             return number in self.decided and self.decided[number].decision == state
         if state == "open":
             return number not in self.decided
+        if state == "independent":
+            return self.reviewer not in self.by_reviewer.get(number, {})
         if state == "quarantined":
-            return bool(self.rows[number].quarantined)
+            return self.rows[number].quarantined is not None
         return state == "all" or any(self.findings(number).values())
 
-    def row(self, number: int) -> dict[str, Any]:
-        """Return all that a page shows of a row, as JSON."""
+    def row(self, number: int, state: str = "all") -> dict[str, Any]:
+        """Return all that a page shows of a row in a queue, as JSON."""
         row = self.rows[number]
         chains = {}
         for name, record in row.chains.items():
@@ -120,12 +136,14 @@ class ReviewQueue:
                 "findings": self.findings(number)[name],
             }
         decision = self.decided.get(number)
+        if state == "independent":
+            decision = self.by_reviewer.get(number, {}).get(self.reviewer)
         return {
             "number": number,
             "id": row.record.id,
             "text": row.record.text,
             "target": bool(row.record.targets),
-            "quarantined": row.quarantined,
+            "quarantined": row.quarantined and row.quarantined._asdict(),
             "chains": chains,
             "decision": None if decision is None else asdict(decision),
         }
@@ -178,24 +196,25 @@ class ReviewQueue:
         verdicts = Counter(decision.decision for decision in self.decided.values())
         counts = {verdict: verdicts[verdict] for verdict in VERDICTS}
         counts["open"] = len(self.rows) - len(self.decided)
-        counts["quarantined"] = sum(bool(row.quarantined) for row in self.rows)
+        counts["quarantined"] = sum(row.quarantined is not None for row in self.rows)
         return counts | {"all": len(self.rows)}
 
     def agreement(self) -> dict[str, Any]:
         """Return how far reviewers agree on rows that several decided, and which teacher's chains they keep.
 
         Returns:
-            `rows` that several decided, Krippendorff's `alpha` over their verdicts, Cohen's `kappa` of each pair of
-            reviewers, and of rows with two chains how often A and B were chosen.
+            `rows` that several decided, Krippendorff's `alpha` over what they said, Cohen's `kappa` of each pair of
+            reviewers, and of rows with two chains how often A and B were chosen. Who keeps A says something else than
+            who keeps B.
         """
         several = [said for said in self.by_reviewer.values() if len(said) > 1]
         reviewers = sorted({name for said in several for name in said})
         kappas = {}
         for first, second in combinations(reviewers, 2):
             both = [said for said in several if first in said and second in said]
-            pairs = [(said[first].decision, said[second].decision) for said in both]
+            pairs = [(_value(said[first]), _value(said[second])) for said in both]
             kappas[f"{first}, {second}"] = cohen_kappa(pairs)
-        verdicts = [[one.decision for one in said.values()] for said in several]
+        verdicts = [[_value(one) for one in said.values()] for said in several]
         chosen = Counter(
             decision.choice
             for number, decision in self.decided.items()
@@ -209,11 +228,15 @@ class ReviewQueue:
         }
 
 
+def _value(decision: Decision) -> tuple[str, str]:
+    return decision.decision, decision.choice
+
+
 def make_rows(
     records: Sequence[Record],
     images: ImageStore,
     chains: Mapping[str, Sequence[Record]],
-    reasons: Mapping[str, str],
+    reasons: Mapping[str, Refused],
 ) -> Iterator[Row]:
     """Join records with the chains of teachers and the reasons of a quarantine; rows with neither are left out.
 
@@ -221,21 +244,23 @@ def make_rows(
         records: of a split.
         images: its pictures.
         chains: for "A", and "B", the same records with a teacher's chains.
-        reasons: why a row was quarantined, by the name that annotation gives it.
+        reasons: what the quarantine says, by the name that annotation gives a row.
     """
     for number, record in enumerate(records):
         written = {name: found[number] for name, found in chains.items() if found[number].cot}
         # An id that names several rows is written with the source.
-        reason = reasons.get(record.id) or reasons.get(f"{record.source}/{record.id}", "")
+        reason = reasons.get(record.id) or reasons.get(f"{record.source}/{record.id}")
         if written or reason:
             yield Row(replace(record, cot=None), written, reason, images)
 
 
-def read_quarantine(path: str | Path) -> dict[str, str]:
-    """Return why rows are in a quarantine file of `cir-cot annotate`, by record id; the last reason counts."""
+def read_quarantine(path: str | Path) -> dict[str, Refused]:
+    """Return what a quarantine file of `cir-cot annotate` says, by the name of the row; the last line counts."""
     reasons = {}
     for number, row in read_jsonl(path):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise InputError(f"{path}:{number}: no row of a quarantine file")
-        reasons[row["id"]] = str(row.get("reason", "quarantined"))
+        # The teacher's answer is any text.
+        reason = str(row.get("reason") or "quarantined")
+        reasons[row["id"]] = Refused(reason, str(row.get("raw") or "")[:MAX_PART])
     return reasons

@@ -20,6 +20,6 @@ def folder(tmp_path):
     write_records(tmp_path / "chains.jsonl", first)
     other = [replace(row, teacher={"model": "teacher/b"}) for row in rows[:2]]
     write_records(tmp_path / "second.jsonl", other)
-    line = '{"id": "2", "reason": "no answer", "attempts": 3, "raw": ""}\n'
+    line = '{"id": "2", "reason": "no answer", "attempts": 3, "raw": "I see <b>a bar</b>"}\n'
     (tmp_path / "chains.jsonl.quarantine.jsonl").write_text(line)
     return tmp_path

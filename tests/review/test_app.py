@@ -38,6 +38,7 @@ def test_the_page_and_its_data(client, folder):
     assert said.json()["counts"]["accept"] == 1
     assert client.get("/data/rows?state=accept").json()["rows"][0]["id"] == "0"
     assert client.get("/data/agreement").json()["rows"] == 0
+    assert client.get("/data/row/0").json()["decision"]["reviewer"] == "ann"
     assert len((folder / "decisions.jsonl").read_text().splitlines()) == 1
 
 

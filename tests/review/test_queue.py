@@ -20,7 +20,9 @@ def test_rows_have_a_chain_or_a_reason(folder):
     queue = queue_of(folder)
     # Of nine records three have no chain; one of them was quarantined.
     assert [row.record.id for row in queue.rows] == ["0", "1", "2", "3", "4", "6", "7"]
-    assert queue.rows[2].quarantined == "no answer"
+    said = {"reason": "no answer", "answer": "I see <b>a bar</b>"}
+    assert queue.row(2)["quarantined"] == said
+    assert queue.row(0)["quarantined"] is None
     shown = queue.row(1)
     assert set(shown["chains"]["A"]["findings"]) >= {"refusal", "target_image"}
     assert shown["chains"]["A"]["teacher"] == "teacher/a"
@@ -42,7 +44,7 @@ def test_queues_by_state(folder):
     assert queue.counts() == {
         "accept": 1, "edit": 0, "reject": 0, "again": 1, "open": 5, "quarantined": 1, "all": 7,
     }  # fmt: skip
-    with pytest.raises(InputError, match="is none of open, all, flagged"):
+    with pytest.raises(InputError, match="is none of open, independent, all"):
         queue.page("later", 0, 1)
 
 
@@ -135,3 +137,42 @@ def test_decisions_about_other_rows_and_files_without_chains_are_refused(folder)
     (folder / "chains.jsonl.quarantine.jsonl").unlink()
     with pytest.raises(InputError, match="no chain of folder train to review"):
         review.main(command(folder))
+
+
+def test_reviewers_who_keep_other_chains_do_not_agree(folder):
+    second = ("--second", folder / "second.jsonl")
+    ann = queue_of(folder, "ann", *second)
+    bob = queue_of(folder, "bob", *second)
+    for number, choice in ((0, "A"), (1, "B")):
+        ann.decide(number, "accept", choice, None)
+        bob.decide(number, "accept", "BA"["AB".index(choice)], None)
+    # Both accept both rows, and never the same chain.
+    assert bob.agreement()["kappa"] == {"ann, bob": -1.0}
+    assert bob.agreement()["alpha"] == pytest.approx(-0.5)
+
+
+def test_an_independent_judgement_sees_no_other(folder):
+    ann = queue_of(folder, "ann")
+    ann.decide(0, "reject", "", None)
+    bob = queue_of(folder, "bob")
+    assert bob.page("open", 0, 9)[0][0] == 1
+    assert bob.page("independent", 0, 2)[0] == [0, 1]
+    assert bob.row(0, "independent")["decision"] is None
+    assert bob.row(0)["decision"]["reviewer"] == "ann"
+    bob.decide(0, "accept", "A", None)
+    ann.refresh()
+    assert ann.row(0, "independent")["decision"]["reviewer"] == "ann"
+    assert bob.page("independent", 0, 1)[0] == [1]
+
+
+def test_a_review_that_began_later_may_hold_more_rows(folder):
+    chains = folder / "chains.jsonl"
+    complete = chains.read_text()
+    chains.write_text("".join(complete.splitlines(keepends=True)[:2]))
+    early = queue_of(folder)
+    chains.write_text(complete)
+    late = queue_of(folder, "bob")
+    late.decide(6, "reject", "", None)
+    early.decide(0, "accept", "A", None)
+    late.refresh()
+    assert (len(early.decided), len(late.decided)) == (1, 2)
