@@ -266,7 +266,7 @@ def read_settings(folder: str | Path) -> dict:
 
 
 @contextmanager
-def inference(retriever: Retriever) -> Iterator[None]:
+def inference(retriever: Retriever | Judge) -> Iterator[None]:
     """Turn off gradients and dropout; afterwards each module is back in its mode, training or not."""
     # Any other retriever has no modes to switch.
     modes: dict[torch.nn.Module, bool] = {}

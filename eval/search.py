@@ -22,7 +22,7 @@ from cir_cot.options import (
     command_parser,
     loading_options,
 )
-from cir_cot.protocol_options import add_samples
+from cir_cot.protocol_options import add_rerank, add_samples, check_rerank
 from cir_cot.records import check_text, cot_from_dict
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help='filter by payload, for example {"category": "dress", "price": {"lt": 50}}',
     )
     add_samples(parser)
+    add_rerank(parser)
     add_batch_size(parser, unit="queries of --queries")
     add_device(parser)
     add_dtype(parser)
@@ -69,6 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.text is None
     ):
         raise InputError("give --image FILE and --text TEXT, or --queries FILE")
+    check_rerank(args)
     return args
 
 
@@ -126,6 +128,17 @@ def answer_queries(
         at += len(batch)
 
 
+def look_again(search: "Search", args: argparse.Namespace) -> None:
+    """Let a search look again at its first hits with a reranker."""
+    from cir_cot.heads.rerank import load_reranker
+    from cir_cot.images import list_pictures
+    from cir_cot.search.second_look import SecondLook
+
+    judge = load_reranker(args.reranker, **loading_options(args))
+    pictures = list_pictures(search.index.metadata["images"])
+    search.again = SecondLook(judge, args.rerank, pictures)
+
+
 def show(answer: "Answer") -> None:
     """Print an answer in readable form."""
     from cir_cot.prompts import written_parts
@@ -136,6 +149,9 @@ def show(answer: "Answer") -> None:
         print(f"{'note':>10}  {answer.flag}")
     if answer.agreement is not None:
         print(f"{'agreement':>10}  {answer.agreement:.2f}")
+    if (cost := answer.rerank) is not None:
+        spent = f"{cost['pictures']} pictures, {cost['tokens']} tokens, {cost['seconds']:.2f} s"
+        print(f"{'reranked':>10}  {spent}")
     for place, (name, score) in enumerate(answer.hits, 1):
         print(f"{place:>10}  {score:.4f}  {name}")
 
@@ -158,6 +174,8 @@ def main(argv: Sequence[str]) -> int:
         search.retriever, args.engine, args.engine_url, args.engine_model
     )
     search.retriever = with_samples(search.retriever, args.samples, args.temperature)
+    if args.rerank:
+        look_again(search, args)
     if args.queries:
         answer_queries(search, queries, args, where)
         return 0

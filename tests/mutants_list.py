@@ -6025,4 +6025,18 @@ MUTANTS = [
         ["tests/heads/test_rerank.py::test_a_few_steps_fit_a_batch"],
         "yes is learned as no",
     ),
+    (
+        "cir_cot/search/search.py",
+        "self.find(output, max(k, self.again.first), where, without, seconds)",
+        "self.find(output, k, where, without, seconds)",
+        ["tests/search/test_second_look.py::test_a_hit_beyond_k_can_become_the_first"],
+        "the reranker sees no more pictures than are asked for",
+    ),
+    (
+        "cir_cot/search/second_look.py",
+        "if not math.isfinite(score):",
+        "if False:",
+        ["tests/search/test_second_look.py::test_a_score_that_is_not_finite_names_the_picture"],
+        "NaN orders hits at random",
+    ),
 ]

@@ -334,6 +334,8 @@ OPTIONS = {
     | {
         "--samples",
         "--temperature",
+        "--rerank",
+        "--reranker",
         "--model",
         "--index",
         "--image",

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from cir_cot.data.scoring import score_rankings
 from cir_cot.errors import InputError
 from cir_cot.prompts import text_to_cot
+from cir_cot.records import Record
 from cir_cot.retriever import Judge, Judgement, inference
 
 from .evaluate import score_by_source
@@ -18,7 +18,7 @@ from .results import Result
 
 
 def look_again(
-    result: Result, judge: Any, first: int, model: str = "", progress: bool = False
+    result: Result, judge: Judge, first: int, model: str = "", progress: bool = False
 ) -> Result:
     """Reorder the first K pictures of each ranking by a reranker's scores.
 
@@ -73,7 +73,7 @@ def look_again(
     return _scored_anew(result, rankings, scores, subsets, cost)
 
 
-def judge_query(result: Result, judge: Judge, record: Any, names: list[str]) -> Judgement:
+def judge_query(result: Result, judge: Judge, record: Record, names: list[str]) -> Judgement:
     """Judge pictures for a query of a result, with the chain that the first stage wrote."""
     reference = result.images.load(record.reference)
     candidates = [result.images.load(name) for name in names]

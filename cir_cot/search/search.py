@@ -7,7 +7,7 @@ print(search.one("reference.jpg", "the same in red").hits)
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
 from .build import open_index
 from .gallery_index import GalleryIndex, Hit
+from .second_look import SecondLook
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Answer:
         encode_seconds: time to encode the query; of a batch its mean.
         search_seconds: time to search the index; of a batch its mean.
         agreement: how far several chains of the query agree, 0 .. 1; None for one chain.
+        rerank: what a second look cost: pictures judged, tokens, seconds; None without one.
     """
 
     hits: list[Hit]
@@ -46,6 +48,7 @@ class Answer:
     encode_seconds: float
     search_seconds: float
     agreement: float | None = None
+    rerank: dict | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as a JSON object."""
@@ -63,6 +66,8 @@ class Answer:
             answer["choices"] = self.routing
         if self.agreement is not None:
             answer["agreement"] = round(self.agreement, 4)
+        if self.rerank is not None:
+            answer["rerank"] = self.rerank
         return answer
 
 
@@ -110,6 +115,7 @@ class Search:
     def __init__(self, retriever: Retriever, index: GalleryIndex):
         self.retriever = retriever
         self.index = index
+        self.again: SecondLook | None = None  # looks again at the first hits of `one` and `many`
 
     def one(
         self,
@@ -155,7 +161,16 @@ class Search:
         started = time.perf_counter()
         with inference(self.retriever):
             output = self.encode(images, texts, reading, chains)
-        return self.find(output, k, where, without, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if self.again is None:
+            return self.find(output, k, where, without, seconds)
+        # Look again, at hits beyond k too.
+        answers = self.find(output, max(k, self.again.first), where, without, seconds)
+        looked = []
+        for image, text, answer in zip(images, texts, answers, strict=True):
+            hits, cost = self.again(image, text, answer.explanation, answer.hits)
+            looked.append(replace(answer, hits=hits[:k], rerank=cost))
+        return looked
 
     def encode(
         self,
