@@ -1122,6 +1122,27 @@ MUTANTS = [
         "the chain's tokens count as text, too",
     ),
     (
+        "cir_cot/evaluation/uncertainty.py",
+        "wins = sum(b and not a for",
+        "wins = sum(bool(b) for",
+        ["tests/evaluation/test_uncertainty.py::test_readings_are_compared_on_the_same_queries"],
+        "what both find is a win",
+    ),
+    (
+        "cir_cot/evaluation/uncertainty.py",
+        "if oracle.metrics[metric] < full.metrics[metric]:",
+        "if False:",
+        ["tests/evaluation/test_uncertainty.py::test_an_oracle_below_full_is_doubted"],
+        "chains of another form are not noticed",
+    ),
+    (
+        "cir_cot/evaluation/tables.py",
+        "0 < size <= int(depth)",
+        "False",
+        ["tests/evaluation/test_uncertainty.py::test_recall_at_as_many_as_there_are_is_not_told"],
+        "R@50 of a gallery of 22 is told",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

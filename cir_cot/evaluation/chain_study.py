@@ -25,6 +25,7 @@ from .report import write_report
 from .results import Result, results_json, save_results
 from .results_folder import RESULTS, writing_results
 from .tables import Table, flat
+from .uncertainty import paired
 
 READINGS = ("full", "fast", "oracle", "shuffled")
 CHAINS_NOTE = (
@@ -152,7 +153,7 @@ def by_reading(studies: Sequence[Study]) -> dict[str, list[Result]]:
 
 def study_json(studies: Sequence[Study]) -> dict:
     """Return the content of results.json: metrics by reading, metrics of the chains, protocol."""
-    keys = ("metrics", "chains", "faithfulness", "by_source", "protocol")
+    keys = ("metrics", "intervals", "paired", "chains", "faithfulness", "by_source", "protocol")
     content: dict[str, dict[str, Any]] = {key: {} for key in keys}
     # Metrics, by_source and protocol, each by reading.
     for reading, results in by_reading(studies).items():
@@ -162,6 +163,11 @@ def study_json(studies: Sequence[Study]) -> dict:
     for study in studies:
         full = study.results["full"]
         records = full.benchmark.records
+        # How each other reading fares on the same queries.
+        others = {name: one for name, one in study.results.items() if name != "full"}
+        if full.metrics:
+            pairs = {name: paired(full, other) for name, other in others.items()}
+            content["paired"][full.name] = pairs
         content["chains"][full.name] = chain_metrics(records, full.explanations, full.flags)
         content["faithfulness"][full.name] = faithfulness(study)
     return content

@@ -32,6 +32,7 @@ from .encoded_rows import Encoding, rows_of
 from .ranking import rank
 from .readings import Encode, record_encoder, require_chains
 from .results import Result
+from .uncertainty import recall_intervals
 
 
 def evaluate(
@@ -131,6 +132,7 @@ def rank_and_score(
         flags=dict(zip(ids, output.flags, strict=True)),
         subset_rankings=subsets,
         routing=dict(zip(ids, output.routing, strict=True)) if output.routing else {},
+        intervals=recall_intervals(asked, rankings, metrics),
     )
 
 

@@ -27,6 +27,7 @@ from .tables import (
     source_tables,
     summary_table,
 )
+from .uncertainty import doubts, interval_table, paired_tables
 
 BASELINES = ("image_only", "text_only", "shuffled", "no_chain")
 MARKUP = "\\`*[]|#"  # characters that mean something in Markdown
@@ -62,7 +63,16 @@ def write_report(
     """
     folder = Path(folder)
     # Compose both files before the folder is touched.
-    tables = [summary_table(results), *source_tables(results), *routing_tables(results), *tables]
+    summary = summary_table(results)
+    warnings = " ".join(doubts(results))
+    tables = [
+        Table(summary.title, summary.header, summary.rows, f"{summary.note} {warnings}".strip()),
+        *interval_table(results),
+        *paired_tables(results),
+        *source_tables(results),
+        *routing_tables(results),
+        *tables,
+    ]
     samples = [(result, sample(result, queries, seed)) for result in leading(results)]
     texts = (
         markdown(title, tables, samples, results),

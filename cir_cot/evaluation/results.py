@@ -36,6 +36,7 @@ class Result:
         flags: What is wrong with the chain, "" for nothing.
         subset_rankings: Rankings of each query's image set (CIRR).
         routing: Share of each expert or prompt; {} for a head that does not route.
+        intervals: 95 % bootstrap intervals over queries of the recalls that are means of hits.
     """
 
     benchmark: Benchmark
@@ -49,6 +50,7 @@ class Result:
     flags: dict[str, str]
     subset_rankings: dict[str, list[str]] | None = None
     routing: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,12 +131,18 @@ def results_json(results: Sequence[Result]) -> dict:
     # A single result needs no categories.
     if len(results) == 1:
         (only,) = results
-        return {"metrics": only.metrics, "by_source": only.by_source, "protocol": only.protocol}
+        return {
+            "metrics": only.metrics,
+            "intervals": only.intervals,
+            "by_source": only.by_source,
+            "protocol": only.protocol,
+        }
     names = [result.benchmark.category or result.name for result in results]
     metrics = {name: result.metrics for name, result in zip(names, results, strict=True)}
     by_source = {name: result.by_source for name, result in zip(names, results, strict=True)}
     return {
         "metrics": mean_of_categories(metrics),
+        "intervals": {name: result.intervals for name, result in zip(names, results, strict=True)},
         "by_source": by_source,
         "protocol": merge_protocols(names, [result.protocol for result in results]),
     }

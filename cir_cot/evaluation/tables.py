@@ -55,7 +55,7 @@ def summary_table(results: Sequence[Result]) -> Table:
     for result in results:
         benchmark = result.benchmark
         sizes = [len(benchmark.records), len(benchmark.gallery)]
-        rows.append(([heading(result), *sizes], flat(result.metrics)))
+        rows.append(([heading(result), *sizes], _telling(result)))
         group = f"{benchmark.name}.{benchmark.split} · {label(result)}, mean of categories"
         groups.setdefault(group, {})[result.name] = flat(result.metrics)
     # A row for the mean of each group.
@@ -71,6 +71,17 @@ def summary_table(results: Sequence[Result]) -> Table:
         cells.append([*first, *(values.get(name, "") for name in names)])
     header = ["set · reading", "queries", "gallery", *names]
     return Table("Summary", header, cells, _protocols_note(results))
+
+
+def _telling(result: Result) -> dict[str, float]:
+    """Return a result's metrics without recalls at as many images as there are: these are 100 for any model."""
+    size = len(result.benchmark.gallery)
+    kept = {}
+    for name, value in flat(result.metrics).items():
+        depth = name.removeprefix("R@")
+        if not (name.startswith("R@") and depth.isdigit() and 0 < size <= int(depth)):
+            kept[name] = value
+    return kept
 
 
 def _protocols_note(results: Sequence[Result]) -> str:

@@ -81,7 +81,7 @@ def test_a_checkpoint_is_measured_in_every_reading(reading, checkpoint, scenes, 
     assert set(answer["by_source"]) == {
         record.source for record in read_records(scenes / "records.iid.jsonl")
     }
-    assert "R@50" in errors
+    assert "R@10" in errors
     files = {
         "results.json",
         "rankings.json.gz",
