@@ -1071,6 +1071,23 @@ MUTANTS = [
         "a review stops where another one holds more rows",
     ),
     (
+        "cir_cot/review/queue.py",
+        '(record.teacher or {}).get("seen_target") is True',
+        "bool(record.teacher)",
+        ["tests/review/test_queue.py::test_rows_have_a_chain_or_a_reason"],
+        "every teacher is said to have seen the target",
+    ),
+    (
+        "cir_cot/chains/job_options.py",
+        "            check_own_output(self.out, asked)\n",
+        "",
+        [
+            "tests/chains/test_annotate.py::"
+            "test_rows_asked_again_do_not_go_into_the_file_that_holds_their_chains"
+        ],
+        "rows asked again count as done",
+    ),
+    (
         "cir_cot/review/agreement.py",
         "return 1 - (count - 1) * differing / chance",
         "return 1 - count * differing / chance",

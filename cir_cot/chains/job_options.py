@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cir_cot.data import load_benchmark
 from cir_cot.data.chain_decisions import last_decisions
-from cir_cot.errors import InputError
+from cir_cot.errors import InputError, shown
 from cir_cot.images import ImageStore
 from cir_cot.ranks import Ranks
 from cir_cot.records import Record
@@ -18,6 +18,7 @@ from cir_cot.records import Record
 from .annotate import Watch, check_targets, job_settings, quietly, run_job
 from .budget import Budget
 from .job import Job, Task, make_tasks, rank_path
+from .journal import chain_of, stream
 from .teacher import Plan, Teacher
 
 
@@ -139,6 +140,7 @@ class JobOptions:
         if self.again is not None:
             decided = last_decisions(self.again)
             asked = {key for key, decision in decided.items() if decision.decision == "again"}
+            check_own_output(self.out, asked)
             queries = [pair for pair in queries if (pair[0].id, pair[0].reference) in asked]
         # --limit counts over all categories.
         queries = queries[: self.limit]
@@ -207,3 +209,20 @@ class JobOptions:
             temperature=self.temperature,
             proxy=self.proxy,
         )
+
+
+def check_own_output(out: Path, asked: Collection[tuple[str, str]]) -> None:
+    """Refuse an output of another job than that of the rows to be asked again.
+
+    In the file that holds their chains these rows would count as done, and none would be asked.
+
+    Args:
+        out: file of chains.
+        asked: id and reference of each row.
+    """
+    for where, obj in stream(out):
+        record = chain_of(obj, where)
+        if (record.id, record.reference) not in asked:
+            raise InputError(
+                f"{where}: {shown(record.id)} is not to be asked again; give --again an --out of its own"
+            )

@@ -91,7 +91,7 @@ function showChain(row, name, chain) {
   const box = make("article", "", element("chains"), "chain");
   box.dataset.name = name;
   const title = make("h2", name ? `Chain ${name}` : "No chain yet", box);
-  make("small", chain.teacher || "", title);
+  make("small", (chain.teacher || "") + (chain.seen_target ? ", saw the target" : ""), title);
   // An edited chain is shown where it came from.
   const edited = row.decision && row.decision.cot && row.decision.choice === name;
   for (const part of PARTS) {

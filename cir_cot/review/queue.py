@@ -133,6 +133,7 @@ class ReviewQueue:
             chains[name] = {
                 "cot": asdict(record.cot),
                 "teacher": (record.teacher or {}).get("model", ""),
+                "seen_target": (record.teacher or {}).get("seen_target") is True,
                 "findings": self.findings(number)[name],
             }
         decision = self.decided.get(number)

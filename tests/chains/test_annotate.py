@@ -702,3 +702,24 @@ def test_rows_that_reviewers_want_asked_again_are_the_only_ones(data, tmp_path):
         argv = command(data, out, server.url, "--again", str(decisions.path))
         assert annotate.main(argv) == 0
     assert sorted(row["id"] for row in lines(out)) == [records[0].id, records[2].id]
+
+
+def test_rows_asked_again_do_not_go_into_the_file_that_holds_their_chains(data, tmp_path):
+    out = tmp_path / "chains.jsonl"
+    record = load_benchmark("folder", data, "train")[0].records[0]
+    decisions = DecisionFile(tmp_path / "decisions.jsonl")
+    now = "2026-01-01T00:00:00+00:00"
+    decisions.append(Decision(record.id, record.reference, "again", "", None, None, "ann", now))
+    with Server(good) as server:
+        assert annotate.main(command(data, out, server.url)) == 0
+        before = out.read_bytes()
+        again = ("--again", str(decisions.path))
+        # There every row counts as done, and nothing would be asked.
+        with pytest.raises(InputError, match=r"chains\.jsonl:2: .* not to be asked again"):
+            annotate.main(command(data, out, server.url, *again))
+        assert out.read_bytes() == before
+        # A job of its own goes on where it stopped.
+        other = tmp_path / "again.jsonl"
+        assert annotate.main(command(data, other, server.url, *again)) == 0
+        assert annotate.main(command(data, other, server.url, *again)) == 0
+    assert [row["id"] for row in lines(other)] == [record.id]

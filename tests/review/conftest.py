@@ -18,7 +18,7 @@ def folder(tmp_path):
     evil = Cot("<img src=x onerror=alert(1)>", "I am sorry, as an AI I cannot", "the target image")
     first[1] = replace(first[1], cot=evil)
     write_records(tmp_path / "chains.jsonl", first)
-    other = [replace(row, teacher={"model": "teacher/b"}) for row in rows[:2]]
+    other = [replace(row, teacher={"model": "teacher/b", "seen_target": True}) for row in rows[:2]]
     write_records(tmp_path / "second.jsonl", other)
     line = '{"id": "2", "reason": "no answer", "attempts": 3, "raw": "I see <b>a bar</b>"}\n'
     (tmp_path / "chains.jsonl.quarantine.jsonl").write_text(line)

@@ -49,6 +49,8 @@ def test_a_review_by_keyboard(browser, address, folder, width):
     page.goto(address)
     page.wait_for_selector(".chain")
     assert page.locator(".chain").count() == 2
+    heads = page.locator(".chain h2 small").all_text_contents()
+    assert heads == ["teacher/a", "teacher/b, saw the target"]
     # The second teacher's chain is accepted.
     page.keyboard.press("2")
     page.keyboard.press("a")
@@ -81,6 +83,8 @@ def test_a_review_by_keyboard(browser, address, folder, width):
     page.keyboard.press("j")
     page.keyboard.press("j")
     assert "last row" in page.locator("#message").text_content()
+    bottom = page.locator("#message").bounding_box()
+    assert bottom["y"] + bottom["height"] <= 800
     page.select_option("#state", "accept")
     page.wait_for_function("document.getElementById('place').textContent.startsWith('row 1,')")
     page.get_by_role("button", name="Agreement").click()

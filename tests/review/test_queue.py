@@ -29,6 +29,7 @@ def test_rows_have_a_chain_or_a_reason(folder):
     assert shown["decision"] is None
     two = queue_of(folder, "ann", "--second", folder / "second.jsonl")
     assert list(two.row(0)["chains"]) == ["A", "B"]
+    assert [chain["seen_target"] for chain in two.row(0)["chains"].values()] == [False, True]
 
 
 def test_queues_by_state(folder):
@@ -124,7 +125,7 @@ def test_which_teacher_is_kept(folder):
     queue.decide(3, "accept", "A", None)  # has one chain only
     assert queue.agreement()["chosen"] == {"B": 2}
     kept = attach_chains(dataset_records(folder), folder / "decisions.jsonl")[0]
-    assert kept.teacher == {"model": "teacher/b"}
+    assert kept.teacher == {"model": "teacher/b", "seen_target": True}
 
 
 def test_decisions_about_other_rows_and_files_without_chains_are_refused(folder):
