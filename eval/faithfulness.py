@@ -11,6 +11,7 @@ from typing import Any
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
+from cir_cot.errors import InputError
 from cir_cot.evaluation.arrivals import arrivals
 from cir_cot.evaluation.corrections import follow_planted_words
 from cir_cot.evaluation.counterfactuals import (
@@ -19,11 +20,12 @@ from cir_cot.evaluation.counterfactuals import (
     examples,
     mean_shares,
     measure,
+    read_chains,
 )
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import check_pictures, evaluate
 from cir_cot.evaluation.faithfulness_page import faithfulness_page, faithfulness_tables
-from cir_cot.evaluation.readings import with_chains
+from cir_cot.evaluation.readings import record_encoder, with_chains
 from cir_cot.evaluation.results_folder import RESULTS, check_results_folder, writing_results
 from cir_cot.evaluation.samples import outcome
 from cir_cot.evaluation.tables import text_table
@@ -47,7 +49,6 @@ from cir_cot.options import (
     natural,
     positive,
 )
-from cir_cot.prompts import text_to_cot
 from cir_cot.retriever import inference
 
 PAGE = "report.html"
@@ -94,6 +95,11 @@ def main(argv: Sequence[str]) -> int:
     benchmarks = with_chains(benchmarks, args.chains)
     for benchmark in benchmarks:
         check_pictures(benchmark, benchmark.images())
+        if not all(record.targets for record in benchmark.records):
+            raise InputError(
+                f"{args.benchmark} {args.split}: queries without a target have no rank to compare; "
+                "name an annotated split with --split"
+            )
     check_results_folder(args.out, (RESULTS, PAGE), args.overwrite)
     # Measure each part of the dataset.
     studies = study_all(benchmarks, args)
@@ -115,6 +121,8 @@ def study_all(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> dict
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args))
+    # Refuse a retriever that writes no chains before the gallery is encoded.
+    record_encoder(retriever, "full")
     studies = {}
     for benchmark in benchmarks:
         images = benchmark.images()
@@ -143,11 +151,7 @@ def study(retriever: Any, benchmark: Benchmark, gallery: Any, args: argparse.Nam
     }
     full = results["full"]
     # Queries whose chain is valid, read with it once more: all edits start from these vectors.
-    chains = {
-        record.id: text_to_cot(full.explanations[record.id]) for record in full.benchmark.records
-    }
-    records = [record for record in full.benchmark.records if chains[record.id] is not None]
-    kept: list[Any] = [chains[record.id] for record in records]
+    records, kept = read_chains(full.benchmark.records, full.explanations)
     asked = Asked(replace(full.benchmark, records=records), kept, gallery[:0], gallery)
     asked = replace(asked, vectors=own_vectors(retriever, asked, args.batch_size))
     found = {

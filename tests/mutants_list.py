@@ -1125,6 +1125,31 @@ MUTANTS = [
         "queries that a picture alone solves count as composed",
     ),
     (
+        "cir_cot/evaluation/counterfactuals.py",
+        "if len(pairs) < 2:",
+        "if len(pairs) < 1:",
+        ["tests/evaluation/test_counterfactuals.py::test_edits_need_two_valid_chains"],
+        "a query borrows from itself",
+    ),
+    (
+        "cir_cot/evaluation/arrivals.py",
+        "return bool(added @ vector > scores.max())",
+        "return bool(added @ vector >= scores.max())",
+        [
+            "tests/evaluation/test_counterfactuals.py::test_a_picture_of_the_swapped_attribute_is_found_by_what_follows_its_conclusion"
+        ],
+        "a tie with the gallery counts as arrived",
+    ),
+    (
+        "cir_cot/evaluation/arrivals.py",
+        "zip(rows, own, added, strict=True)",
+        "zip(rows, vectors, added, strict=True)",
+        [
+            "tests/evaluation/test_counterfactuals.py::test_a_picture_of_the_swapped_attribute_is_found_by_what_follows_its_conclusion"
+        ],
+        "the control reads the edited chain",
+    ),
+    (
         "cir_cot/evaluation/intervals.py",
         "return min(1.0, 2 * tail)",
         "return min(1.0, tail)",

@@ -6,7 +6,7 @@ the same things are said in another order. One that looks past its chain does ne
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean, median
@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from cir_cot.data.benchmark import Benchmark
-from cir_cot.prompts import PARTS
+from cir_cot.errors import InputError
+from cir_cot.prompts import PARTS, text_to_cot
 from cir_cot.records import Cot, Record
 from cir_cot.retriever import ChainReader, inference
 
@@ -119,6 +120,28 @@ class Asked:
         return {name: number for number, name in enumerate(self.benchmark.gallery)}
 
 
+def read_chains(
+    records: Sequence[Record], explanations: Mapping[str, str]
+) -> tuple[list[Record], list[Cot]]:
+    """Return the records whose chains can be edited, and these chains.
+
+    Args:
+        records: the queries.
+        explanations: by record id, the chain as the model wrote it.
+
+    Raises:
+        InputError: fewer than two chains are valid, so that no query has another one to borrow from.
+    """
+    chains = [text_to_cot(explanations[record.id]) for record in records]
+    pairs = [pair for pair in zip(records, chains, strict=True) if pair[1] is not None]
+    if len(pairs) < 2:
+        raise InputError(
+            f"{len(pairs)} of {len(records)} chains that the model wrote are valid, and edits need 2; "
+            "ask more queries (--limit), or train the model's chains further"
+        )
+    return [record for record, _ in pairs], [chain for _, chain in pairs if chain is not None]
+
+
 def measure(reader: ChainReader, asked: Asked, batch_size: int, seed: int) -> list[dict]:
     """Measure every edit -> a row each, see `measure_edit`."""
     return [measure_edit(reader, asked, edit, batch_size, seed) for edit in EDITS]
@@ -134,14 +157,15 @@ def measure_edit(
         percent, with a 95 % bootstrap interval "moved_interval"; "found_before" and "found_after": right answers at
         rank 1, in percent; "rank_before" and "rank_after": the median rank of the target.
     """
+    # The edited chains; each query borrows from another one, drawn at random.
     rng = random.Random(seed)
     records = asked.benchmark.records
     rows: list[int] = []
     chains: list[Cot] = []
     donors: list[Record] = []
     for number, chain in enumerate(asked.chains):
-        donor = rng.randrange(len(records) - 1) if len(records) > 1 else 0
-        donor += donor >= number and len(records) > 1
+        donor = rng.randrange(len(records) - 1)
+        donor += donor >= number
         edited = edit.edit(chain, asked.chains[donor], rng)
         if edited is not None:
             rows.append(number)
@@ -149,6 +173,7 @@ def measure_edit(
             donors.append(records[donor])
     if not rows:
         return {"edit": edit.name, "should": edit.should, "queries": 0}
+    # Vectors and answers with the edited chains, beside those with the chains as they were.
     chosen = [records[row] for row in rows]
     vectors = encode_with(reader, asked.benchmark, chosen, chains, donors, edit.picture, batch_size)
     before = [_placed(asked, row, asked.vectors[row]) for row in rows]

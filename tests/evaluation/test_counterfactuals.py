@@ -3,12 +3,15 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy_retriever import Toy, chain, point, write_folder
 
 from cir_cot.data import load_benchmark
 from cir_cot.data.scenes import PALETTES, random_scene, scene_of, scene_text
+from cir_cot.errors import InputError
+from cir_cot.evaluation.arrivals import arrivals
 from cir_cot.evaluation.counterfactuals import (
     EDITS,
     Asked,
@@ -17,11 +20,14 @@ from cir_cot.evaluation.counterfactuals import (
     composition,
     examples,
     measure_edit,
+    read_chains,
     reorder,
     swap_attribute,
 )
 from cir_cot.evaluation.intervals import bootstrap, sign_test
+from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot, Record
+from cir_cot.retriever import QueryOutput
 
 SHADES = (0, 20, 40, 60, 80, 100, 120)
 
@@ -80,6 +86,63 @@ def test_ties_count_against_the_target(asked):
     flat = replace(asked, gallery=torch.ones(len(SHADES), 2))
     # All pictures but the reference, which is no answer, come before the target.
     assert _placed(flat, 0, torch.ones(2))[1] == len(SHADES) - 1
+
+
+def test_edits_need_two_valid_chains():
+    records = [Record(name, "r", "t", ("t",)) for name in "abc"]
+    valid = cot_to_text(Cot("a", "b", "c"))
+    chosen, chains = read_chains(records, {"a": valid, "b": "<caption>cut", "c": valid})
+    assert [record.id for record in chosen] == ["a", "c"]
+    assert chains == [Cot("a", "b", "c")] * 2
+    with pytest.raises(InputError, match="1 of 3 chains"):
+        read_chains(records, {"a": "", "b": "<caption>cut", "c": valid})
+
+
+class Redness:
+    """Follows the share of red, and nothing else: that of a picture, or whether a conclusion says it."""
+
+    dim = 2
+
+    def encode_target(self, images):
+        shares = []
+        for image in images:
+            pixels = torch.tensor(np.array(image.convert("RGB"))).reshape(-1, 3)
+            reddish = (pixels[:, 0] > 150) & (pixels[:, 1] < 100) & (pixels[:, 2] < 100)
+            shares.append(float(reddish.any()))
+        return torch.tensor([[share, 1 - share] for share in shares])
+
+    def embed_with(self, images, texts, chains):
+        red = [float("red" in chain.conclusion) for chain in chains]
+        vectors = torch.tensor([[share, 1 - share] for share in red])
+        return QueryOutput(vectors, [""] * len(chains), [""] * len(chains))
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_picture_of_the_swapped_attribute_is_found_by_what_follows_its_conclusion(asked, remove):
+    """The gallery scores 0.9; an added picture scores 1 for a query that says red as it shows red."""
+    said = "top-left large blue circle"
+    chains = [Cot("a", "b", said)] * 3
+    gallery = torch.full((len(SHADES), 2), 0.9)
+    vectors = torch.tensor([[0.0, 1.0]] * 3)
+    benchmark = replace(asked.benchmark, remove_reference=remove)
+    scenes = Asked(benchmark, chains, vectors, gallery)
+    reds = 0
+    for seed in range(8):
+        swaps = random.Random(seed)
+        swapped = [swap_attribute(one, one, swaps).conclusion for one in chains]
+        drawn = [text for text in swapped if scene_of(text)]  # no scene has a white object
+        row = arrivals(Redness(), scenes, 2, seed)
+        # An added picture beats 0.9 where query and picture agree; the chain as it was says no red.
+        unchanged = 100 * sum("red" not in text for text in drawn) / len(drawn)
+        assert (row["queries"], row["arrived"]) == (len(drawn), 100)
+        assert row["without_edit"] == pytest.approx(unchanged, abs=0.01)
+        reds += len(drawn) - sum("red" not in text for text in drawn)
+    assert reds  # else the control would be untested
+    # Nothing is better than a gallery that scores 1, and a text that is no scene has no picture.
+    full = replace(scenes, gallery=torch.ones(len(SHADES), 2))
+    assert arrivals(Redness(), full, 2, 0)["arrived"] == 0
+    none = replace(scenes, chains=[Cot("a", "b", "a red dress")] * 3)
+    assert arrivals(Redness(), none, 2, 0) == {"queries": 0}
 
 
 def test_one_attribute_is_swapped_for_one_of_its_kind():

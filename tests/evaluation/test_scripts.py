@@ -394,6 +394,26 @@ def test_the_checkpoint_is_loaded_for_inference(checkpoint):
     assert not load_retriever(checkpoint, device="cpu").training
 
 
+def test_faithfulness_refuses_what_it_cannot_measure(checkpoint, scenes, tmp_path, capsys):
+    error = refused(
+        faithfulness_script.main,
+        command(checkpoint, scenes, "--out", tmp_path, "--limit", 1),
+        capsys,
+    )
+    assert "edits need 2" in error
+    assert not (tmp_path / "results.json").exists()
+    shutil.copytree(scenes, tmp_path / "unlabelled")
+    path = tmp_path / "unlabelled" / "records.iid.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"targets": []}) + "\n" for row in rows))
+    error = refused(
+        faithfulness_script.main,
+        command(checkpoint, tmp_path / "unlabelled", "--out", tmp_path),
+        capsys,
+    )
+    assert "target" in error
+
+
 def test_faithfulness_writes_results_and_a_page(checkpoint, scenes, tmp_path, capsys):
     out = tmp_path / "faith"
     argv = command(checkpoint, scenes, "--out", out, "--limit", "6", "--attributed", "2", "--json")
