@@ -1,6 +1,10 @@
 """The recipe of the reranker: it learns to tell targets from negatives, saves itself, resumes, refuses."""
 
+import shutil
+
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_training import records, tiny_head, write_dataset
 
 from cir_cot.errors import InputError
@@ -76,3 +80,19 @@ def test_a_retriever_is_not_trained_as_a_reranker(data, tmp_path):
     tiny_head(lora=False).save(tmp_path / "cot")
     with pytest.raises(InputError, match="a 'cot' retriever; this recipe trains 'rerank'"):
         train(data, tmp_path / "run", "--model", tmp_path / "cot")
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(data, tmp_path):
+    """The order of rows, the negatives and which of them are shown come from the seed and the row's draw."""
+    steps = ["--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2]
+    train(data, tmp_path / "whole", *steps)
+    train(data, tmp_path / "cut", *steps)
+    # As after a kill between the second step and the end.
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    for name in ("adapter_model.safetensors", "retriever.json"):
+        (tmp_path / "cut" / name).unlink()
+    train(data, tmp_path / "cut", *steps, "--resume_from_checkpoint", "last")
+    whole, cut = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert any(value.abs().max() > 0 for name, value in cut.items() if "lora_B" in name)
