@@ -1150,6 +1150,13 @@ MUTANTS = [
         "the control reads the edited chain",
     ),
     (
+        "cir_cot/data/scenes.py",
+        "if slots[SLOTS.index(slot)]:",
+        "if False:",
+        ["tests/evaluation/test_counterfactuals.py::test_a_scene_is_read_back_from_its_text"],
+        "a second object in one place hides the first",
+    ),
+    (
         "cir_cot/evaluation/intervals.py",
         "return min(1.0, 2 * tail)",
         "return min(1.0, tail)",

@@ -94,6 +94,8 @@ def scene_of(text: str) -> Scene | None:
         slot, size, colour, shape = words
         if slot not in SLOTS or size not in SIZES or colour not in COLOURS or shape not in SHAPES:
             return None
+        if slots[SLOTS.index(slot)]:
+            return None  # two objects in one place
         slots[SLOTS.index(slot)] = (size, colour, shape)
     return tuple(slots)
 

@@ -162,7 +162,8 @@ def test_a_scene_is_read_back_from_its_text():
     for seed in range(30):
         scene = random_scene(random.Random(seed), PALETTES["all"])
         assert scene_of(scene_text(scene)) == scene
-    for text in ("", "a red dress", "top-left large red", "top-left huge red circle"):
+    twice = "top-left large red circle, top-left small blue circle"
+    for text in ("", "a red dress", "top-left large red", "top-left huge red circle", twice):
         assert scene_of(text) is None
 
 
