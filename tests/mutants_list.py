@@ -1192,6 +1192,13 @@ MUTANTS = [
         "R@50 of a gallery of 22 is told",
     ),
     (
+        "cir_cot/training/memory.py",
+        "return round(rows * row * (4 / 3 if cached else 1))",
+        "return round(rows * row)",
+        ["tests/training/test_memory.py::test_a_step_is_told_in_operations"],
+        "the first pass of a cached step is forgotten",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

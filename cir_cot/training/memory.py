@@ -6,9 +6,11 @@ that are alive at its peak.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.devices import free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
@@ -71,15 +73,19 @@ def static_bytes(head: nn.Module) -> tuple[int, int]:
     return weights, 3 * trained
 
 
-def bytes_per_token(
+class TokenCost(NamedTuple):
+    """What a token of a training step costs, padding included."""
+
+    bytes: int  # at the peak, beside weights and gradients
+    operations: int  # of matrix products, convolutions and attention, forward and backward
+
+
+def cost_of_token(
     head: nn.Module, batch: Mapping, device: torch.device, autocast: torch.dtype | None
-) -> int:
-    """Measure the peak of a forward and backward pass in train mode, beside weights and gradients.
+) -> TokenCost:
+    """Measure a forward and backward pass in train mode.
 
     The backward pass counts: with recomputation it holds more than what the forward pass keeps.
-
-    Returns:
-        Bytes for each token of the batch, padding included.
     """
     inputs = {}
     for side in SIDES:
@@ -97,13 +103,16 @@ def bytes_per_token(
     training = head.training
     head.train()
     peak = peak_bytes(step)
+    # Apart: the counter itself holds tensors.
+    with FlopCounterMode(display=False) as counter:
+        step()
     head.train(training)
     padded = 0
     for side in SIDES:
         tokens = row_tokens(batch[side])
         padded += len(tokens) * max(tokens)
     gradients = sum(parameter.nbytes for parameter in trained)
-    return max(peak - gradients, 0) // padded
+    return TokenCost(max(peak - gradients, 0) // padded, counter.get_total_flops() // padded)
 
 
 def estimate_run(
@@ -136,7 +145,8 @@ def estimate_run(
     # Measure the bytes of a token on the longest rows.
     longest = sorted(range(len(both)), key=both.__getitem__)[-MEASURED:]
     precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    each = bytes_per_token(head, select(batch, torch.tensor(longest)), args.device, precision)
+    cost = cost_of_token(head, select(batch, torch.tensor(longest)), args.device, precision)
+    each = cost.bytes
     # Compare a step of the longest rows with the memory that weights and optimizer leave.
     weights, training = static_bytes(head)
     step_tokens = args.per_device_train_batch_size * (max(counts["query"]) + max(counts["target"]))
@@ -158,10 +168,20 @@ def estimate_run(
             "step_without_chunks": each * step_tokens,
             "free": free,
         },
+        "operations": cost.operations * _mean_step(counts, args),
         "chunk_tokens": args.chunk_tokens,
         "proposed_chunk_tokens": _propose_chunk(room, each, max(both)),
         "fits": each * chunk <= room,
     }
+
+
+def _mean_step(counts: Mapping[str, Sequence[int]], args: CirArguments) -> int:
+    """Return the tokens of a mean step of one process, without padding."""
+    row = quantiles(counts["query"])["mean"] + quantiles(counts["target"])["mean"]
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    # Beyond a chunk, every row is encoded once more for its embedding: a third of forward and backward.
+    cached = args.chunk_tokens and rows * row > args.chunk_tokens
+    return round(rows * row * (4 / 3 if cached else 1))
 
 
 def _count_pictures(rows: Sequence, side: int, max_pixels: int | None) -> tuple[int, int]:
@@ -206,6 +226,10 @@ def describe(facts: Mapping) -> str:
         f"{size['gradients_and_optimizer']}, activations of a step {size['step']} (all rows at "
         f"once {size['step_without_chunks']}); free {size['free']}",
     ]
+    lines.append(
+        f"a step is about {facts['operations'] / 1e12:,.3g} TFLOP on each process; cir-cot plan gives its seconds on a "
+        "card"
+    )
     if not facts["fits"]:
         lines.append(
             f"this will not fit: set chunk_tokens to at most {facts['proposed_chunk_tokens']}"

@@ -5,11 +5,12 @@ import json
 import pytest
 import tiny_training
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.peak_bytes import peak_bytes
 from cir_cot.training import memory
 from cir_cot.training.memory import (
-    bytes_per_token,
+    cost_of_token,
     describe,
     estimate_run,
     histogram,
@@ -78,11 +79,24 @@ def test_the_estimate_is_the_peak_of_the_step(tmp_path, recompute):
     row = run.train_dataset[0, 0]
     batch = run.data_collator([row] * 4)
     tokens = sum(batch[side]["input_ids"].numel() for side in ("query", "target"))
-    each = bytes_per_token(head, batch, torch.device("cpu"), None)
+    cost = cost_of_token(head, batch, torch.device("cpu"), None)
     totals = StepTotals(4, 100)
     gradients = sum(p.nbytes for p in head.parameters() if p.requires_grad)
     measured = peak_bytes(lambda: run.training_step(head, batch, totals)) - gradients
-    assert each * tokens == pytest.approx(measured, rel=0.02)
+    assert cost.bytes * tokens == pytest.approx(measured, rel=0.02)
+    # Its operations are those of the trainer's step, the loss's own few apart.
+    with FlopCounterMode(display=False) as counter:
+        run.training_step(head, batch, totals)
+    assert cost.operations * tokens == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_step_is_told_in_operations(tmp_path):
+    facts = estimated(tmp_path)
+    doubled = estimated(tmp_path, gradient_accumulation_steps=2)
+    assert doubled["operations"] == pytest.approx(2 * facts["operations"], rel=1e-6)
+    chunked = estimated(tmp_path, chunk_tokens=100)
+    assert chunked["operations"] == pytest.approx(4 / 3 * facts["operations"], rel=1e-3)
+    assert f"{facts['operations'] / 1e12:,.3g} TFLOP on each process" in describe(facts)
 
 
 def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):
