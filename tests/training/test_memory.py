@@ -84,10 +84,10 @@ def test_the_estimate_is_the_peak_of_the_step(tmp_path, recompute):
     gradients = sum(p.nbytes for p in head.parameters() if p.requires_grad)
     measured = peak_bytes(lambda: run.training_step(head, batch, totals)) - gradients
     assert cost.bytes * tokens == pytest.approx(measured, rel=0.02)
-    # Its operations are those of the trainer's step, the loss's own few apart.
+    # Its operations are those of the step, without those of the loss over all rows.
     with FlopCounterMode(display=False) as counter:
         run.training_step(head, batch, totals)
-    assert cost.operations * tokens == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert cost.operations * tokens == pytest.approx(counter.get_total_flops(), rel=0.08)
 
 
 def test_a_step_is_told_in_operations(tmp_path):
