@@ -3221,8 +3221,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/memory.py",
-        "    return max(peak - gradients, 0) // padded",
-        "    return (peak + gradients) // padded",
+        "max(peak - gradients, 0) // padded, counter",
+        "(peak + gradients) // padded",
         ["tests/training/test_memory.py::test_the_estimate_is_the_peak_of_the_step"],
         "gradients count as activations",
     ),
