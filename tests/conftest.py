@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: one thread, no network, and the annotation files that only some machines have."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,3 +38,16 @@ def shared_data() -> Path:
 def golden() -> Path:
     """Folder of rankings and of the numbers the official evaluators gave for them (expected.json)."""
     return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

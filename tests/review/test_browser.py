@@ -1,6 +1,5 @@
 """The page of a review in a browser: keys, edits that are kept, text that is never markup."""
 
-import shutil
 import threading
 import time
 
@@ -10,18 +9,6 @@ from conftest_review import queue_of
 from cir_cot.data.chain_decisions import last_decisions
 from cir_cot.review.app import application
 from cir_cot.search.local_server import address_of, listen, make_server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
