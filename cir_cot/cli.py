@@ -41,6 +41,7 @@ COMMANDS = {
     "calibrate": "cir_cot.scripts.eval.calibrate",
     "index": "cir_cot.scripts.eval.build_index",
     "search": "cir_cot.scripts.eval.search",
+    "serve": "cir_cot.scripts.eval.serve",
     "demo": "cir_cot.scripts.eval.demo",
     "export": "cir_cot.scripts.eval.export",
     "doctor": "cir_cot.scripts.eval.doctor",
@@ -61,7 +62,7 @@ TASKS = {
         "submit",
         "check-submission",
     ),
-    "Search and serve": ("index", "search", "export"),
+    "Search and serve": ("index", "search", "serve", "export"),
 }
 Main = Callable[[Sequence[str]], int | None]  # what every script offers
 

@@ -1199,6 +1199,20 @@ MUTANTS = [
         "the first pass of a cached step is forgotten",
     ),
     (
+        "cir_cot/search/api.py",
+        'if request.headers.get("content-type", "").partition(";")[0] != "application/json":',
+        "if False:",
+        ["tests/search/test_api.py::test_bad_requests_are_refused"],
+        "a form of another site's page is answered",
+    ),
+    (
+        "cir_cot/search/api.py",
+        "not 1 <= len(queries) <= MAX_BATCH",
+        "not queries",
+        ["tests/search/test_api.py::test_bad_requests_are_refused"],
+        "a batch of any length is answered",
+    ),
+    (
         "cir_cot/heads/samples.py",
         "agreement = mean.norm(dim=-1).tolist()",
         "agreement = functional.normalize(mean, dim=-1).norm(dim=-1).tolist()",

@@ -293,6 +293,18 @@ OPTIONS = {
     | {"--reading", "--index", "--prompt", "--samples", "--temperature", "--rerank", "--reranker"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "doctor": {"--json"},
+    "serve": PIXELS
+    | ENGINE
+    | {
+        "--model",
+        "--index",
+        "--port",
+        "--allowed-host",
+        "--samples",
+        "--temperature",
+        "--device",
+        "--dtype",
+    },
     "faithfulness": BENCHMARK | MODEL | PIXELS | {"--index", "--attributed"},
     "review": BENCHMARK
     | {

@@ -5,15 +5,14 @@ import json
 import pytest
 from PIL import Image
 from tiny_training import tiny_head
-from toy_retriever import Plain, Toy, write_shades
+from toy_retriever import Plain, write_shades
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
-from cir_cot.images import list_pictures
 from cir_cot.prompts import written_parts
 from cir_cot.records import Cot
 from cir_cot.scripts.eval import build_index, search
-from cir_cot.search.build import build, open_index
+from cir_cot.search.build import open_index
 from cir_cot.search.search import Search, open_picture, open_search
 
 SHADES = range(0, 200, 20)
@@ -37,15 +36,6 @@ def checkpoint(tmp_path_factory):
     ]
     assert build_index.main([str(word) for word in argv]) == 0
     return folder
-
-
-@pytest.fixture
-def toy(tmp_path):
-    write_shades(tmp_path / "images", SHADES)
-    images = list_pictures(tmp_path / "images")
-    payloads = {name: {"shade": int(name[1:])} for name in images.files}
-    build(Toy(), images, list(images.files), tmp_path / "index", payloads=payloads)
-    return Search(Toy(), open_index(tmp_path / "index"))
 
 
 def command(folder, *more, **given):
