@@ -35,6 +35,7 @@ from .checkpoint import (
     read_model_type,
 )
 from .input_embeddings import edited_input_embeddings
+from .loading import without_bars
 from .special_tokens import add_token
 from .vision_attention import tower_options, use_attention_by_length
 
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
 
     @property
     def adapted(self) -> bool:
-        """Tell whether there is a LoRA adapter."""
+        """Tell whether there is an adapter."""
         return self.plain is not self.model
 
     @property
@@ -212,10 +213,10 @@ class Backbone(nn.Module):
 
             save_adapter(self._peft_model, folder, state_dict)
         elif not self.frozen:
-            # An adapter of an earlier save would be applied to these weights on loading.
-            for stale in ADAPTER_FILES:
+            for stale in ADAPTER_FILES:  # they would be applied to these weights on loading
                 (folder / stale).unlink(missing_ok=True)
-            self.plain.save_pretrained(folder, state_dict=state_dict)
+            with without_bars():
+                self.plain.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
 
     def load_weights(self, folder: str | Path) -> None:
@@ -225,8 +226,7 @@ class Backbone(nn.Module):
 
             load_adapter_weights(self._peft_model, folder)
         elif not self.frozen:
-            saved = load_model(str(folder), dtype=self.plain.dtype)
-            self.plain.load_state_dict(saved.state_dict())
+            self.plain.load_state_dict(load_model(str(folder), dtype=self.plain.dtype).state_dict())
 
     def load_adapter(self, folder: str | Path, trainable: bool = False) -> Backbone:
         """Put an adapter saved by `save` on this plain model -> self; InputError if it belongs to another base."""

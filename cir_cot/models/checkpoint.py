@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import transformers
 
 from cir_cot.errors import InputError
 
-from .loading import loading
+from .loading import loading, without_bars
 from .resizing import token_side
 
 if TYPE_CHECKING:
@@ -57,10 +58,12 @@ def load_model(
 
     InputError where a weight is missing or cannot be read.
     """
+    where = _located(path)
+    quiet = without_bars() if Path(where).is_dir() else nullcontext()
     # safetensors alone: other formats can run code.
-    with loading(f"{path}: the checkpoint cannot be loaded"):
+    with loading(f"{path}: the checkpoint cannot be loaded"), quiet:
         model, info = kind.from_pretrained(
-            _located(path), use_safetensors=True, output_loading_info=True, **options
+            where, use_safetensors=True, output_loading_info=True, **options
         )
     # transformers would go on with random weights.
     if missing := sorted(info["missing_keys"]):

@@ -1,13 +1,17 @@
 """Turn what libraries raise for a damaged checkpoint into InputError of one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from cir_cot import compat  # noqa: F401  # isort: skip
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import logging
 
 from cir_cot.errors import InputError
 
@@ -18,6 +22,19 @@ RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeEr
 # A bad regular expression in a configuration, as peft raises it; this class has no better base, and its module has two
 # names in Python's history.
 REGULAR_EXPRESSION_MODULES = ("re", "re._constants")
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from showing a bar for each shard of a folder on this machine; downloads keep theirs."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 class loading:  # noqa: N801  # a context manager, used like a function

@@ -121,6 +121,15 @@ def test_the_encoder_counts_positions_as_the_model_does(model_type, side, reserv
     assert counted.unique().numel() > 10
 
 
+def test_saving_and_loading_a_folder_shows_no_bars_and_downloads_keep_theirs(tmp_path, capfd):
+    build().save(tmp_path)
+    load_backbone(tmp_path)
+    said = capfd.readouterr()
+    assert "Loading weights" not in said.err
+    assert "Writing model shards" not in said.err
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
 def test_positions_of_a_picture_count_rows_and_columns():
     backbone = build()
     inputs = encode(backbone, rows=slice(1))  # one row, 3 x 3 visual tokens
