@@ -93,19 +93,20 @@ def cost_of_token(
     labels = batch["labels"].to(device) if "labels" in batch else None
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
 
-    def step() -> None:
+    def loss_of_step() -> torch.Tensor:
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             out = head(query=inputs["query"], target=inputs["target"], labels=labels)
-            loss = out.query.sum() + out.target.sum() + sum(out.aux.values())
-        torch.autograd.grad(loss, trained, allow_unused=True)
+            return out.query.sum() + out.target.sum() + sum(out.aux.values())
 
     # One step as training runs it; its gradients are counted with the optimizer.
     training = head.training
     head.train()
-    peak = peak_bytes(step)
-    # Apart: the counter itself holds tensors.
+    peak = peak_bytes(lambda: torch.autograd.grad(loss_of_step(), trained, allow_unused=True))
+    # Apart, for the counter itself holds tensors; it does not follow torch.autograd.grad into modules.
     with FlopCounterMode(display=False) as counter:
-        step()
+        loss_of_step().backward()
+    for parameter in trained:
+        parameter.grad = None
     head.train(training)
     padded = 0
     for side in SIDES:

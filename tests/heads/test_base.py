@@ -30,11 +30,12 @@ def test_every_head_is_listed_under_its_kind_and_implements_the_contract():
 
 def test_wrappers_of_distributed_training_find_every_tensor_of_an_output():
     """They look into tuples and dicts only, so the output is one of these and not an opaque object."""
-    tensors = [torch.tensor(float(number)) for number in range(6)]
-    query, target, temperature, aux, row, stat = tensors
-    output = HeadOutput(query, target, temperature, {"lm": aux}, {"scores": row}, {"load": stat})
+    tensors = [torch.tensor(float(number)) for number in range(8)]
+    query, target, temperature, aux, row, stat, negative, ids = tensors
+    losses = ({"lm": aux}, {"scores": row}, {"load": stat})
+    output = HeadOutput(query, target, temperature, *losses, negative, ids)
     found, _ = pytree.tree_flatten(output)
-    assert [value.item() for value in found] == [0, 1, 2, 3, 4, 5]
+    assert [value.item() for value in found] == [0, 1, 2, 3, 4, 5, 6, 7]
     doubled = pytree.tree_map(lambda value: 2 * value, output)
     assert isinstance(doubled, HeadOutput)
     assert doubled.rows["scores"].item() == 8
