@@ -15,6 +15,7 @@ from cir_cot.retriever import Judge, Judgement, inference
 
 from .evaluate import score_by_source
 from .results import Result
+from .uncertainty import recall_intervals
 
 
 def look_again(
@@ -103,6 +104,7 @@ def _scored_anew(
         scores=scores,
         subset_rankings=subsets,
         metrics=metrics,
+        intervals=recall_intervals(result.benchmark, rankings, metrics),
         by_source=by_source,
         protocol={**result.protocol, "rerank": cost, "first_stage": result.metrics},
     )

@@ -56,6 +56,9 @@ def test_a_judge_that_knows_finds_every_target_among_the_first_k(folder):
     assert before.metrics["R@1"] < before.metrics["R@10"]
     assert after.metrics["R@1"] == before.metrics["R@10"]
     assert after.metrics["R@50"] == before.metrics["R@50"]
+    low, high = after.intervals["R@1"]
+    assert low <= after.metrics["R@1"] <= high
+    assert after.intervals["R@1"] != before.intervals["R@1"]
     for name, ranking in after.rankings.items():
         assert ranking[10:] == before.rankings[name][10:]
         assert sorted(ranking[:10]) == sorted(before.rankings[name][:10])
