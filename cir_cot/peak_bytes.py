@@ -1,4 +1,4 @@
-"""Count the most bytes that tensors hold at one time, on any device, fake tensors included."""
+"""Count the most bytes that tensors hold at one time, and operations, on any device, fake tensors included."""
 
 import weakref
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 
 class PeakBytes(TorchDispatchMode):
@@ -55,3 +56,29 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with PeakBytes() as meter:
         work()
     return meter.peak
+
+
+def operations_of(function: Any, args: tuple, kwargs: dict, out: Any) -> int:
+    """Return the operations of a matrix product, convolution or attention that has run; 0 for anything else."""
+    count = flop_registry.get(function._overloadpacket)
+    return count(*args, **kwargs, out_val=out) if count else 0
+
+
+class Operations(TorchDispatchMode):
+    """Count operations within as torch's FlopCounterMode does, which follows modules and so holds tensors.
+
+    Attributes:
+        total: see `operations_of`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run the operation and count it."""
+        out = function(*args, **kwargs or {})
+        self.total += operations_of(function, args, kwargs or {}, out)
+        return out

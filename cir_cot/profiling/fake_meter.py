@@ -13,9 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from cir_cot.peak_bytes import PeakBytes
+from cir_cot.peak_bytes import PeakBytes, operations_of
 
 from .cards import Accelerator
 
@@ -98,10 +97,7 @@ class FakeMeter:
         self.kernels += 1
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
         moved = sum(tensor.nbytes for tensor in tensors)
-        packet = function._overloadpacket
-        operations = (
-            flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        )
+        operations = operations_of(function, args, kwargs, out)
         self.operations += operations
         self.moved += moved
         self.seconds += max(operations / self.card.flops, moved / self.card.bandwidth)

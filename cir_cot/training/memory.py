@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.devices import free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
-from cir_cot.peak_bytes import peak_bytes
+from cir_cot.peak_bytes import Operations, peak_bytes
 
 from .arguments import CirArguments
 from .chunks import SIDES, row_tokens, select, side_tokens
@@ -93,18 +92,18 @@ def cost_of_token(
     labels = batch["labels"].to(device) if "labels" in batch else None
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
 
-    def loss_of_step() -> torch.Tensor:
+    def step() -> None:
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             out = head(query=inputs["query"], target=inputs["target"], labels=labels)
-            return out.query.sum() + out.target.sum() + sum(out.aux.values())
+            loss = out.query.sum() + out.target.sum() + sum(out.aux.values())
+        loss.backward()
 
-    # One step as training runs it; its gradients are counted with the optimizer.
+    # One step as training runs it: gradients of chosen weights alone would recompute less. They are
+    # counted with the optimizer.
     training = head.training
     head.train()
-    peak = peak_bytes(lambda: torch.autograd.grad(loss_of_step(), trained, allow_unused=True))
-    # Apart, for the counter itself holds tensors; it does not follow torch.autograd.grad into modules.
-    with FlopCounterMode(display=False) as counter:
-        loss_of_step().backward()
+    with Operations() as counted:
+        peak = peak_bytes(step)
     for parameter in trained:
         parameter.grad = None
     head.train(training)
@@ -113,7 +112,7 @@ def cost_of_token(
         tokens = row_tokens(batch[side])
         padded += len(tokens) * max(tokens)
     gradients = sum(parameter.nbytes for parameter in trained)
-    return TokenCost(max(peak - gradients, 0) // padded, counter.get_total_flops() // padded)
+    return TokenCost(max(peak - gradients, 0) // padded, counted.total // padded)
 
 
 def estimate_run(
