@@ -190,17 +190,21 @@ class Grammar:
         row.state = state
         row.ids.append(token)
         if not row.forced:
-            row.forced = self._prescribed(state)
+            row.forced = self._prescribed(row)
         return token
 
-    def _prescribed(self, state: ChainState) -> list[int]:
+    def _prescribed(self, row: ChainRow) -> list[int]:
         """Return the tokens that the form leaves no choice about: the rest of tags once their name is written."""
+        state = row.state
         if state.section == len(self.parts):
             return []
         if state.pending_tag:
             # A tag that opens a section; the first one's is given, not written.
             known = self.endings[state.section - 1] if state.section else {}
             return list(known.get(state.pending_tag, ()))
+        # A section at its budget is cut by `choose`, which flags the row.
+        if row.used >= self.budgets[state.section]:
+            return []
         # Text that ends in the closing tag without its ">". Before that it may be other text, such as "</b>".
         tags = self._tags_after(state.section)
         begun, left = tags.split(">", 1)

@@ -179,7 +179,7 @@ def test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there(
     budget = 3 + len(close)
     for words, flag in (
         (3, ""),
-        (5, f"no retrieval token: the caption was cut at {budget} tokens"),
+        (4, f"no retrieval token: the caption was cut at {budget} tokens"),
     ):
         grammar = Grammar(encoder, PARTS, 4 * budget)
         row = grammar.row(grammar.start)
