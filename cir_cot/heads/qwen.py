@@ -121,8 +121,10 @@ class QwenHead(Head):
 
     def _embed(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Embed hidden states (B, T, H) at each row's retrieval token, or before it -> (B, D) unit."""
-        # Every row holds exactly one retrieval token: text is tokenised without special tokens.
         found = ids == self.backbone.ret_id  # (B, T)
+        # Checked on the device: the host does not wait.
+        single = (found.sum(dim=1) == 1).all()
+        torch._assert_async(single, "every row holds exactly one retrieval token")
         at = found.int().argmax(dim=1) - int(self.readout == "before_ret")  # (B,)
         return self.embed_states(hidden[torch.arange(len(ids), device=ids.device), at])
 

@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
+from tiny_training import tiny_head
 from torch.utils import _pytree as pytree
 
 from cir_cot.heads import HEADS
@@ -39,6 +41,16 @@ def test_wrappers_of_distributed_training_find_every_tensor_of_an_output():
     doubled = pytree.tree_map(lambda value: 2 * value, output)
     assert isinstance(doubled, HeadOutput)
     assert doubled.rows["scores"].item() == 8
+
+
+def test_a_row_without_its_retrieval_token_is_refused():
+    head = tiny_head(lora=False).eval()
+    encoder = head.encoder()
+    picture = Image.new("RGB", (56, 56))
+    for answer in ([], [encoder.ret_id] * 2):
+        inputs, _ = encoder.query([picture], ["red"], [answer])
+        with pytest.raises(RuntimeError, match="exactly one retrieval token"):
+            head.read(inputs)
 
 
 def test_a_flag_is_its_text_with_a_kind_and_survives_copies():
