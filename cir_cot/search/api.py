@@ -5,6 +5,7 @@ import binascii
 import threading
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from starlette.applications import Starlette
@@ -93,14 +94,30 @@ async def _body(request: Request) -> bytes:
 
 
 def _answers(search: Search, lock: threading.Lock, queries: list) -> list[dict[str, Any]]:
-    """Check all queries, then answer them; a batch is refused as a whole."""
+    """Check all queries, then answer them in order; a batch is refused as a whole."""
     checked = [_checked(query, f"query {number}") for number, query in enumerate(queries)]
+    answers: list[dict[str, Any]] = []
     with lock:
-        return [search.one(**query).as_dict() for query in checked]
+        # Consecutive queries that ask alike are one batch of the model.
+        for _, group in groupby(checked, key=_kind):
+            together = list(group)
+            pictures = [query["image"] for query in together]
+            texts = [query["text"] for query in together]
+            first = together[0]
+            chains = None if first["chain"] is None else [query["chain"] for query in together]
+            options = {name: first[name] for name in ("k", "reading", "where")}
+            found = search.many(pictures, texts, chains=chains, **options)
+            answers += [answer.as_dict() for answer in found]
+    return answers
+
+
+def _kind(query: dict[str, Any]) -> tuple:
+    """Return what queries of one batch have in common."""
+    return query["k"], query["reading"], query["where"], query["chain"] is None
 
 
 def _checked(query: object, where: str) -> dict[str, Any]:
-    """Return the arguments of `Search.one` for a query; InputError names what is wrong."""
+    """Return a query as arguments of `Search.many`; InputError names what is wrong."""
     if not isinstance(query, dict):
         raise InputError(f"{where}: a query is a JSON object")
     check_keys(query, where, required=KEYS[:2], allowed=KEYS)

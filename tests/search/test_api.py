@@ -39,7 +39,18 @@ def test_answers_are_those_of_the_search(client, toy):
     ]
     assert batch[0]["hits"] == answer["hits"]
     assert batch[1]["hits"] != answer["hits"]
+    # Queries of other kinds between them, in their order.
     cot = {"caption": "a", "reasoning": "b", "conclusion": "shade 100"}
+    mixed = [
+        query,
+        query | {"cot": cot},
+        query | {"cot": cot | {"conclusion": "shade 60"}},
+        query | {"k": 1},
+    ]
+    answers = client.post("/batch", json={"queries": mixed}).json()["answers"]
+    own = answer["hits"][0]["id"]
+    assert [one["hits"][0]["id"] for one in answers] == [own, "s100", "s060", own]
+    assert [len(one["hits"]) for one in answers] == [3, 3, 3, 1]
     led = client.post("/search", json=query | {"cot": cot}).json()
     assert led["hits"][0]["id"] == "s100"
     assert client.post("/search", json=query | {"reading": "fast"}).json()["explanation"] == ""
