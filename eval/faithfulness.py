@@ -17,6 +17,7 @@ from cir_cot.evaluation.corrections import follow_planted_words
 from cir_cot.evaluation.counterfactuals import (
     Asked,
     composition,
+    encode_with,
     examples,
     mean_shares,
     measure,
@@ -100,6 +101,12 @@ def main(argv: Sequence[str]) -> int:
                 f"{args.benchmark} {args.split}: queries without a target have no rank to compare; "
                 "name an annotated split with --split"
             )
+        shown = set(benchmark.gallery)
+        for record in benchmark.records:
+            if shown.isdisjoint(record.targets):
+                raise InputError(
+                    f"{args.benchmark} {args.split}: no target of query {record.id!r} is in the gallery"
+                )
     check_results_folder(args.out, (RESULTS, PAGE), args.overwrite)
     # Measure each part of the dataset.
     studies = study_all(benchmarks, args)
@@ -142,6 +149,7 @@ def study(retriever: Any, benchmark: Benchmark, gallery: Any, args: argparse.Nam
     from cir_cot.heads.attribution import shares
     from cir_cot.heads.cot import CotRetriever
 
+    # The model's own chains, and what picture and text find alone.
     images = benchmark.images()
     options = {"gallery": gallery, "model": args.model, "limit": args.limit}
     options |= {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
@@ -163,14 +171,17 @@ def study(retriever: Any, benchmark: Benchmark, gallery: Any, args: argparse.Nam
         "composition": composition(found),
         "protocol": full.protocol | {"index": args.index, "valid_chains": len(records)},
     }
+    # What the vectors of the first queries are made of.
     if isinstance(retriever, CotRetriever) and args.attributed:
         some = list(zip(records, kept, strict=True))[: args.attributed]
-        targets = [gallery[asked.columns[record.targets[0]]] for record, _ in some]
-        attributed = [
-            shares(retriever, images.load(record.reference), record.text, chain, target)
-            for (record, chain), target in zip(some, targets, strict=True)
-        ]
+        attributed = []
+        for record, chain in some:
+            name = next(name for name in record.targets if name in asked.columns)
+            reference = images.load(record.reference)
+            target = gallery[asked.columns[name]]
+            attributed.append(shares(retriever, reference, record.text, chain, target))
         content["attribution"] = mean_shares(attributed) | {"queries": len(some)}
+    # Scenes can be drawn, so that an edited chain has a picture.
     if isinstance(retriever, CotRetriever) and all(r.source.startswith("scenes/") for r in records):
         content["arrivals"] = arrivals(retriever, asked, args.batch_size, args.seed)
         with inference(retriever):
@@ -181,8 +192,6 @@ def study(retriever: Any, benchmark: Benchmark, gallery: Any, args: argparse.Nam
 
 def own_vectors(retriever: Any, asked: Asked, batch_size: int) -> Any:
     """Encode the queries with the chains that the model wrote itself -> (Q, D)."""
-    from cir_cot.evaluation.counterfactuals import encode_with
-
     records = asked.benchmark.records
     return encode_with(retriever, asked.benchmark, records, asked.chains, records, "", batch_size)
 

@@ -8,6 +8,7 @@ draws data sets of them.
 
 import hashlib
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ COLOURS = {
     "yellow": (255, 238, 51),
 }
 SHAPES = ("circle", "rectangle", "triangle")
+OBJECT_TEXT = re.compile(
+    " ".join(f"({'|'.join(words)})" for words in (SLOTS, SIZES, COLOURS, SHAPES))
+)
 KINDS = ("add", "remove", "colour", "size")
 KIND_WEIGHTS = (1, 3, 3, 3)  # of small scenes, few edits but additions lead to distinct targets
 
@@ -88,15 +92,11 @@ def scene_of(text: str) -> Scene | None:
     """Return the scene that a text as of `scene_text` describes; None for any other text."""
     slots: list[Object | None] = [None] * len(SLOTS)
     for phrase in text.split(", "):
-        words = phrase.split(" ")
-        if len(words) != 4:
+        found = OBJECT_TEXT.fullmatch(phrase)
+        # Two objects in one place are no scene either.
+        if found is None or slots[SLOTS.index(found[1])]:
             return None
-        slot, size, colour, shape = words
-        if slot not in SLOTS or size not in SIZES or colour not in COLOURS or shape not in SHAPES:
-            return None
-        if slots[SLOTS.index(slot)]:
-            return None  # two objects in one place
-        slots[SLOTS.index(slot)] = (size, colour, shape)
+        slots[SLOTS.index(found[1])] = (found[2], found[3], found[4])
     return tuple(slots)
 
 

@@ -84,7 +84,6 @@ class EncodedRows:
         vectors = output.embeddings.float().cpu().numpy().astype("<f4")  # (B, D)
         flags = output.flags or [""] * len(keys)
         routing = output.routing or [{}] * len(keys)
-        agreement: list[float | None] = [*output.agreement] or [None] * len(keys)
         lines = []
         for number, key in enumerate(keys):
             row = {
@@ -94,7 +93,6 @@ class EncodedRows:
                 "flag": str(flags[number]),
                 "flag_kind": getattr(flags[number], "kind", ""),
                 "routing": routing[number],
-                "agreement": agreement[number],
             }
             lines.append(json.dumps(row) + "\n")
         with self.path.open("a", encoding="utf-8") as file:
@@ -113,7 +111,6 @@ class EncodedRows:
             [row["explanation"] for row in rows],
             [_flag(row) for row in rows],
             routing if any(routing) else [],
-            [row["agreement"] for row in rows if row.get("agreement") is not None],
         )
 
 
