@@ -1151,8 +1151,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/data/scenes.py",
-        "if slots[SLOTS.index(slot)]:",
-        "if False:",
+        "if found is None or slots[SLOTS.index(found[1])]:",
+        "if found is None:",
         ["tests/evaluation/test_counterfactuals.py::test_a_scene_is_read_back_from_its_text"],
         "a second object in one place hides the first",
     ),
@@ -1211,6 +1211,45 @@ MUTANTS = [
         "not queries",
         ["tests/search/test_api.py::test_bad_requests_are_refused"],
         "a batch of any length is answered",
+    ),
+    (
+        "cir_cot/evaluation/look_again.py",
+        "        intervals=recall_intervals(result.benchmark, rankings, metrics),\n",
+        "",
+        [
+            "tests/evaluation/test_look_again.py::test_a_judge_that_knows_finds_every_target_among_the_first_k"
+        ],
+        "a reranked result has the intervals of the first stage",
+    ),
+    (
+        "cir_cot/heads/grammar.py",
+        "        if row.used >= self.budgets[state.section]:\n            return []\n",
+        "",
+        [
+            "tests/heads/test_decoding.py::test_a_part_is_cut_behind_its_last_token_and_not_flagged_when_it_ends_there"
+        ],
+        "a section that is cut within its tag is not flagged",
+    ),
+    (
+        "cir_cot/heads/qwen.py",
+        '        torch._assert_async(single, "every row holds exactly one retrieval token")\n',
+        "",
+        ["tests/heads/test_base.py::test_a_row_without_its_retrieval_token_is_refused"],
+        "a row without a retrieval token is read at its first token",
+    ),
+    (
+        "cir_cot/search/api.py",
+        'return query["k"], query["reading"], query["where"], query["chain"] is None',
+        'return query["k"], query["reading"], query["where"]',
+        ["tests/search/test_api.py::test_answers_are_those_of_the_search"],
+        "a query without a chain is asked with none of its neighbour's",
+    ),
+    (
+        "cir_cot/training/memory.py",
+        "        loss.backward()\n",
+        "        torch.autograd.grad(loss, trained, allow_unused=True)\n",
+        ["tests/training/test_memory.py::test_the_estimate_is_the_peak_of_the_step"],
+        "the recomputation of a step is counted in part",
     ),
     (
         "cir_cot/heads/samples.py",
@@ -3235,7 +3274,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/memory.py",
-        "max(peak - gradients, 0) // padded, counter",
+        "max(peak - gradients, 0) // padded",
         "(peak + gradients) // padded",
         ["tests/training/test_memory.py::test_the_estimate_is_the_peak_of_the_step"],
         "gradients count as activations",

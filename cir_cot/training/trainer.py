@@ -16,12 +16,13 @@ What is guaranteed, and how:
    its rows differently is refused.
 4. With `chunk_tokens`, a larger batch is processed in chunks (`cir_cot.training.gradcache`): same
    loss, same gradients, memory of one chunk. A batch that fits is one plain step.
+
 transformers' own scaling is switched off: `model_accepts_loss_kwargs` says that the loss is already
 normalised over the complete step, by `_get_num_items_in_batch`, which counts rows beside tokens.
 """
 
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -162,10 +163,7 @@ class CirTrainer(ValidatingTrainer):
             batch_losses=all_rows if self.args.contrastive_weight else None,
         )
         backward = partial(self._backward, model, coalesce)
-        exchange: AbstractContextManager = nullcontext()
-        if coalesce:
-            exchange = model.coalesce_grad_reduction()
-        with exchange:
+        with model.coalesce_grad_reduction() if coalesce else nullcontext():
             value = cached_step(chunks, loss, backward, no_sync, self.args.device)
         if coalesce:
             model.set_gradient_accumulation_boundary(is_boundary=True)
