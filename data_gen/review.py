@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,14 +74,14 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         from cir_cot.review.app import application
-        from cir_cot.search.local_server import address_of, listen, make_server
+        from cir_cot.search.local_server import announcement, listen, make_server
     except ImportError:
         raise InputError("the review needs a web server: pip install 'cir-cot[demo]'") from None
     reviewer = check_text(args.reviewer or getpass.getuser(), "--reviewer")
     with listen(args.port) as listening:
         queue = ReviewQueue(load_rows(args), Path(args.out), reviewer)
         count = len(queue.rows)
-        print(f"{address_of(listening)}  {count} rows to review; stop with Ctrl-C", file=sys.stderr)
+        print(announcement(listening, f"{count} rows to review", os.environ), file=sys.stderr)
         make_server(application(queue)).run(sockets=[listening])
     print(f"{args.out}: {len(queue.decided)} of {count} rows decided", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ The page shows the chain while it is written, lets you edit it, and searches aga
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,12 +25,12 @@ from cir_cot.options import (
 )
 from cir_cot.protocol_options import add_samples
 from cir_cot.search.dialogue import Dialogue, modes_of
-from cir_cot.search.private_folder import ending_on_signals, private_folder
+from cir_cot.search.private_folder import ending_on_signals, private_folder, removed_after_kill
 from cir_cot.search.search import open_search
 
 try:
     from cir_cot.search.demo_page import application, keep_copies_in, layout
-    from cir_cot.search.local_server import address_of, listen, make_server
+    from cir_cot.search.local_server import announcement, listen, make_server
 except ImportError:
     raise InputError("the demo needs gradio: pip install 'cir-cot[demo]'") from None
 
@@ -99,12 +100,16 @@ def serve(load_page: Callable[[], Dialogue], port: int, hosts: Sequence[str] = (
 
     The port is opened first, so that a busy one is reported before a model is loaded.
     """
-    with ending_on_signals(), listen(port) as listening, private_folder("cir-cot-demo-") as folder:
+    with (
+        ending_on_signals(),
+        listen(port) as listening,
+        private_folder("cir-cot-demo-") as folder,
+        removed_after_kill(folder),
+    ):
         keep_copies_in(folder)
         page = load_page()
-        print(
-            f"{address_of(listening)}  {len(page.ids)} pictures; stop with Ctrl-C", file=sys.stderr
-        )
+        held = f"{len(page.ids)} pictures"
+        print(announcement(listening, held, os.environ), file=sys.stderr)
         make_server(application(layout(page), hosts)).run(sockets=[listening])
 
 

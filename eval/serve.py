@@ -1,6 +1,7 @@
 """Serve a search as a small JSON server, for programs: health, one query or a batch, OpenAPI."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         from cir_cot.search.api import api
-        from cir_cot.search.local_server import address_of, listen, make_server
+        from cir_cot.search.local_server import announcement, listen, make_server
     except ImportError:
         raise InputError("the server needs starlette: pip install 'cir-cot[demo]'") from None
     from cir_cot.heads.samples import with_samples
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
             search.retriever, args.engine, args.engine_url, args.engine_model
         )
         search.retriever = with_samples(search.retriever, args.samples, args.temperature)
-        count = len(search.index)
-        print(f"{address_of(listening)}  {count} pictures; stop with Ctrl-C", file=sys.stderr)
+        held = f"{len(search.index)} pictures"
+        print(announcement(listening, held, os.environ), file=sys.stderr)
         make_server(api(search, args.allowed_host)).run(sockets=[listening])
     return 0
 

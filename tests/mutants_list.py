@@ -3551,8 +3551,8 @@ MUTANTS = [
     # ---- cir_cot/search/private_folder.py
     (
         "cir_cot/search/private_folder.py",
-        "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef remove_stale",
-        "        pass\n\n\ndef remove_stale",
+        "    finally:\n        shutil.rmtree(folder, ignore_errors=True)",
+        "    finally:\n        pass",
         [
             "tests/search/test_private_folder.py::test_nobody_else_can_look_into_it_and_it_is_gone_afterwards"
         ],
@@ -3598,6 +3598,27 @@ MUTANTS = [
             "tests/search/test_private_folder.py::test_folders_that_are_not_known_to_be_its_own_are_kept"
         ],
         "folders without a lock are removed",
+    ),
+    (
+        "cir_cot/search/private_folder.py",
+        "'cat; rm -rf",
+        "'rm -rf",
+        ["tests/search/test_private_folder.py::test_a_shell_removes_it_when_the_process_is_killed"],
+        "the shell removes a folder in use",
+    ),
+    (
+        "cir_cot/search/private_folder.py",
+        "rm -rf -- ",
+        "true -- ",
+        ["tests/search/test_private_folder.py::test_a_shell_removes_it_when_the_process_is_killed"],
+        "copies of a killed process stay until the next",
+    ),
+    (
+        "cir_cot/search/local_server.py",
+        '[] if door == "22" else ["-p", door]',
+        "[]",
+        ["tests/search/test_demo.py::test_who_is_logged_in_over_ssh_reads_how_to_get_to_the_page"],
+        "the tunnel goes to another door",
     ),
     # ---- cir_cot/processes.py
     (
@@ -5979,8 +6000,8 @@ MUTANTS = [
     ),
     (
         "eval/demo.py",
-        'listen(port) as listening, private_folder("cir-cot-demo-") as folder:\n        keep_copies_in(folder)\n        page = load_page()\n',
-        'private_folder("cir-cot-demo-") as folder:\n        keep_copies_in(folder)\n        page = load_page()\n        listening = listen(port)\n',
+        "        listen(port) as listening,\n",
+        "        load_page() as _,\n        listen(port) as listening,\n",
         ["tests/search/test_demo.py::test_a_busy_port_ends_the_command_before_a_model_is_loaded"],
         "a busy port is noticed after the model is loaded",
     ),

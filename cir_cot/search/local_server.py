@@ -1,8 +1,9 @@
 """Serve an ASGI application to this machine only: open the port, check who asks, stop on a signal."""
 
 import os
+import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvicorn
 from starlette.middleware import Middleware
@@ -52,6 +53,29 @@ def listen(port: int) -> socket.socket:
 def address_of(listening: socket.socket) -> str:
     """Return the address of the page served at an open port."""
     return f"http://{LOCAL}:{listening.getsockname()[1]}/"
+
+
+def announcement(listening: socket.socket, what: str, environ: Mapping[str, str]) -> str:
+    """Return what a user reads when a page is served: its address, what it holds and how to end it.
+
+    Who is logged in over SSH also reads the command that makes the address lead here from their own machine.
+
+    Args:
+        listening: the open port.
+        what: what is served, e.g. "340 pictures".
+        environ: the variables of this process; sshd sets SSH_CONNECTION to both ends' addresses and ports.
+    """
+    line = f"{address_of(listening)}  {what}; stop with Ctrl-C"
+    ends = environ.get("SSH_CONNECTION", "").split()
+    if len(ends) != 4:
+        return line
+    # The same port at both ends, so that the address above is right there, too.
+    port = listening.getsockname()[1]
+    _, _, host, door = ends
+    tunnel = ["ssh", "-N", "-L", f"{port}:{LOCAL}:{port}"]
+    tunnel += [] if door == "22" else ["-p", door]
+    tunnel.append(f"{environ.get('USER', 'USER')}@{host}")
+    return f"{line}\non your own machine first: {shlex.join(tunnel)}"
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:

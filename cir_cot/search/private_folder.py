@@ -1,8 +1,8 @@
 """Make a temporary folder that no other user can read and that does not outlive its process for long.
 
-The folder is removed however the process ends, as far as Python notices: by return, exception or signal. What a killed
-process leaves behind is removed by the next process: each folder holds a file that its process keeps locked, and the
-operating system releases the lock when the process ends.
+The folder is removed however the process ends, as far as Python notices: by return, exception or signal; within
+`removed_after_kill` also after SIGKILL. What a machine without power leaves behind is removed by the next process: each
+folder holds a file that its process keeps locked, and the operating system releases the lock when the process ends.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,24 @@ def private_folder(prefix: str) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def removed_after_kill(folder: Path) -> Iterator[None]:
+    """Remove a folder after the block, or as soon as this process is killed within it.
+
+    A shell waits for the end of its input, which comes with the end of this process, however it ends.
+    """
+    command = ["/bin/sh", "-c", 'cat; rm -rf -- "$0"', str(folder)]
+    # In a session of its own the shell is not ended by Ctrl-C or a closed terminal.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        yield
 
 
 def remove_stale(parent: Path, prefix: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -200,7 +201,9 @@ def served(tmp_path_factory):
             # where no event loop runs, gradio makes new ones for its locks and leaves them open
             return application(layout(dialogue), ["demo.example"])
 
-        app = asyncio.run(build())
+        # in a thread: the browser's fixture keeps an event loop running in this one
+        with ThreadPoolExecutor(1) as other:
+            app = other.submit(asyncio.run, build()).result()
         server = make_server(app)
         listening = listen(0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -520,6 +523,33 @@ def test_a_port_that_is_taken_or_none_is_one_clear_line():
     for port in (-1, 65536):
         with pytest.raises(InputError, match=f"--port {port}: ports are 0 .. 65535"):
             listen(port)
+
+
+@pytest.mark.parametrize(
+    ("variables", "tunnel"),
+    [
+        ({}, None),
+        ({"SSH_CONNECTION": "10.0.0.9 50000"}, None),
+        (
+            {"SSH_CONNECTION": "10.0.0.9 50000 10.0.0.5 22", "USER": "ann"},
+            "ssh -N -L {port}:127.0.0.1:{port} ann@10.0.0.5",
+        ),
+        (
+            {"SSH_CONNECTION": "::1 50000 fe80::1 2222", "USER": "a;b"},
+            "ssh -N -L {port}:127.0.0.1:{port} -p 2222 'a;b@fe80::1'",
+        ),
+    ],
+)
+def test_who_is_logged_in_over_ssh_reads_how_to_get_to_the_page(variables, tunnel):
+    pytest.importorskip("uvicorn")
+    from cir_cot.search.local_server import announcement, listen
+
+    with listen(0) as listening:
+        port = listening.getsockname()[1]
+        first, *more = announcement(listening, "3 pictures", variables).splitlines()
+    assert first == f"http://127.0.0.1:{port}/  3 pictures; stop with Ctrl-C"
+    wanted = [] if tunnel is None else [f"on your own machine first: {tunnel.format(port=port)}"]
+    assert more == wanted
 
 
 def test_a_busy_port_ends_the_command_before_a_model_is_loaded(tmp_path, capsys):

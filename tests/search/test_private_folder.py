@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ with ending_on_signals(), private_folder("held-") as folder:
 """
 
 
+HOLD_OUTRIGHT = HOLD.replace(
+    'private_folder("held-") as folder:',
+    'private_folder("held-") as folder, removed_after_kill(folder):',
+).replace("private_folder\nwith", "private_folder, removed_after_kill\nwith")
+
+
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -27,9 +34,9 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def holding():
+def holding(script=HOLD):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", HOLD], **pipes)
+    return subprocess.Popen([sys.executable, "-c", script], **pipes)
 
 
 def test_nobody_else_can_look_into_it_and_it_is_gone_afterwards(temporary):
@@ -53,6 +60,21 @@ def test_it_is_gone_after_a_signal(number, code):
         assert (folder / "copy").is_file()
         process.send_signal(number)
         assert process.wait() == code
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_shell_removes_it_when_the_process_is_killed(number):
+    with holding(HOLD_OUTRIGHT) as process:
+        folder = Path(process.stdout.readline().strip())
+        assert (folder / "copy").is_file()
+        process.send_signal(number)
+        process.wait()
+        # The shell outlives the process for a moment.
+        for _ in range(200):
+            if not folder.exists():
+                break
+            time.sleep(0.05)
         assert not folder.exists()
 
 
