@@ -27,9 +27,11 @@ LINE = 20  # of the legend
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d7dce1; --page: #fbfcfd; --card: #fff;
-  --right: #12793a; --wrong: #b3261e; --bar: #2f6fb0; --base: #9aa7b3; }
+  --right: #12793a; --wrong: #b3261e; --bar: #2f6fb0; --base: #9aa7b3;
+  --k0: #2f6fb0; --k1: #b3541e; --k2: #12793a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a0abb5; --line: #363d44; --page: #14171a;
-  --card: #1c2024; --right: #5fd08a; --wrong: #ff8a80; --bar: #6ba8e5; --base: #66727d; } }
+  --card: #1c2024; --right: #5fd08a; --wrong: #ff8a80; --bar: #6ba8e5; --base: #66727d;
+  --k0: #6ba8e5; --k1: #f0a070; --k2: #5fd08a; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
   padding: 1rem; max-width: 68rem; overflow-wrap: anywhere; }
@@ -55,7 +57,17 @@ img { display: block; width: 6.5rem; height: 6.5rem; object-fit: contain; border
   border-radius: .25rem; }
 .right img { border: 4px solid var(--right); } .right strong { color: var(--right); }
 svg text { fill: var(--ink); font-size: 14px; } svg .bar { fill: var(--bar); } svg .base { fill: var(--base); }
-svg .track { fill: var(--line); opacity: .5; } pre { overflow-x: auto; font-size: .8rem; }
+svg .track { fill: var(--line); opacity: .5; }
+.charts { display: grid; gap: 1.5rem; margin: 1.5rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
+.plot { max-width: 32rem; } .plot > svg { width: 100%; margin: 0; } .plot > svg text { font-size: 12px; }
+.plot ul { list-style: none; padding: 0; margin: .25rem 0 0; display: flex; flex-wrap: wrap; gap: .1rem 1rem;
+  font-size: .875rem; } .plot li svg { margin: 0; vertical-align: middle; }
+.grid { stroke: var(--line); } .line { fill: none; stroke: var(--k0); stroke-width: 2; stroke-linejoin: round; }
+.k1, .k5, .k9 { stroke-dasharray: 7 3; } .k2, .k6, .k10 { stroke-dasharray: 2 3; }
+.k3, .k7, .k11 { stroke-dasharray: 9 3 2 3; } .k1, .k4, .k7, .k10 { stroke: var(--k1); }
+.k2, .k5, .k8, .k11 { stroke: var(--k2); }
+ pre { overflow-x: auto; font-size: .8rem; }
 """
 # Allows inline images and styles, and nothing else.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -14,6 +14,7 @@ from cir_cot.files import write_text_atomic
 from cir_cot.records import Record
 from cir_cot.storage import written
 
+from .report_charts import rank_charts, rank_tables, training_charts
 from .results import Result
 from .results_folder import REPORT, writing_results
 from .samples import answers, chain_lines, drawn_text, outcome, sample, verdict
@@ -69,6 +70,7 @@ def write_report(
         Table(summary.title, summary.header, summary.rows, f"{summary.note} {warnings}".strip()),
         *interval_table(results),
         *paired_tables(results),
+        *rank_tables(results),
         *source_tables(results),
         *routing_tables(results),
         *tables,
@@ -148,14 +150,15 @@ def page(
     stories: Sequence[str] = (),
 ) -> str:
     """Compose report.html: one self-contained page."""
-    # The summary and its chart come first.
+    # The summary and its charts come first.
     drawn = []
     for table in tables:
         rows = []
         for row in table.rows:
             rows.append([cell(value) for value in row])
         drawn.append(webpage.table(table.title, table.header, rows, table.note))
-    body = [drawn[0], chart(results), *stories, *drawn[1:]]
+    curves = [*rank_charts(results), *training_charts(results)]
+    body = [drawn[0], chart(results), *curves, *stories, *drawn[1:]]
     # Then the drawn queries of each measured set.
     for result, records in samples:
         note = f"<p class=note>{drawn_text(result, records)}</p>"
