@@ -165,11 +165,10 @@ def gather_counts(count: int, device: torch.device) -> list[int]:
     """Return how many rows each process holds, in rank order; [count] without a process group."""
     if not _several():
         return [count]
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
-    # every process fills in its own number
-    counts[dist.get_rank()] = count
-    dist.all_reduce(counts)
-    return [int(number) for number in counts.tolist()]
+    own = torch.tensor([count], device=device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
 
 
 def gather_with_grad(rows: Tensor, counts: list[int] | None = None) -> Tensor:

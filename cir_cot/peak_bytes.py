@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class PeakBytes(TorchDispatchMode):
         super().__init__()
         self.now = 0  # bytes that are alive
         self.peak = 0
-        self.known: set[int] = set()  # storages that have been counted
+        self.known: dict[int, int] = {}  # bytes of the storages that have been counted
 
     def __torch_dispatch__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -32,23 +32,43 @@ class PeakBytes(TorchDispatchMode):
         out = function(*args, **kwargs or {})
         # A view has the storage of an input, or one that was counted before.
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in old | self.known:
-                self._count(leaf.untyped_storage())
+            if isinstance(leaf, Tensor):
+                name = leaf.untyped_storage()._cdata
+                if name not in old and name not in self.known:
+                    self._count(leaf.untyped_storage())
         return out
+
+    def __enter__(self) -> Self:
+        """Follow what resizes a storage as well: FSDP empties and fills those of gathered weights."""
+        self._resize = torch.UntypedStorage.resize_
+        meter = self
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            out = meter._resize(storage, size)
+            if storage._cdata in meter.known:
+                meter._hold(storage._cdata, storage.nbytes())
+            return out
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+        return super().__enter__()
+
+    def __exit__(self, *problem: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign,assignment]
+        super().__exit__(*problem)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         """Add a new storage, and subtract it as soon as it is freed."""
-        name = storage._cdata
-        size = storage.nbytes()
-        self.known.add(name)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self._hold(storage._cdata, storage.nbytes())
         # torch may reuse the address of a freed storage.
-        weakref.finalize(storage, self._free, name, size)
+        weakref.finalize(storage, self._free, storage._cdata)
 
-    def _free(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.now -= size
+    def _hold(self, name: int, size: int) -> None:
+        self.now += size - self.known.get(name, 0)
+        self.known[name] = size
+        self.peak = max(self.peak, self.now)
+
+    def _free(self, name: int) -> None:
+        self.now -= self.known.pop(name, 0)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -79,6 +79,10 @@ def fake_head(args: SftArguments, inference: bool = False) -> CotRetriever:
     # On the meta device everything can be built as usual, adapters too.
     with torch.device("meta"):
         model, processor = _model_and_processor(str(args.model), dtype)
+        if (
+            args.attn == "eager"
+        ):  # flash attention needs as much as sdpa, and runs on no fake tensor
+            model.set_attn_implementation("eager")
         lora = {"r": args.lora_r, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         backbone = load_backbone(
             (model, processor),

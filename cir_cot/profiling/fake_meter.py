@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from cir_cot.peak_bytes import PeakBytes, operations_of
 
 from .cards import Accelerator
+from .fake_processes import bytes_sent
 
 aten = torch.ops.aten
 # Operations that index by a mask: with real masks their shapes are known.
@@ -53,6 +54,7 @@ class FakeMeter:
         kernels: operators that compute something, views not counted.
         moved: bytes that these read and write.
         synchronisations: reads of a tensor by the host.
+        sent: bytes that collective operations send.
         peak: most bytes that tensors created within hold at one time.
 
     Example:
@@ -67,6 +69,7 @@ class FakeMeter:
         self.kernels = 0
         self.moved = 0
         self.synchronisations = 0
+        self.sent = 0
         self.seconds = 0.0  # by roofline, kernel by kernel
         self._bytes = PeakBytes()
         self._stack = ExitStack()
@@ -91,6 +94,7 @@ class FakeMeter:
 
     def count(self, function: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Count one operator that has run."""
+        self.sent += bytes_sent(function, args)
         shapes_only = function.is_view or function in SHAPES_ONLY or function.namespace != "aten"
         if shapes_only or not _is_fake((args, kwargs, out)):
             return

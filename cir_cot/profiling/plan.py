@@ -3,8 +3,9 @@
 1. `fake_head` builds the head as `sft` does, of shapes and types alone.
 2. The trainer's own step runs over it on synthetic rows: plain where the batch is one chunk, else cached with two or
    three chunks, which stand for all others. Further rows repeat their operations and reuse their memory.
-3. What several processes share is computed from the list of weights: DDP holds everything and buckets of gradients,
-   ZeRO-2 shares gradients and optimizer, ZeRO-3 and FSDP share weights too and gather one block at a time.
+3. Several processes are torch's fake process group: the trainer's gathers run and are counted, and FSDP2 shards the
+   fake weights itself. What DDP, ZeRO-2 and ZeRO-3 add is computed from the list of weights: DDP holds everything and
+   buckets of gradients, ZeRO-2 shares gradients and optimizer, ZeRO-3 weights too and gathers one block at a time.
 
 Seconds are a floor: the sum over kernels of the longer of their operations and bytes at the card's rates, without the
 host's own work, plus the bytes on the wire.
@@ -13,6 +14,7 @@ host's own work, plus the bytes on the wire.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +31,7 @@ from .cards import GIB, Accelerator
 from .fake_head import fake_head
 from .fake_meter import FakeMeter
 from .fake_passes import WORDS, decoding, encoding, picture_side
+from .fake_processes import fake_processes, fake_sharded_weights
 from .synthetic import SyntheticPairs
 
 SHARDINGS = ("ddp", "zero2", "zero3", "fsdp2")
@@ -55,6 +58,7 @@ class Step:
     synchronisations: int
     seconds: float
     passes: int  # in which all weights are read
+    sent: int  # by the collective operations that ran
 
 
 @dataclass
@@ -67,13 +71,21 @@ class PlanArguments(SftArguments):
         return False
 
 
-def measure_step(args: PlanArguments, card: Accelerator, words: int = WORDS) -> Step:
-    """Run the trainer's step on fake tensors and count what it needs.
+def measure_step(
+    args: PlanArguments,
+    card: Accelerator,
+    words: int = WORDS,
+    gpus: int = 1,
+    sharding: str = "ddp",
+) -> Step:
+    """Run the trainer's step on fake tensors as the first of `gpus` processes, and count what it needs.
 
     Args:
         args: of `sft`; `model` is 3B, 7B or a checkpoint's folder.
         card: the card whose rates give the seconds.
         words: of a chain.
+        gpus: number of processes.
+        sharding: one of SHARDINGS; only fsdp2 changes what runs.
     """
     head = fake_head(args)
     batch = args.per_device_train_batch_size
@@ -91,8 +103,17 @@ def measure_step(args: PlanArguments, card: Accelerator, words: int = WORDS) -> 
     totals = StepTotals(*count_step([inputs]))
     # Mixed precision is what accelerate wraps around the forward pass.
     model = trainer.accelerator.prepare_model(head.train(), device_placement=False)
-    with FakeMeter(card) as meter:
+    weights = weight_bytes(head, args.quantization)
+    block = _largest_block(head)
+    trained = sum(value.nbytes for value in head.parameters() if value.requires_grad)
+    shards = sharding == "fsdp2" and gpus > 1
+    with (
+        fake_processes(gpus),
+        fake_sharded_weights(head) if shards else nullcontext(),
+        FakeMeter(card) as meter,
+    ):
         trainer.training_step(model, inputs, totals)
+    own = trained // gpus if shards else trained  # bytes of the gradients that stay on this process
     tokens = sum(sum(row_tokens(inputs[name])) for name in SIDES)
     scale = batch / rows
     chunks = 1
@@ -102,20 +123,20 @@ def measure_step(args: PlanArguments, card: Accelerator, words: int = WORDS) -> 
         chunks = math.ceil(measured * scale)
         # Each further chunk keeps its random states, before and after.
         kept = 2 * torch.get_rng_state().nbytes * (chunks - measured)
-    trained = sum(value.nbytes for value in head.parameters() if value.requires_grad)
     return Step(
         rows=batch,
         tokens=round(tokens * scale),
         chunks=chunks,
-        weights=weight_bytes(head, args.quantization),
+        weights=weights,
         gradients=trained,
-        activations=max(0, meter.peak - trained) + kept,
-        largest_block=_largest_block(head),
+        activations=max(0, meter.peak - own) + kept,
+        largest_block=block,
         operations=round(meter.operations * scale),
         kernels=round(meter.kernels * scale),
         synchronisations=round(meter.synchronisations * scale),
         seconds=meter.seconds * scale,
         passes=chunks * (2 + (chunks > 1) + args.recompute),
+        sent=round(meter.sent * scale),
     )
 
 
@@ -153,7 +174,9 @@ def memory_of(step: Step, gpus: int, sharding: str) -> dict[str, float]:
     """
     shares_weights = sharding in ("zero3", "fsdp2") and gpus > 1
     shares_optimizer = sharding != "ddp" and gpus > 1
-    weights = step.weights / gpus + 2 * step.largest_block if shares_weights else step.weights
+    weights = step.weights / gpus if shares_weights else step.weights
+    if shares_weights and sharding == "zero3":  # FSDP2's gathered blocks are among the activations
+        weights += 2 * step.largest_block
     optimizer = 2 * step.gradients / gpus if shares_optimizer else 2 * step.gradients
     gradients = step.gradients / gpus if shares_optimizer else step.gradients
     buckets = step.gradients if sharding == "ddp" and gpus > 1 else 0
@@ -166,13 +189,13 @@ def memory_of(step: Step, gpus: int, sharding: str) -> dict[str, float]:
     return parts | {"peak": sum(parts.values())}
 
 
-def wire_bytes(step: Step, gpus: int, sharding: str, dim: int) -> float:
-    """Return the bytes that a process sends in a step: gradients, gathered weights, gathered targets (B, D)."""
-    if gpus == 1:
-        return 0.0
+def wire_bytes(step: Step, gpus: int, sharding: str) -> float:
+    """Return the bytes that a process sends in a step: what was counted, and gradients and gathered weights."""
+    if sharding == "fsdp2":
+        return step.sent
     part = (gpus - 1) / gpus
-    sent = 2 * step.gradients * part + step.rows * dim * 4 * (gpus - 1)
-    if sharding in ("zero3", "fsdp2"):
+    sent = step.sent + 2 * step.gradients * part
+    if sharding == "zero3":
         sent += step.weights * part * step.passes
     return sent
 
@@ -197,12 +220,12 @@ def plan(
         raise InputError(
             f"quantization {args.quantization} with {sharding}: packed weights are not sharded; plan ddp or zero2"
         )
-    step = measure_step(args, card)
+    step = measure_step(args, card, gpus=gpus, sharding=sharding)
     memory = memory_of(step, gpus, sharding)
     room = USABLE * card.memory * GIB
     fits = memory["peak"] <= room
     head = fake_head(args, inference=True)
-    sent = wire_bytes(step, gpus, sharding, head.dim)
+    sent = wire_bytes(step, gpus, sharding)
     found = {
         "fits": fits,
         "peak_gib": memory["peak"] / GIB,

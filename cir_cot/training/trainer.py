@@ -241,7 +241,7 @@ class CirTrainer(ValidatingTrainer):
         except InputError as error:
             raise worker_error(error) from error
         self._flush_features()
-        result.metrics.update(self.load_best())
+        result.metrics.update(self.best_facts())
         return result
 
     def _find_checkpoint(self, resume_from: str | bool | None) -> str | None:

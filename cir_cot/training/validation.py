@@ -166,19 +166,22 @@ class ValidatingTrainer(Trainer):
         self.args.metric_for_best_model = "_".join(filter(None, (self.readings()[0], PRIMARY)))
         self.args.greater_is_better = True
 
-    def load_best(self) -> dict[str, Any]:
-        """Load the weights of the best checkpoint, if the arguments ask for it; return which one it is."""
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint; transformers would look for them where they were written."""
         step = self.state.best_global_step
-        if not self.args.load_best_model_at_end or not step:
-            return {}
-        folder = checkpoints(self.args.folder).get(step)
+        folder = checkpoints(self.args.folder).get(step or 0)
         if folder is None:
             raise InputError(
                 f"{self.args.folder}: checkpoint-{step}, the best one, is not there; what was trained last is kept"
             )
         self.accelerator.unwrap_model(self.model).load_weights(folder)
+
+    def best_facts(self) -> dict[str, Any]:
+        """Return which checkpoint the run ends with, if the arguments ask for the best."""
+        if not self.args.load_best_model_at_end or not self.state.best_global_step:
+            return {}
         return {
-            "best_step": step,
+            "best_step": self.state.best_global_step,
             "best_metric": self.args.metric_for_best_model,
             "best_value": self.state.best_metric,
         }

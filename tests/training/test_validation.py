@@ -6,6 +6,7 @@ import pytest
 import tiny_training
 import torch
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
@@ -86,9 +87,12 @@ def best_run(folder, validation, values, **options):
 
 
 @pytest.mark.parametrize(("values", "best"), [((10, 30, 20), 4), ((30, 10, 20), 2)])
-def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, validation, values, best):
+def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, validation, values, best, caplog):
     run = best_run(tmp_path, validation, values, save_total_limit=1)
+    logging.enable_propagation()
     result = run.train()
+    logging.disable_propagation()
+    assert "best model" not in caplog.text  # transformers looked for it in the place of writing
     assert run.args.metric_for_best_model == "full_R@1"
     assert set(checkpoints(tmp_path)) == {best, 6}
     head = awake()
