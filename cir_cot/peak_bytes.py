@@ -49,11 +49,11 @@ class PeakBytes(TorchDispatchMode):
                 meter._hold(storage._cdata, storage.nbytes())
             return out
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
         return super().__enter__()
 
     def __exit__(self, *problem: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign,assignment]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         super().__exit__(*problem)
 
     def _count(self, storage: torch.UntypedStorage) -> None:

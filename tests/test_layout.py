@@ -21,10 +21,10 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", 
 # need, without a circle. CONTRIBUTING.md shows the rooms. `options` serves scripts only: no library module imports it.
 ORDER = (
     {
+        "cards",
         "compat",
         "digests",
         "errors",
-        "stored_help",
         "losses",
         "peak_bytes",
         "processes",

@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     args, more = parse(argv)
     started = time.process_time()
     # torch and peft take seconds: after the arguments' checks.
+    from cir_cot.cards import CARDS as RATES
     from cir_cot.devices import peak_memory_mb, pick_device
-    from cir_cot.profiling.cards import CARDS as RATES
     from cir_cot.profiling.plan import PlanArguments, plan
     from cir_cot.training.parsing import parse_arguments
 

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cir_cot.cards import Accelerator
 from cir_cot.peak_bytes import PeakBytes, operations_of
 
-from .cards import Accelerator
 from .fake_processes import bytes_sent
 
 aten = torch.ops.aten

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cir_cot.cards import GIB, Accelerator
 from cir_cot.heads.cot import CotRetriever
 
-from .cards import GIB, Accelerator
 from .fake_meter import FakeMeter
 from .synthetic import SyntheticPairs
 
@@ -25,31 +26,50 @@ def picture_side(head: CotRetriever) -> int:
 
 
 def decoding(head: CotRetriever, card: Accelerator, rows: int = DECODED, new: int = WORDS) -> dict:
-    """Count what decoding chains of `new` tokens needs: the prompts' forward pass, and one step a token."""
-    inputs = _queries(head, rows)
+    """Count what decoding chains of `new` tokens needs: the prompts' forward pass, and one step a token.
+
+    The first and the last step are run; what a step needs grows evenly with the tokens before it, so their mean is
+    that of all steps.
+    """
+    inputs = prompts(head, rows)
+    width = inputs["input_ids"].shape[1]
+    cache = head.backbone.new_cache()
     with torch.no_grad():
         with FakeMeter(card) as prompt:
             positions = head.backbone.positions(inputs)
-            cache = head.backbone.new_cache()
             head.backbone(inputs, positions, cache)
-        mask = torch.ones(rows, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
-        token = {"input_ids": torch.zeros(rows, 1, dtype=torch.long), "attention_mask": mask}
-        with FakeMeter(card) as step:
-            places = head.backbone.next_positions(positions)
-            hidden = head.backbone(token, places, cache)[:, -1]
-            head.backbone.logits(hidden).float().topk(8)
-    seconds = prompt.seconds + new * step.seconds
+        with FakeMeter(card) as first:
+            _next_tokens(head, cache, positions, width)
+        _next_tokens(head, cache, positions, width + 1, new - 2)
+        with FakeMeter(card) as last:
+            _next_tokens(head, cache, positions, width + new - 1)
+    seconds = prompt.seconds + new * (first.seconds + last.seconds) / 2
     return {
         "rows": rows,
         "prompt_tokens": int(inputs["attention_mask"].sum()) // rows,
         "new_tokens": new,
-        "operations": prompt.operations + new * step.operations,
-        "kernels_per_step": step.kernels,
-        "synchronisations_per_step": step.synchronisations + 1,  # the chosen tokens
+        "operations": prompt.operations + new * (first.operations + last.operations) // 2,
+        "kernels": prompt.kernels + new * first.kernels,
+        "kernels_per_step": first.kernels,
+        "synchronisations_per_step": first.synchronisations + 1,  # the chosen tokens
         "seconds": seconds,
         "tokens_per_second": rows * new / seconds,
         "peak_gib": (_all_bytes(head) + prompt.peak + new * _cached_bytes(head) * rows) / GIB,
     }
+
+
+def _next_tokens(
+    head: CotRetriever, cache: Any, positions: Tensor, before: int, count: int = 1
+) -> None:
+    """Run the forward pass of `count` more tokens a row, with `before` tokens in the cache."""
+    rows = positions.shape[1]
+    token = {
+        "input_ids": torch.zeros(rows, count, dtype=torch.long),
+        "attention_mask": torch.ones(rows, before + count, dtype=torch.long),
+    }
+    places = head.backbone.next_positions(positions).expand(-1, -1, count)
+    hidden = head.backbone(token, places, cache)[:, -1]
+    head.backbone.logits(hidden).float().topk(8)
 
 
 def encoding(head: CotRetriever, card: Accelerator, pictures: int = ENCODED) -> dict:
@@ -71,7 +91,7 @@ def encoding(head: CotRetriever, card: Accelerator, pictures: int = ENCODED) -> 
     }
 
 
-def _queries(head: CotRetriever, rows: int) -> dict[str, Any]:
+def prompts(head: CotRetriever, rows: int) -> dict[str, Any]:
     """Return the prompts of synthetic queries."""
     pairs = SyntheticPairs(rows, picture_side(head))
     asked = [pairs[index, 0] for index in range(rows)]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cir_cot.cards import GIB, Accelerator
 from cir_cot.errors import InputError
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.training.chunks import SIDES, row_tokens, split_into_chunks
@@ -27,7 +28,6 @@ from cir_cot.training.sft_arguments import SftArguments
 from cir_cot.training.step_losses import StepTotals, count_step
 from cir_cot.training.trainer import CirTrainer
 
-from .cards import GIB, Accelerator
 from .fake_head import fake_head
 from .fake_meter import FakeMeter
 from .fake_passes import WORDS, decoding, encoding, picture_side
@@ -88,18 +88,9 @@ def measure_step(
         sharding: one of SHARDINGS; only fsdp2 changes what runs.
     """
     head = fake_head(args)
-    batch = args.per_device_train_batch_size
-    side = picture_side(head)
-    # Rows of two chunks stand for all; a chunk holds most of the shortest rows.
-    rows = batch
-    if args.chunk_tokens:
-        probe = SyntheticPairs(3, side, words)
-        sample = head.collator()([probe[index, 0] for index in range(3)])
-        shortest = min(map(sum, zip(*(row_tokens(sample[name]) for name in SIDES), strict=True)))
-        rows = min(batch, 2 * max(1, args.chunk_tokens // shortest))
-    pairs = SyntheticPairs(rows, side, words)
+    pairs = SyntheticPairs(_measured_rows(head, args, words), picture_side(head), words)
     trainer = CirTrainer(head, args, pairs)
-    inputs = head.collator()([pairs[index, 0] for index in range(rows)])
+    inputs = head.collator()([pairs[index, 0] for index in range(len(pairs))])
     totals = StepTotals(*count_step([inputs]))
     # Mixed precision is what accelerate wraps around the forward pass.
     model = trainer.accelerator.prepare_model(head.train(), device_placement=False)
@@ -115,7 +106,8 @@ def measure_step(
         trainer.training_step(model, inputs, totals)
     own = trained // gpus if shards else trained  # bytes of the gradients that stay on this process
     tokens = sum(sum(row_tokens(inputs[name])) for name in SIDES)
-    scale = batch / rows
+    batch = args.per_device_train_batch_size
+    scale = batch / len(pairs)
     chunks = 1
     kept = 0
     if args.chunk_tokens:
@@ -138,6 +130,17 @@ def measure_step(
         passes=chunks * (2 + (chunks > 1) + args.recompute),
         sent=round(meter.sent * scale),
     )
+
+
+def _measured_rows(head: CotRetriever, args: PlanArguments, words: int) -> int:
+    """Return how many rows are run: all, or those of two chunks, which hold most of the shortest rows."""
+    batch = args.per_device_train_batch_size
+    if not args.chunk_tokens:
+        return batch
+    probe = SyntheticPairs(3, picture_side(head), words)
+    sample = head.collator()([probe[index, 0] for index in range(3)])
+    shortest = min(map(sum, zip(*(row_tokens(sample[name]) for name in SIDES), strict=True)))
+    return min(batch, 2 * max(1, args.chunk_tokens // shortest))
 
 
 def weight_bytes(head: CotRetriever, quantization: str | None) -> int:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from cir_cot.devices import free_bytes
+from cir_cot.cards import card_named
+from cir_cot.devices import device_name, free_bytes
 from cir_cot.models.resizing import TOKEN, is_shrunk
 from cir_cot.peak_bytes import Operations, peak_bytes
 
@@ -133,7 +134,8 @@ def estimate_run(
 
     Returns:
         The content of estimate.json, which `describe` puts into text. Bytes are those of one
-        process, without the savings of ZeRO and FSDP.
+        process, without the savings of ZeRO and FSDP; seconds are the operations at the card's
+        rate, None where the card is unknown.
     """
     # Draw a sample at equal distances and count its tokens and pictures.
     step = max(1, len(dataset) // SAMPLE)
@@ -146,13 +148,13 @@ def estimate_run(
     longest = sorted(range(len(both)), key=both.__getitem__)[-MEASURED:]
     precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     cost = cost_of_token(head, select(batch, torch.tensor(longest)), args.device, precision)
-    each = cost.bytes
     # Compare a step of the longest rows with the memory that weights and optimizer leave.
     weights, training = static_bytes(head)
     step_tokens = args.per_device_train_batch_size * (max(counts["query"]) + max(counts["target"]))
     free = free_bytes(args.device) if free is None else free
     room = max(0, free - training)
     chunk = min(step_tokens, args.chunk_tokens or step_tokens)
+    operations = cost.operations * _mean_step(counts, args)
     return {
         "rows": len(dataset),
         "sampled": len(rows),
@@ -163,16 +165,23 @@ def estimate_run(
         "bytes": {
             "weights": weights,
             "gradients_and_optimizer": training,
-            "per_token": each,
-            "step": each * chunk,
-            "step_without_chunks": each * step_tokens,
+            "per_token": cost.bytes,
+            "step": cost.bytes * chunk,
+            "step_without_chunks": cost.bytes * step_tokens,
             "free": free,
         },
-        "operations": cost.operations * _mean_step(counts, args),
+        "operations": operations,
+        "seconds": _least_seconds(operations, args.device),
         "chunk_tokens": args.chunk_tokens,
-        "proposed_chunk_tokens": _propose_chunk(room, each, max(both)),
-        "fits": each * chunk <= room,
+        "proposed_chunk_tokens": _propose_chunk(room, cost.bytes, max(both)),
+        "fits": cost.bytes * chunk <= room,
     }
+
+
+def _least_seconds(operations: int, device: torch.device) -> float | None:
+    """Return the seconds of a step at the rate of its card, None where that is unknown."""
+    card = card_named(device_name(device))
+    return operations / card.flops if card else None
 
 
 def _mean_step(counts: Mapping[str, Sequence[int]], args: CirArguments) -> int:
@@ -226,9 +235,11 @@ def describe(facts: Mapping) -> str:
         f"{size['gradients_and_optimizer']}, activations of a step {size['step']} (all rows at "
         f"once {size['step_without_chunks']}); free {size['free']}",
     ]
+    least = facts["seconds"]
     lines.append(
-        f"a step is about {facts['operations'] / 1e12:,.3g} TFLOP on each process; cir-cot plan gives its seconds on a "
-        "card"
+        f"a step is about {facts['operations'] / 1e12:,.3g} TFLOP on each process"
+        + (f": at least {least:.2g} s on this card" if least else "")
+        + "; cir-cot plan gives its seconds and memory on other cards"
     )
     if not facts["fits"]:
         lines.append(

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cir_cot.cards import CARDS
 from cir_cot.errors import InputError
 from cir_cot.losses import gather_counts, gather_with_grad
 from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.peak_bytes import PeakBytes
-from cir_cot.profiling.cards import CARDS
 from cir_cot.profiling.fake_meter import FakeMeter
 from cir_cot.profiling.fake_passes import picture_side
 from cir_cot.profiling.fake_processes import bytes_sent, fake_processes, shard_weights

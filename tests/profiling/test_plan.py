@@ -10,13 +10,13 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from cir_cot.cards import CARDS, GIB, Accelerator
 from cir_cot.errors import InputError
 from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.peak_bytes import peak_bytes
-from cir_cot.profiling.cards import CARDS, GIB, Accelerator
 from cir_cot.profiling.fake_head import GridsAlone, fake_head
 from cir_cot.profiling.fake_meter import FakeMeter
-from cir_cot.profiling.fake_passes import decoding, picture_side
+from cir_cot.profiling.fake_passes import decoding, picture_side, prompts
 from cir_cot.profiling.plan import (
     PlanArguments,
     Step,
@@ -161,6 +161,31 @@ def test_a_decoding_step_reads_nothing_but_its_tokens(kind, tmp_path):
     head = fake_head(arguments(base, tmp_path / "run", dtype="bfloat16"), inference=True)
     found = decoding(head, CARD, rows=4, new=8)
     assert found["synchronisations_per_step"] <= 2
+
+
+def test_decoding_needs_what_its_steps_do(base, tmp_path):
+    """Eight tokens one by one over a real cache; the plan runs the first and the last of them."""
+    args = arguments(base, tmp_path)
+    head = load_head(sft.CotRetriever, args, sft.SETTINGS).eval()
+    head.backbone.model.merge_adapter()
+    inputs = prompts(head, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        positions = head.backbone.positions(inputs)
+        cache = head.backbone.new_cache()
+        head.backbone(inputs, positions, cache)
+        mask = torch.cat([inputs["attention_mask"]] + [torch.ones(3, 1).long()] * 8, dim=1)
+        for step in range(8):
+            positions = head.backbone.next_positions(positions)
+            before = inputs["input_ids"].shape[1] + step
+            token = {
+                "input_ids": torch.zeros(3, 1, dtype=torch.long),
+                "attention_mask": mask[:, : before + 1],
+            }
+            hidden = head.backbone(token, positions, cache)[:, -1]
+            head.backbone.logits(hidden)
+    planned = decoding(fake_head(args, inference=True), CARD, rows=3, new=8)
+    assert planned["operations"] == counter.get_total_flops()
+    assert planned["kernels"] > 8 * planned["kernels_per_step"] > 0
 
 
 @pytest.mark.parametrize("recompute", [False, True])

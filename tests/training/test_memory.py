@@ -97,6 +97,14 @@ def test_a_step_is_told_in_operations(tmp_path):
     chunked = estimated(tmp_path, chunk_tokens=100)
     assert chunked["operations"] == pytest.approx(4 / 3 * facts["operations"], rel=1e-3)
     assert f"{facts['operations'] / 1e12:,.3g} TFLOP on each process" in describe(facts)
+    assert facts["seconds"] is None
+
+
+def test_a_step_is_told_in_seconds_where_the_card_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("cir_cot.training.memory.device_name", lambda device: "NVIDIA L4")
+    facts = estimated(tmp_path)
+    assert facts["seconds"] == pytest.approx(facts["operations"] / 121e12)
+    assert f"at least {facts['seconds']:.2g} s on this card" in describe(facts)
 
 
 def test_a_batch_too_large_gets_a_chunk_size_that_fits(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -32,3 +33,11 @@ CARDS = {
     "a100-80": Accelerator(79.3, 312e12, 2.04e12, 300e9),
     "l4-24": Accelerator(22.5, 121e12, 0.3e12, 32e9),
 }
+
+
+def card_named(name: str) -> Accelerator | None:
+    """Return the rates of a device by the name that its driver reports, such as "NVIDIA H100 80GB HBM3", or None."""
+    for key, card in CARDS.items():
+        if re.search(rf"\b{key.partition('-')[0]}\b", name, re.IGNORECASE):
+            return card
+    return None
