@@ -134,6 +134,7 @@ def remove(args: argparse.Namespace) -> None:
 def encode(args: argparse.Namespace) -> bool:
     """Build or update the index, together with the other processes; return whether this is the first of them."""
     from cir_cot.heads import load_retriever
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.images import list_pictures
     from cir_cot.search.build import IndexSettings, build, change
 
@@ -147,6 +148,8 @@ def encode(args: argparse.Namespace) -> bool:
     # Load the retriever, in each process on a device of its own.
     ranks = Ranks.launched(cpu=args.device == "cpu")
     retriever = load_retriever(args.model, **loading_options(args, ranks))
+    if ranks.first:
+        print(loaded_line(retriever, args.model), file=sys.stderr)
     # Encode and save.
     count = build(
         retriever,

@@ -139,8 +139,10 @@ def load_adaptive(args: argparse.Namespace) -> "CotRetriever":
     """Load a retriever that writes chains; InputError for any other."""
     from cir_cot.heads import load_retriever
     from cir_cot.heads.cot import CotRetriever
+    from cir_cot.heads.loaded import loaded_line
 
     retriever = load_retriever(args.model, **loading_options(args))
+    print(loaded_line(retriever, args.model), file=sys.stderr)
     if not isinstance(retriever, CotRetriever):
         kind = retriever.kind
         raise InputError(

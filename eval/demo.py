@@ -80,9 +80,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Dialogue:
     """Load the retrievers, the indexes and the folder of pictures."""
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
 
     search = open_search(args.model, args.index, **loading_options(args))
+    print(loaded_line(search.retriever, args.model), file=sys.stderr)
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )

@@ -125,9 +125,11 @@ def main(argv: Sequence[str]) -> int:
 def study_all(benchmarks: Sequence[Benchmark], args: argparse.Namespace) -> dict[str, dict]:
     """Load the retriever and study it on each benchmark -> content, examples and pictures by name."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args))
+    print(loaded_line(retriever, args.model), file=sys.stderr)
     # Refuse a retriever that writes no chains before the gallery is encoded.
     record_encoder(retriever, "full")
     studies = {}

@@ -110,9 +110,12 @@ def main(argv: Sequence[str]) -> int:
 def measure(benchmarks: Sequence[Benchmark], args: argparse.Namespace, ranks: Ranks) -> list[Study]:
     """Load the retriever and study its chains on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args, ranks))
+    if ranks.first:
+        print(loaded_line(retriever, args.model), file=sys.stderr)
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     record_encoder(retriever, "full")  # refuses a retriever that writes no chains
     encoding = begin_encoding(args.out, retriever, benchmarks, args.seed, ranks)

@@ -119,10 +119,13 @@ def measure(
 ) -> list[Result]:
     """Load the retriever and evaluate it on each benchmark."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args, ranks))
+    if ranks.first:
+        print(loaded_line(retriever, args.model), file=sys.stderr)
     retriever = with_engine(retriever, args.engine, args.engine_url, args.engine_model)
     retriever = with_samples(retriever, args.samples, args.temperature, args.seed)
     # Refuse a reading that this retriever lacks before the gallery is encoded.

@@ -160,6 +160,7 @@ def main(argv: Sequence[str]) -> int:
     """Answer one query, or a file of them."""
     args = parse(argv)
     queries = read_queries(args.queries) if args.queries else []
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
     from cir_cot.search.payload_filter import check_filter
     from cir_cot.search.search import open_picture, open_search
@@ -170,6 +171,7 @@ def main(argv: Sequence[str]) -> int:
     picture = None if args.image is None else open_picture(args.image)
     # Answer.
     search = open_search(args.model, args.index, **loading_options(args))
+    print(loaded_line(search.retriever, args.model), file=sys.stderr)
     search.retriever = with_engine(
         search.retriever, args.engine, args.engine_url, args.engine_model
     )

@@ -56,11 +56,13 @@ def main(argv: Sequence[str]) -> int:
         from cir_cot.search.local_server import announcement, listen, make_server
     except ImportError:
         raise InputError("the server needs starlette: pip install 'cir-cot[demo]'") from None
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
     from cir_cot.search.search import open_search
 
     with listen(args.port) as listening:
         search = open_search(args.model, args.index, **loading_options(args))
+        print(loaded_line(search.retriever, args.model), file=sys.stderr)
         search.retriever = with_engine(
             search.retriever, args.engine, args.engine_url, args.engine_model
         )

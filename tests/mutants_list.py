@@ -7,6 +7,57 @@ code does the same; without it an edit that survives is a fault of the tests.
 """
 
 MUTANTS = [
+    (
+        "cir_cot/profiling/fake_processes.py",
+        '"allreduce_": lambda n: 2 * (n - 1) / n,',
+        '"allreduce_": lambda n: (n - 1) / n,',
+        ["tests/profiling/test_fake_processes.py::test_what_collectives_send_and_who_takes_part"],
+        "an all-reduce goes round once",
+    ),
+    (
+        "cir_cot/profiling/fake_processes.py",
+        "with self.fake_mode if function is torch.empty and _called_by_fsdp() else nullcontext():",
+        "with nullcontext():",
+        [
+            "tests/profiling/test_fake_processes.py::test_two_processes_that_share_weights_need_and_send_what_was_planned"
+        ],
+        "gathered weights are real",
+    ),
+    (
+        "cir_cot/peak_bytes.py",
+        "meter._hold(storage._cdata, storage.nbytes())",
+        "pass",
+        ["tests/profiling/test_counters.py"],
+        "a storage that is emptied counts on",
+    ),
+    (
+        "cir_cot/profiling/fake_passes.py",
+        "new * (first.seconds + last.seconds) / 2",
+        "new * first.seconds",
+        ["tests/profiling/test_plan.py::test_decoding_needs_what_its_steps_do"],
+        "all decoding steps are as cheap as the first",
+    ),
+    (
+        "cir_cot/profiling/fake_head.py",
+        'model.set_attn_implementation("eager")',
+        "pass",
+        ["tests/profiling/test_plan.py::test_a_plain_step_needs_what_was_planned"],
+        "attention is planned as sdpa, whatever is configured",
+    ),
+    (
+        "cir_cot/cards.py",
+        r"\b{key.partition('-')[0]}\b",
+        "{key.partition('-')[0]}",
+        ["tests/test_cards.py"],
+        "an L40S is taken for an L4",
+    ),
+    (
+        "cir_cot/training/validation.py",
+        "def _load_best_model(self) -> None:",
+        "def _load_best(self) -> None:",
+        ["tests/training/test_validation.py::test_the_best_checkpoint_is_kept_and_loaded"],
+        "the best checkpoint is looked for where it was written",
+    ),
     # ---- .github/workflows/test.yml
     (
         ".github/workflows/test.yml",
@@ -328,7 +379,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/training/memory.py",
-        '"fits": each * chunk <= room',
+        '"fits": cost.bytes * chunk <= room',
         '"fits": each * chunk < room',
         ["tests/training/test_memory.py::test_a_step_fits_up_to_the_very_last_byte"],
         "a step that just fits is refused",
@@ -3267,8 +3318,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/peak_bytes.py",
-        "        self.now -= size\n",
-        "",
+        "self.now -= self.known.pop(name, 0)",
+        "self.known.pop(name, 0)",
         ["tests/profiling/test_counters.py"],
         "freed bytes still count",
     ),
@@ -3281,8 +3332,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/peak_bytes.py",
-        "not in old | self.known:",
-        "not in self.known:",
+        "if name not in old and name not in self.known:",
+        "if name not in self.known:",
         ["tests/profiling/test_counters.py"],
         "views of what was there before count",
     ),
@@ -4295,7 +4346,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/profiling/plan.py",
-        "        activations=max(0, meter.peak - trained) + kept,",
+        "        activations=max(0, meter.peak - own) + kept,",
         "        activations=max(0, meter.peak) + kept,",
         ["tests/profiling/test_plan.py"],
         "gradients count twice",

@@ -6,6 +6,7 @@ in OUT.parts until the file is written.
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,9 +124,12 @@ def mine_all(
 ) -> tuple[dict[str, Negatives], dict]:
     """Encode and mine each benchmark -> negatives by query, and what they depend on."""
     from cir_cot.heads import load_retriever  # peft takes ten seconds: after the arguments' checks
+    from cir_cot.heads.loaded import loaded_line
     from cir_cot.search.gallery_vectors import gallery_vectors
 
     retriever = load_retriever(args.model, **loading_options(args, ranks))
+    if ranks.first:
+        print(loaded_line(retriever, args.model), file=sys.stderr)
     encode = record_encoder(retriever, args.reading)
     encoding = begin_encoding(str(folder), retriever, benchmarks, 0, ranks)
     size = queue_size(retriever, args.batch_size)

@@ -12,6 +12,10 @@ from torch.utils import _pytree as pytree
 
 from cir_cot.heads import HEADS
 from cir_cot.heads.base import Head, HeadOutput
+from cir_cot.heads.cot import CotRetriever
+from cir_cot.heads.loaded import loaded_line
+from cir_cot.models.backbone import load_backbone
+from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.retriever import CHAIN_READINGS, READINGS, Flag
 
 
@@ -73,3 +77,13 @@ def test_the_table_of_readings_tells_who_offers_what():
     ]
     assert CHAIN_READINGS == ("full", "short", "adaptive", "fast")
     assert [name for name, reading in READINGS.items() if reading.needs_chains] == ["oracle"]
+
+
+def test_what_was_loaded_is_told_in_a_line(tmp_path):
+    folder = write_tiny(tmp_path / "base", max_pixels=7056)
+    head = CotRetriever(load_backbone(folder, dtype="bfloat16", frozen=True), str(folder))
+    head.trained_in = "bfloat16"
+    assert loaded_line(head, "runs/model") == (
+        "runs/model: cot in bfloat16 (trained in bfloat16), pictures of 784 to 7,056 pixels"
+    )
+    assert loaded_line(object(), "runs/model") == "runs/model: a retriever"

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from cir_cot.peak_bytes import peak_bytes
+from cir_cot.peak_bytes import PeakBytes, peak_bytes
 from cir_cot.profiling.counters import flops, seconds, write_ratios
 
 KB = 256  # float32 numbers in a KiB
@@ -84,3 +84,15 @@ def test_ratios_are_written_with_versions(tmp_path):
     assert found["versions"]["torch"]
     assert "4,000" in table
     assert "4.000" in table
+
+
+def test_a_storage_that_is_emptied_and_filled_again_counts_what_it_holds():
+    """FSDP does so with the weights that it gathers."""
+    with PeakBytes() as meter:
+        first = torch.empty(1000)
+        first.untyped_storage().resize_(0)
+        torch.empty(1000)
+        assert meter.peak == 4000
+        first.untyped_storage().resize_(8000)
+        assert meter.peak == 8000
+    assert torch.UntypedStorage.resize_ is meter._resize

@@ -186,6 +186,10 @@ def test_decoding_needs_what_its_steps_do(base, tmp_path):
     planned = decoding(fake_head(args, inference=True), CARD, rows=3, new=8)
     assert planned["operations"] == counter.get_total_flops()
     assert planned["kernels"] > 8 * planned["kernels_per_step"] > 0
+    # Each step reads more of the cache than the one before.
+    head = fake_head(args, inference=True)
+    three, five, many = (decoding(head, CARD, rows=3, new=new)["seconds"] for new in (3, 5, 65))
+    assert (many - five) / 60 > 1.001 * (five - three) / 2
 
 
 @pytest.mark.parametrize("recompute", [False, True])
