@@ -16,7 +16,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/profiling/fake_processes.py",
-        "with self.fake_mode if function is torch.empty and _called_by_fsdp() else nullcontext():",
+        "with self.fake_mode if fake else nullcontext():",
         "with nullcontext():",
         [
             "tests/profiling/test_fake_processes.py::test_two_processes_that_share_weights_need_and_send_what_was_planned"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,14 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cir_cot.errors import InputError
 
 # The language model's blocks are gathered one by one, as train/configs/accelerate/fsdp.yaml says.
 BLOCKS = "language_model.layers"
+WRAPPERS = 40  # frames between an allocation and the code of FSDP that asks for it, at most
 # Bytes that a process sends, as a multiple of its largest tensor's, by ring algorithms over n processes.
 SENT = {
     "allreduce_": lambda n: 2 * (n - 1) / n,
@@ -74,26 +76,31 @@ def fake_sharded_weights(head: nn.Module) -> Iterator[None]:
         yield
 
 
-class _FakeGathered(TorchFunctionMode):
-    """Make what FSDP gathers into fake as well: it allocates by torch.empty."""
+class _FakeGathered(TorchDispatchMode):
+    """Make what FSDP allocates fake as well: what is gathered, and gradients before and after they are reduced."""
 
     def __init__(self, fake_mode: FakeTensorMode):
         super().__init__()
         self.fake_mode = fake_mode
 
-    def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        with self.fake_mode if function is torch.empty and _called_by_fsdp() else nullcontext():
+        fake = function is torch.ops.aten.empty.memory_format and _called_by_fsdp()
+        with self.fake_mode if fake else nullcontext():
             return function(*args, **kwargs or {})
 
 
 def _called_by_fsdp() -> bool:
-    """Tell whether a torch function was called by FSDP, modes of torch functions left out."""
-    frame = sys._getframe(2)
-    while frame.f_back and frame.f_code.co_name == "__torch_function__":
+    """Tell whether an operator was called by FSDP, a few frames of wrappers and modes before."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(WRAPPERS):
+        if frame is None:
+            return False
+        if frame.f_globals["__name__"].startswith(fully_shard.__module__):
+            return True
         frame = frame.f_back
-    return frame.f_globals["__name__"].startswith(fully_shard.__module__.rpartition(".")[0])
+    return False
 
 
 def bytes_sent(function: Any, args: tuple) -> int:

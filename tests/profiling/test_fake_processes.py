@@ -30,6 +30,7 @@ from cir_cot.training.trainer import CirTrainer
 CARD = CARDS["h100-80"]
 WORDS = 12
 WAYS = {
+    "first": {"lora_r": 4, "chunk_tokens": 690},  # what the first step of a process allocates stays
     "adapter": {"lora_r": 4, "dtype": "bfloat16"},
     "all weights": {"lora_r": 0, "recompute": True},
     "cached": {"lora_r": 4, "chunk_tokens": 690},
@@ -107,7 +108,6 @@ def main(folder):
         args = arguments(folder / "base", folder / f"run{os.environ['RANK']}", **options)
         # To accelerate's device "cpu:0" all inputs would be copied.
         args.__dict__["_setup_devices"] = torch.device("cpu")
-        real_step(args)  # what the first step of a process allocates stays
         found[way] = real_step(args)
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
@@ -131,8 +131,9 @@ def test_two_processes_that_share_weights_need_and_send_what_was_planned(tmp_pat
     found = json.loads((tmp_path / "found.json").read_text())
     for way, options in WAYS.items():
         args = arguments(base, tmp_path / "plan", **options)
-        measure_step(args, CARD, WORDS)  # what the first step of a process allocates stays
         step = measure_step(args, CARD, WORDS, gpus=2, sharding="fsdp2")
+        if way == "first":
+            continue
         assert step.activations == pytest.approx(found[way]["activations"], rel=0.02), way
         assert step.sent == pytest.approx(found[way]["sent"], rel=0.001), way
 
