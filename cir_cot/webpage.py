@@ -14,6 +14,8 @@ from html import escape
 from PIL import Image
 
 SIDE = 144  # of a thumbnail in pixels: about 4 KB each
+LARGE = 320  # of a picture that a click enlarges: about 12 KB each
+FILTERS = 12  # of a list, at most
 BAR = 44  # height of one bar with its label in pixels
 
 # Of a scatter plot, in pixels.
@@ -68,7 +70,25 @@ svg .track { fill: var(--line); opacity: .5; }
 .k3, .k7, .k11 { stroke-dasharray: 9 3 2 3; } .k1, .k4, .k7, .k10 { stroke: var(--k1); }
 .k2, .k5, .k8, .k11 { stroke: var(--k2); }
  pre { overflow-x: auto; font-size: .8rem; }
+mark { background: none; color: inherit; text-decoration: underline 2px var(--wrong); text-underline-offset: 3px; }
+.zoom { min-height: 6.5rem; } .zoom > summary { list-style: none; cursor: zoom-in; width: max-content; }
+.zoom > summary::-webkit-details-marker { display: none; }
+.zoom[open] > summary { position: fixed; inset: 0; z-index: 1; width: auto; display: grid; place-items: center;
+  background: var(--page); cursor: zoom-out; }
+.zoom[open] img { width: min(92vw, 92vh, 40rem); height: min(92vw, 92vh, 40rem); }
+.queries > input { position: absolute; opacity: 0; width: 1px; margin: 0; }
+.queries > label { display: inline-block; cursor: pointer;
+  border: 1px solid var(--line); border-radius: 1rem; padding: .15rem .75rem;
+  margin: 0 .35rem .5rem 0; font-size: .875rem; }
+.queries > input:checked + label { border-color: var(--ink); font-weight: 600; }
+.queries > input:checked + label::before { content: "✓ "; }
+.queries > input:focus-visible + label { outline: 3px solid var(--bar); }
 """
+# A filter that is chosen hides the items that do not carry its class.
+STYLE += "\n".join(
+    f".queries > .f{number}:checked ~ article:not(.f{number}) {{ display: none; }}"
+    for number in range(1, FILTERS + 1)
+)
 # Allows inline images and styles, and nothing else.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -181,12 +201,39 @@ def _grid(low: int, high: int) -> list[str]:
     return parts
 
 
-def thumbnail(picture: Image.Image, alt: str) -> str:
-    """Return a small copy of an image that is part of the page."""
+def thumbnail(picture: Image.Image, alt: str, side: int = SIDE) -> str:
+    """Return a small copy of an image, of at most `side` pixels, that is part of the page."""
     # `thumbnail` works in place
     small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}">'
+
+
+def zoomable(picture: Image.Image, alt: str) -> str:
+    """Return a thumbnail that a click or Enter enlarges to the window, and another one makes small again."""
+    # a folded element opens without a script; of elements of one name at most one is open
+    image = thumbnail(picture, alt, LARGE)
+    return f'<details class="zoom" name="zoom"><summary>{image}</summary></details>'
+
+
+def filtered(name: str, labels: Sequence[str], items: Sequence[tuple[str, Iterable[int]]]) -> str:
+    """Return a list with a filter for each label, without a script.
+
+    Args:
+        name: name of the list, unique in the page: letters and digits.
+        labels: the filters, at most FILTERS; "all" comes before them.
+        items: for each item its HTML, and the indices of the filters that show it.
+    """
+    parts = []
+    for number, label in enumerate(["all", *labels]):
+        checked = "" if number else " checked"
+        place = f'id="{name}-{number}" class="f{number}"'
+        parts.append(f'<input type="radio" name="{name}" {place}{checked}>')
+        parts.append(f'<label for="{name}-{number}">{escape(label)}</label>')
+    for content, shown_by in items:
+        classes = " ".join(f"f{index + 1}" for index in shown_by)
+        parts.append(f'<article class="{classes}">{content}</article>')
+    return f'<section class="queries">{"".join(parts)}</section>'

@@ -8,7 +8,20 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from cir_cot.webpage import POLICY, SIDE, bars, document, scatter, table, thumbnail
+from cir_cot.webpage import (
+    FILTERS,
+    LARGE,
+    POLICY,
+    SIDE,
+    STYLE,
+    bars,
+    document,
+    filtered,
+    scatter,
+    table,
+    thumbnail,
+    zoomable,
+)
 
 HOSTILE = """</p></title></style><script>hacked()</script><img src=x onerror="hacked()">' onload='hacked() "&amp;<!--"""
 
@@ -39,6 +52,8 @@ PIECES = {
         ["text", "text", "value"],
     ),
     "scatter": (lambda text: scatter([(text, 1.0, 50.0)], text, text), ["text"] * 3),
+    "filtered": (lambda text: filtered("q", [text, text], [("<p>x</p>", [0])]), ["text"] * 2),
+    "zoomable": (lambda text: zoomable(Image.new("RGB", (4, 4)), text), ["value"]),
     "thumbnail": (lambda text: thumbnail(Image.new("RGB", (4, 4)), text), ["value"]),
 }
 
@@ -118,3 +133,31 @@ def test_the_grid_of_a_scatter_has_its_hundred_above_its_nothing():
     assert sorted(heights, key=heights.get) == ["100", "80", "60", "40", "20", "0"]
     lines = [float(y) for y in re.findall(r'<path d="M60 ([\d.]*)h', drawn)]
     assert lines == sorted(lines, reverse=True)
+
+
+def test_a_filter_shows_the_items_that_carry_its_class():
+    drawn = filtered("q7", ["a", "b"], [("one", [0, 1]), ("two", [1]), ("three", [])])
+    found = re.findall(
+        r'<input type="radio" name="q7" id="(q7-\d)" class="(f\d)"( checked)?>', drawn
+    )
+    assert found == [("q7-0", "f0", " checked"), ("q7-1", "f1", ""), ("q7-2", "f2", "")]
+    assert re.findall(r'<label for="(q7-\d)">(\w+)<', drawn) == [
+        ("q7-0", "all"),
+        ("q7-1", "a"),
+        ("q7-2", "b"),
+    ]
+    assert re.findall(r'<article class="([^"]*)">(\w+)<', drawn) == [
+        ("f1 f2", "one"),
+        ("f2", "two"),
+        ("", "three"),
+    ]
+    # The style has a rule for each filter; "all" hides nothing.
+    rules = re.findall(r"> \.f(\d+):checked ~ article:not\(\.f(\d+)\)", STYLE)
+    assert rules == [(str(n), str(n)) for n in range(1, FILTERS + 1)]
+
+
+def test_an_enlarged_picture_is_the_same_file_in_more_detail():
+    html = zoomable(Image.new("RGB", (1000, 500)), "x")
+    assert html.count("<img ") == 1
+    data = html.partition("base64,")[2].partition('"')[0]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (LARGE, LARGE // 2)

@@ -252,7 +252,7 @@ def figure(what: str, image: str, stores: Mapping[str, ImageStore]) -> str:
     shown = "<p>no picture</p>"
     if image in stores:
         try:
-            shown = webpage.thumbnail(stores[image].load(image), caption)
+            shown = webpage.zoomable(stores[image].load(image), caption)
         except InputError:
             shown = "<p>no readable picture</p>"
     return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"

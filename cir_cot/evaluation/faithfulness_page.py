@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
-from cir_cot.webpage import document, table, thumbnail
+from cir_cot.webpage import document, table, zoomable
 
 from .tables import Table
 
@@ -98,7 +98,7 @@ def faithfulness_page(studies: Mapping[str, dict]) -> str:
                 ("first", "found before"),
                 ("then", "found after"),
             ):
-                picture = thumbnail(study["images"].load(one[key]), label)
+                picture = zoomable(study["images"].load(one[key]), label)
                 pictures.append(f"<figure>{picture}<figcaption>{label}</figcaption></figure>")
             body.append(
                 f"<section><p><b>{escape(one['text'])}</b></p><div>{''.join(pictures)}</div>"

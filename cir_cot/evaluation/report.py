@@ -15,9 +15,10 @@ from cir_cot.records import Record
 from cir_cot.storage import written
 
 from .report_charts import rank_charts, rank_tables, training_charts
+from .report_queries import queries_section
 from .results import Result
 from .results_folder import REPORT, writing_results
-from .samples import answers, chain_lines, drawn_text, outcome, sample, verdict
+from .samples import answers, chain_lines, drawn_text, sample, verdict
 from .tables import (
     Table,
     cell,
@@ -75,7 +76,7 @@ def write_report(
         *routing_tables(results),
         *tables,
     ]
-    samples = [(result, sample(result, queries, seed)) for result in leading(results)]
+    samples = [(result, sample(result, queries, seed, results)) for result in leading(results)]
     texts = (
         markdown(title, tables, samples, results),
         page(title, tables, samples, results, stories),
@@ -126,7 +127,7 @@ def _markdown_query(result: Result, record: Record) -> list[str]:
     """Return the lines of a query: reference and text, chain, first answers."""
     lines = [f"### {plain(record.id)}: {plain(verdict(result, record))}", ""]
     lines.append(f"- reference {plain(record.reference)}, text: {plain(record.text)}")
-    for name, text in chain_lines(result, record):
+    for name, text, _ in chain_lines(result, record):
         lines.append(f"- {plain(name)}: {plain(text)}")
     for rank, name, score, right in answers(result, record):
         lines.append(f"- {rank} {plain(name)} {score}{' ✓ right' if right else ''}")
@@ -160,10 +161,8 @@ def page(
     curves = [*rank_charts(results), *training_charts(results)]
     body = [drawn[0], chart(results), *curves, *stories, *drawn[1:]]
     # Then the drawn queries of each measured set.
-    for result, records in samples:
-        note = f"<p class=note>{drawn_text(result, records)}</p>"
-        body.append(f"<h2>Queries, {escape(heading(result))}</h2>{note}")
-        body += [article(result, record) for record in records]
+    for number, (result, records) in enumerate(samples):
+        body.append(queries_section(result, records, results, f"q{number}"))
     # Then the protocols, folded.
     details = f"<details><summary>JSON</summary><pre>{escape(protocols(results))}</pre></details>"
     body.append(f"<h2>Protocols</h2>{details}")
@@ -179,43 +178,3 @@ def chart(results: Sequence[Result]) -> str:
             text = f"{heading(result)}: {metric} {value:.2f}"
             values.append((text, value, result.protocol["reading"] in BASELINES))
     return webpage.bars(values, "; ".join(text for text, _, _ in values))
-
-
-def article(result: Result, record: Record) -> str:
-    """Compose one query: reference and text, chain, first answers with scores and marks."""
-    reference = webpage.thumbnail(
-        result.images.load(record.reference), f"reference: {record.reference}"
-    )
-    # The chain, as a list of its sections.
-    parts = []
-    for name, text in chain_lines(result, record):
-        parts.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
-    chain = f"<dl>{''.join(parts)}</dl>" if parts else ""
-    return (
-        f'<article><h3 class="{outcome(result, record)}">{escape(verdict(result, record))}</h3>'
-        f'<div class="ask"><figure>{reference}'
-        f"<figcaption>reference {escape(record.reference)}</figcaption></figure>"
-        f'<p class="text">{escape(record.text)}</p></div>'
-        f"{chain}{first_answers(result, record)}</article>"
-    )
-
-
-def first_answers(result: Result, record: Record) -> str:
-    """Compose the list of a query's first answers, with their pictures."""
-    items = [_answer_item(result, *answer) for answer in answers(result, record)]
-    return f"<ol>{''.join(items)}</ol>"
-
-
-def _answer_item(result: Result, rank: str, name: str, score: str, right: bool) -> str:
-    """Compose one ranked image, marked where it is right."""
-    picture = result.images.load(name)
-    if right:
-        thumbnail = webpage.thumbnail(picture, f"answer {rank}: {name}, a right answer")
-        mark = " <strong>✓ right</strong>"
-        opening = "<li class=right>"
-    else:
-        thumbnail = webpage.thumbnail(picture, f"answer {rank}: {name}")
-        mark = ""
-        opening = "<li>"
-    caption = f'<div class="rank">{escape(rank)} {escape(name)}<br>{score}{mark}</div>'
-    return f"{opening}{thumbnail}{caption}</li>"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from cir_cot.evaluation.corrections import written_right
-from cir_cot.evaluation.report import article, first_answers
+from cir_cot.evaluation.report_queries import first_answers, query_html
 from cir_cot.evaluation.results import Result
 from cir_cot.evaluation.samples import outcome, verdict
 from cir_cot.records import Record
@@ -40,7 +40,7 @@ def stories(measured: Sequence[Result]) -> list[str]:
 def _told(title: str, full: Result, other: Result, record: Record, what: str) -> str:
     """Compose a query as the model read it, and the first answers of another reading."""
     return (
-        f"<h2>{escape(title)}</h2>{article(full, record)}<article>"
+        f"<h2>{escape(title)}</h2><article>{query_html(full, record)}</article><article>"
         f'<h3 class="{outcome(other, record)}">{escape(what)}: {escape(verdict(other, record))}</h3>'
         f"{first_answers(other, record)}</article>"
     )
