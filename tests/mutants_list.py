@@ -5911,7 +5911,7 @@ MUTANTS = [
     ),
     (
         "cir_cot/webpage.py",
-        "small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)",
+        "small.thumbnail((side, side), Image.Resampling.LANCZOS)",
         "pass",
         ["tests/test_webpage.py"],
         "whole pictures are in the page",
