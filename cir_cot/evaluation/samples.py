@@ -72,7 +72,7 @@ def groups(result: Result, record: Record, others: Mapping[str, Result]) -> list
     found = [OUTCOMES[how]]
     # A query that another reading answers, or loses.
     for reading, name in COMPARED.items():
-        if reading in others and how != "unknown":
+        if reading in others:
             other = outcome(others[reading], record)
             if (how, other) == ("missed", "found"):
                 found.append(f"missed, found {name}")
