@@ -19,6 +19,7 @@ from .ranks import ALONE, Ranks
 
 Parser = argparse._ActionsContainer  # what a parser and an argument group have in common
 PRECISIONS = ("float32", "bfloat16", "float16")
+SAVED = "folder of a saved retriever, or its name on the hub: USER/NAME or USER/NAME@REVISION"
 
 
 def command_parser(command: str, description: str | None) -> argparse.ArgumentParser:
@@ -125,7 +126,7 @@ def add_rankings(parser: Parser, text: str) -> None:
 # ---- which model, and how it runs
 
 
-def add_model(parser: Parser, text: str = "folder of a saved retriever") -> None:
+def add_model(parser: Parser, text: str = SAVED) -> None:
     """Add --model, required; `text` is its help."""
     parser.add_argument("--model", required=True, metavar="DIR", help=text)
 

@@ -124,6 +124,8 @@ def main(argv: Sequence[str]) -> int:
 
 def load_one_category(args: argparse.Namespace) -> Benchmark:
     """Load the benchmark and check its pictures and --out before a model is loaded."""
+    if args.write and not Path(args.model).is_dir():
+        raise InputError(f"{args.model}: no folder here; --write stores the threshold in a folder")
     if args.out and os.path.lexists(args.out) and not args.overwrite:
         raise InputError(
             f"{args.out} is there already; give another --out, or --overwrite to replace it"

@@ -87,6 +87,35 @@ MUTANTS = [
         ],
         "make installs untested versions",
     ),
+    # ---- cir_cot/hub.py
+    (
+        "cir_cot/hub.py",
+        "if not revision and Path(repository).parent.is_dir():",
+        "if False:",
+        ["tests/test_hub.py::test_a_mistyped_path_beside_a_folder_is_never_looked_up"],
+        "a mistyped path loads a stranger's model",
+    ),
+    (
+        "cir_cot/hub.py",
+        "allow_patterns=list(PATTERNS),",
+        "allow_patterns=None,",
+        ["tests/test_hub.py::test_an_adapter_and_its_base_are_loaded_by_name"],
+        "code and pickled weights are downloaded",
+    ),
+    (
+        "cir_cot/hub.py",
+        "ignore_patterns=[SUBFOLDERS],",
+        "ignore_patterns=None,",
+        ["tests/test_hub.py::test_an_adapter_and_its_base_are_loaded_by_name"],
+        "subfolders are downloaded",
+    ),
+    (
+        "cir_cot/hub.py",
+        "            revision=address.revision,\n",
+        "",
+        ["tests/test_hub.py::test_a_revision_is_a_branch_a_tag_or_a_commit"],
+        "the revision is ignored",
+    ),
     # ---- cir_cot/models/adapter.py
     (
         "cir_cot/models/adapter.py",

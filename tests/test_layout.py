@@ -31,7 +31,7 @@ ORDER = (
         "provenance",
         "webpage",
     },
-    {"devices", "files", "images", "ranks", "stored_help"},
+    {"devices", "files", "hub", "images", "ranks", "stored_help"},
     {"ownership", "records", "storage"},
     {"data", "prompts"},
     {"retriever"},

@@ -5,6 +5,7 @@ from typing import Any
 
 from cir_cot.devices import fast_dtype, pick_device
 from cir_cot.errors import InputError
+from cir_cot.hub import located
 from cir_cot.retriever import Retriever, read_settings
 
 from .base import Head
@@ -26,19 +27,21 @@ def load_retriever(folder: str | Path, merge: bool = False, **options: Any) -> R
     """Load a trained retriever for inference.
 
     Args:
-        folder: the folder that training wrote.
+        folder: the folder that training wrote, or a name on the hub: `user/name`, or `user/name@revision`.
         merge: merge a LoRA adapter into the weights, which reads faster: a layer is one product instead of three.
             Such a retriever is not for saving. An adapter of a quantised base stays apart.
         options: `device` and `dtype`, and for heads on a Qwen-VL what `load_backbone` takes, such as `attn`. Without
             a dtype a Qwen-VL is loaded in bfloat16 on a GPU that has it; everything else is float32.
 
     Raises:
-        InputError: the folder is no finished retriever, or its kind is unknown to this version.
+        InputError: the folder is no finished retriever, its kind is unknown to this version, or the hub does not
+            deliver it.
 
     Example:
         retriever = load_retriever("runs/model", device="cuda", dtype="bfloat16")
         query = retriever.encode_query([image], ["the same, but red"])
     """
+    folder = located(folder)
     metadata = read_settings(folder)
     if metadata["kind"] not in HEADS:
         raise InputError(

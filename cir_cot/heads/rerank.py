@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from cir_cot.devices import fast_dtype, pick_device
 from cir_cot.errors import InputError
+from cir_cot.hub import located
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import IGNORE
 from cir_cot.models.pair_chat import PairEncoder, Query
@@ -171,13 +172,14 @@ def load_reranker(folder: str | Path, merge: bool = True, **options: Any) -> Rer
     """Load a trained reranker for inference.
 
     Args:
-        folder: the folder that `cir-cot rerank` wrote.
+        folder: the folder that `cir-cot rerank` wrote, or a name on the hub.
         merge: merge a LoRA adapter into the weights, which reads faster.
         options: those of `load_retriever`.
 
     Raises:
         InputError: the folder holds no reranker, or an unfinished one.
     """
+    folder = located(folder)
     metadata = read_settings(folder)
     if metadata["kind"] != Reranker.kind:
         raise InputError(

@@ -1,6 +1,6 @@
 """Read checkpoints safely: safetensors only, no code from the checkpoint, one clear error when a file is damaged.
 
-A checkpoint is a folder, a name on the hub, or TINY_BASE, which the package ships.
+A checkpoint is a folder, a name on the hub with or without `@revision`, or TINY_BASE, which the package ships.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
 from cir_cot.errors import InputError
+from cir_cot.hub import asking, hub_address
 
 from .loading import loading, without_bars
 from .resizing import token_side
@@ -34,8 +35,9 @@ def read_model_type(path: str) -> str:
 
     InputError where there is no checkpoint, or where its config.json is incomplete.
     """
-    with loading(f"{path}: no checkpoint could be read here"):
-        config, _ = transformers.PretrainedConfig.get_config_dict(_located(path))
+    where, version = _located(path)
+    with loading(f"{path}: no checkpoint could be read here"), asking(path):
+        config, _ = transformers.PretrainedConfig.get_config_dict(where, **version)
         model_type = str(config.get("model_type", ""))
     # Of an empty part transformers would build a model of its default sizes, 7B and more, before it failed.
     for part in ("text_config", "vision_config"):
@@ -58,12 +60,12 @@ def load_model(
 
     InputError where a weight is missing or cannot be read.
     """
-    where = _located(path)
+    where, version = _located(path)
     quiet = without_bars() if Path(where).is_dir() else nullcontext()
     # safetensors alone: other formats can run code.
-    with loading(f"{path}: the checkpoint cannot be loaded"), quiet:
+    with loading(f"{path}: the checkpoint cannot be loaded"), asking(path), quiet:
         model, info = kind.from_pretrained(
-            where, use_safetensors=True, output_loading_info=True, **options
+            where, use_safetensors=True, output_loading_info=True, **version, **options
         )
     # transformers would go on with random weights.
     if missing := sorted(info["missing_keys"]):
@@ -76,8 +78,9 @@ def load_model(
 
 def load_processor(path: str) -> transformers.ProcessorMixin:
     """Load the processor of a checkpoint, with its tokenizer and chat template."""
-    with loading(f"{path}: the processor cannot be loaded"):
-        processor = transformers.AutoProcessor.from_pretrained(_located(path))
+    where, version = _located(path)
+    with loading(f"{path}: the processor cannot be loaded"), asking(path):
+        processor = transformers.AutoProcessor.from_pretrained(where, **version)
     # transformers falls back to a bare tokenizer where a file is missing.
     for part in ("image_processor", "tokenizer"):
         if not hasattr(processor, part):
@@ -162,8 +165,11 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
     )
 
 
-def _located(path: str) -> str:
-    """Return the folder of TINY_BASE in the package; any other path as it is."""
-    if path != TINY_BASE:
-        return path
-    return str(Path(__file__).parent.parent / "assets" / "tiny_base")
+def _located(path: str) -> tuple[str, dict[str, str]]:
+    """Return what `from_pretrained` takes for a checkpoint: a folder or repository, and any revision."""
+    if path == TINY_BASE:
+        return str(Path(__file__).parent.parent / "assets" / "tiny_base"), {}
+    address = hub_address(path)
+    if address is None or address.revision is None:
+        return path, {}
+    return address.repository, {"revision": address.revision}

@@ -20,6 +20,7 @@ import transformers
 
 from cir_cot.digests import new_digest
 from cir_cot.errors import InputError
+from cir_cot.hub import holds, located
 from cir_cot.retriever import SETTINGS_FILE, read_settings
 
 from .checkpoint import DTYPES, load_model, load_processor, model_options, read_model_type
@@ -212,8 +213,8 @@ def load_clip(
     # A run folder keeps the padding that it was trained with.
     if pad_ratio is None:
         pad_ratio = fallback
-        if (Path(path) / SETTINGS_FILE).is_file():
-            pad_ratio = read_settings(path)["settings"].get("pad_ratio", fallback)
+        if holds(path, SETTINGS_FILE):
+            pad_ratio = read_settings(located(path))["settings"].get("pad_ratio", fallback)
     model = load_model(path, transformers.AutoModel, **model_options(DTYPES[dtype], "sdpa", None))
     length = model.config.text_config.max_position_embeddings
     inputs = ClipInputs(load_processor(path), PADDING[kind], length, pad_ratio)

@@ -11,6 +11,7 @@ from cir_cot.devices import device_name
 from cir_cot.errors import InputError
 from cir_cot.files import write_json
 from cir_cot.heads.qwen import QwenHead
+from cir_cot.hub import holds, located
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.resizing import token_side
 from cir_cot.provenance import git_state, package_versions
@@ -46,7 +47,7 @@ def load_head(
     options = {name: getattr(args, name) for name in BASE_OPTIONS}
     options["freeze_vision"] = not args.train_vision
     assert args.model is not None, "DataArguments refuses an absent model"
-    if not (Path(args.model) / SETTINGS_FILE).is_file():
+    if not holds(args.model, SETTINGS_FILE):
         # A base checkpoint: a new adapter and a new head.
         lora = {"r": args.lora_r, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         adapter = lora if args.lora_r and not frozen else None
@@ -54,12 +55,13 @@ def load_head(
         head = kind(base, args.model, **given)
     else:
         # A saved retriever of the same kind: its weights, with what the arguments change.
-        facts = read_settings(args.model)
+        folder = located(args.model)
+        facts = read_settings(folder)
         if facts["kind"] != kind.kind:
             raise InputError(
                 f"{args.model}: a {facts['kind']!r} retriever; this recipe trains {kind.kind!r}"
             )
-        head = kind.resume(args.model, facts, trainable=True, settings=given, **options)
+        head = kind.resume(folder, facts, trainable=True, settings=given, **options)
         if args.temperature is not None:
             nn.init.constant_(head.log_temperature, math.log(args.temperature))
     keep_trained_in_float32(head)

@@ -1,0 +1,178 @@
+"""Retrievers by their names on the hub, from a stand-in for it, and what is said where the hub does not deliver."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from fake_hub import Hub
+from PIL import Image
+
+from cir_cot.cli import UNUSABLE, run
+from cir_cot.errors import InputError
+from cir_cot.heads import load_retriever
+from cir_cot.hub import hub_address, located
+from cir_cot.scripts.eval import search
+
+OLD = Path(__file__).parent / "old_files"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, which huggingface_hub asks; its cache and the working directory are new."""
+    server = Hub()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    constants = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """A retriever's folder with an adapter, whose base is named as one on the hub."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(OLD / "run", folder)
+    settings = json.loads((folder / "retriever.json").read_text())
+    settings["backbone"] = "them/base@v1"
+    (folder / "retriever.json").write_text(json.dumps(settings))
+    return folder
+
+
+def embedding(retriever) -> torch.Tensor:
+    return retriever.encode_target([Image.new("RGB", (60, 40), (200, 30, 60))])
+
+
+def test_an_adapter_and_its_base_are_loaded_by_name(hub, adapter, monkeypatch):
+    (adapter / "pytorch_model.bin").write_bytes(b"code")
+    (adapter / "modeling.py").write_text("raise SystemExit")
+    (adapter / "checkpoint-2").mkdir()
+    (adapter / "checkpoint-2" / "head.safetensors").write_bytes(b"another")
+    hub.add("me/retriever", adapter)
+    hub.add("them/base", OLD / "base", ref="v1")
+    monkeypatch.chdir(OLD)
+    expected = embedding(load_retriever("run", device="cpu"))
+    found = load_retriever("me/retriever", device="cpu")
+    assert torch.equal(embedding(found), expected)
+    # What could be code, and what belongs to no retriever, was never asked for.
+    asked = {path.rpartition("/")[2] for _, path in hub.requests}
+    assert asked.isdisjoint({"pytorch_model.bin", "modeling.py"})
+    assert not any("checkpoint-2" in path for _, path in hub.requests)
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, adapter):
+    first = hub.add("me/retriever", adapter)
+    (adapter / "retriever.json").write_text('{"format": 99}')
+    hub.add("me/retriever", adapter)
+    hub.repositories["me/retriever"].refs["v1"] = first
+    for revision in ("v1", first):
+        folder = located(f"me/retriever@{revision}")
+        assert json.loads((folder / "retriever.json").read_text())["format"] == 1
+    assert json.loads((located("me/retriever") / "retriever.json").read_text())["format"] == 99
+
+
+def test_the_token_comes_from_the_environment(hub, adapter, monkeypatch):
+    hub.add("me/secret", adapter, private=True)
+    with pytest.raises(InputError, match="set HF_TOKEN"):
+        located("me/secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert (located("me/secret") / "retriever.json").is_file()
+
+
+def test_what_is_in_the_cache_is_found_without_a_network(hub, adapter, monkeypatch):
+    hub.add("me/retriever", adapter)
+    folder = located("me/retriever")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert located("me/retriever") == folder
+
+
+def unknown(hub, adapter, monkeypatch):
+    return "me/nothing"
+
+
+def revision(hub, adapter, monkeypatch):
+    hub.add("me/retriever", adapter)
+    return "me/retriever@v7"
+
+
+def gated(hub, adapter, monkeypatch):
+    hub.add("me/gated", adapter, gated=True)
+    return "me/gated"
+
+
+def offline(hub, adapter, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return "me/retriever"
+
+
+def unreachable(hub, adapter, monkeypatch):
+    hub.close()
+    return "me/retriever"
+
+
+def base(hub, adapter, monkeypatch):
+    hub.add("me/retriever", adapter)
+    return "me/retriever"
+
+
+def gated_base(hub, adapter, monkeypatch):
+    hub.add("me/retriever", adapter)
+    hub.add("them/base", OLD / "base", ref="v1", gated=True)
+    return "me/retriever"
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (unknown, "'me/nothing': neither a folder here nor a repository that the hub shows you; "),
+        (revision, "'me/retriever@v7': the repository has no revision 'v7'; give a branch"),
+        (gated, "/me/gated, then set HF_TOKEN to a token of your account"),
+        (offline, "HF_HUB_OFFLINE forbids to ask; unset it, or give a folder"),
+        (unreachable, "cannot be reached; check the network and HF_ENDPOINT, or give a folder"),
+        (base, "'them/base@v1': neither a folder here nor a repository that the hub shows you; "),
+        (gated_base, "/them/base, then set HF_TOKEN to a token of your account"),
+    ],
+)
+def test_what_the_hub_does_not_deliver_is_one_line_with_the_cure(
+    hub, adapter, monkeypatch, case, said
+):
+    name = case(hub, adapter, monkeypatch)
+    with pytest.raises(InputError) as caught:
+        load_retriever(name, device="cpu")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_path_beside_a_folder_is_never_looked_up(hub):
+    Path("runs").mkdir()
+    assert hub_address("runs/modle") is None
+    assert hub_address("runs/modle@main") == ("runs/modle", "main")
+    for path in ("runs", "./me/x", "../me/x", "/me/x", "a/b/c", "me/x@", "me/", "me/..", "~/x"):
+        assert hub_address(path) is None, path
+    with pytest.raises(InputError, match=r"no retriever\.json here"):
+        load_retriever("runs/modle")
+    assert hub.requests == []
+
+
+def test_a_command_takes_a_name(hub, capsys, tmp_path):
+    Path("index").symlink_to(OLD / "index")
+    with pytest.raises(SystemExit) as ended:
+        run(search.main, ["--model", "me/nothing", "--index", "index", "--text", "red",
+                          "--image", str(next((OLD / "data/images").iterdir()))])  # fmt: skip
+    assert ended.value.code == UNUSABLE
+    error = capsys.readouterr().err
+    assert error.startswith("error: 'me/nothing': neither a folder here nor a repository")
+    assert error.count("\n") == 1
