@@ -36,7 +36,8 @@ demo: $(STAMP)
 	test -f $(MODEL)/retriever.json || $(MAKE) quickstart
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot index --model $(MODEL) --out $(INDEX) \
 	  $(if $(IMAGES),--images $(IMAGES),--images $(SCENES)/images --gallery $(SCENES)/gallery.iid.txt)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/cir-cot demo --model $(MODEL) --index $(INDEX) \
+	  $(if $(IMAGES),,--examples $(SCENES)/records.iid.jsonl)
 
 # PYTEST_ADDOPTS="-n 2 --dist loadfile" make test: two files at a time, on a machine with two idle cores.
 test: $(STAMP)

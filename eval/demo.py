@@ -24,6 +24,7 @@ from cir_cot.options import (
     loading_options,
 )
 from cir_cot.protocol_options import add_samples
+from cir_cot.records import Record, read_records
 from cir_cot.search.dialogue import Dialogue, modes_of
 from cir_cot.search.private_folder import ending_on_signals, private_folder, removed_after_kill
 from cir_cot.search.search import open_search
@@ -33,6 +34,8 @@ try:
     from cir_cot.search.local_server import announcement, listen, make_server
 except ImportError:
     raise InputError("the demo needs gradio: pip install 'cir-cot[demo]'") from None
+
+EXAMPLES = 8  # two rows of pictures
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,6 +54,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs=2,
         metavar=("DIR", "INDEX"),
         help="second retriever, and an index built with it, to show beside the first",
+    )
+    add(
+        "--examples",
+        metavar="FILE",
+        help="records (JSONL) whose reference and text visitors can click; eight are shown",
     )
     add(
         "--port",
@@ -97,7 +105,21 @@ def load(args: argparse.Namespace) -> Dialogue:
     return Dialogue(modes, list_pictures(args.images or search.index.metadata["images"]))
 
 
-def serve(load_page: Callable[[], Dialogue], port: int, hosts: Sequence[str] = ()) -> None:
+def load_examples(path: str, dialogue: Dialogue) -> list[Record]:
+    """Return EXAMPLES records of a file, evenly spread over it, whose references the gallery holds."""
+    rows = [row for row in read_records(path) if row.reference in dialogue.known]
+    if not rows:
+        raise InputError(f"--examples {path}: no record's reference is a picture of the index")
+    step = max(1, len(rows) // EXAMPLES)
+    return rows[::step][:EXAMPLES]
+
+
+def serve(
+    load_page: Callable[[], Dialogue],
+    port: int,
+    hosts: Sequence[str] = (),
+    examples: str | None = None,
+) -> None:
     """Load a dialogue and serve its page until a signal ends it; the temporary copies of its pictures go with it.
 
     The port is opened first, so that a busy one is reported before a model is loaded.
@@ -110,15 +132,16 @@ def serve(load_page: Callable[[], Dialogue], port: int, hosts: Sequence[str] = (
     ):
         keep_copies_in(folder)
         page = load_page()
+        rows = load_examples(examples, page) if examples else []
         held = f"{len(page.ids)} pictures"
         print(announcement(listening, held, os.environ), file=sys.stderr)
-        make_server(application(layout(page), hosts)).run(sockets=[listening])
+        make_server(application(layout(page, rows), hosts)).run(sockets=[listening])
 
 
 def main(argv: Sequence[str]) -> int:
     """Load the retrievers and indexes and serve the page until it is interrupted."""
     args = parse(argv)
-    serve(lambda: load(args), args.port, args.allowed_host)
+    serve(lambda: load(args), args.port, args.allowed_host, args.examples)
     return 0
 
 

@@ -13,17 +13,17 @@ from cir_cot.search.search import Search
 SHADES = range(0, 250, 10)
 
 
-def make_search(folder, retriever, names=()):
+def make_search(folder, retriever, names=(), payloads=None):
     write_shades(folder / "images", SHADES)
     for name in names:
         Image.new("RGB", (8, 6), "white").save(folder / "images" / f"{name}.png")
     images = list_pictures(folder / "images")
-    build(retriever, images, list(images.files), folder / "index")
+    build(retriever, images, list(images.files), folder / "index", payloads=payloads)
     return Search(retriever, open_index(folder / "index"))
 
 
-def make_dialogue(folder, retriever=None, names=()):
-    search = make_search(folder, retriever or Toy(), names)
+def make_dialogue(folder, retriever=None, names=(), payloads=None):
+    search = make_search(folder, retriever or Toy(), names, payloads)
     return Dialogue(modes_of(search), list_pictures(folder / "images"))
 
 

@@ -364,6 +364,7 @@ OPTIONS = {
     "demo": PIXELS
     | ENGINE
     | {
+        "--examples",
         "--samples",
         "--temperature",
         "--model",

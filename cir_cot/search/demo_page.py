@@ -7,7 +7,6 @@ loads nothing from elsewhere and records nothing.
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,19 @@ import fastapi
 import gradio as gr
 
 from cir_cot.prompts import PARTS
+from cir_cot.records import Record
 
-from .demo_events import NOTHING, Buttons, note
-from .dialogue import MAX_BYTES, MAX_CHARACTERS, Dialogue, empty_state
+from .demo_events import SCREEN, Buttons, note
+from .dialogue import (
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    SHOWN,
+    Dialogue,
+    empty_state,
+    explained,
+    small,
+)
+from .filter_columns import Column
 from .local_server import LOCAL, checks
 
 WAITING = 16  # requests that may wait for the model
@@ -32,119 +41,213 @@ GRID: dict[str, Any] = {
 }
 
 
-@dataclass
-class ReferenceControls:
-    """The components with which a visitor chooses a reference."""
-
-    reference: gr.Image
-    starters: gr.Gallery
-    shuffle: gr.Button
-    named: gr.Textbox
-    file: gr.File
+Parts = dict[str, Any]  # components by the names of demo_events.SCREEN, and others
+# Where results lie below the query, show them after a search.
+SHOW = """() => {
+  if (window.innerWidth < 800) document.getElementById("results").scrollIntoView({block: "start"});
+}"""
+# The address of the search that is shown.
+KEEP = "(query) => { if (query) window.history.replaceState(null, '', query); }"
 
 
-@dataclass
-class QueryControls:
-    """The components with which a visitor asks and corrects the chain."""
-
-    text: gr.Textbox
-    mode: gr.Dropdown
-    other: gr.Dropdown
-    go: gr.Button
-    status: gr.HTML
-    boxes: list[gr.Textbox]
-    again: gr.Button
-
-
-def reference_column() -> ReferenceControls:
-    """Add the column with the reference and the controls that choose another."""
+def choose_controls(do: Buttons) -> Parts:
+    """Add the controls that choose a reference: examples, pictures of the gallery, an id, an upload."""
     # gradio places components where they are made.
-    with gr.Column(min_width=280):
-        reference = gr.Image(
-            label="Reference",
-            interactive=False,
-            height=240,
-            alt_text="The reference picture",
-            buttons=[],
+    with gr.Accordion("Choose a reference", open=True) as choose:
+        examples = gr.Gallery(
+            [
+                (small(do.dialogue.images.load(row.reference), SHOWN), row.text)
+                for row in do.examples
+            ],
+            label="Examples: click one to search",
+            columns=8,
+            fit_columns=False,
+            visible=bool(do.examples),
+            **GRID,
         )
-        # A picture of the gallery, its id, or an upload.
-        with gr.Accordion("Choose a reference", open=True):
-            starters = gr.Gallery(label="Pictures of the gallery", columns=4, **GRID)
-            shuffle = gr.Button("Show others", size="sm")
-            named = gr.Textbox(label="Or an image id of the gallery", max_length=500)
-            file = gr.File(
-                label="Or upload a picture", type="binary", file_types=["image"], height=140
-            )
-    return ReferenceControls(reference, starters, shuffle, named, file)
-
-
-def query_column(dialogue: Dialogue) -> QueryControls:
-    """Add the column with the text, the modes, the status and the chain."""
-    modes = list(dialogue.modes)
-    with gr.Column(min_width=280):
-        text = gr.Textbox(label="What should be different?", lines=2, max_length=MAX_CHARACTERS)
+        starters = gr.Gallery(label="Pictures of the gallery", columns=8, **GRID)
         with gr.Row():
-            mode = gr.Dropdown(modes, value=modes[0], label="Search", min_width=130)
-            other = gr.Dropdown(
-                [NOTHING, *modes], value=NOTHING, label="Compare with", min_width=130
+            with gr.Column(min_width=280):
+                shuffle = gr.Button("Show others", size="sm")
+                named = gr.Textbox(label="Or an image id of the gallery", max_length=500)
+            file = gr.File(
+                label="Or upload a picture",
+                type="binary",
+                file_types=["image"],
+                height=120,
+                min_width=280,
             )
-        go = gr.Button("Search", variant="primary")
-        status = gr.HTML(note("Choose a reference, then write what should change."))
-        # The chain can be edited where any mode can encode it.
-        with gr.Group(visible=any(dialogue.chains(name) for name in modes)):
-            boxes = []
-            for part in PARTS:
-                label = f"{part.capitalize()} (edit it)"
-                boxes.append(gr.Textbox(label=label, lines=2, max_length=MAX_CHARACTERS))
-            again = gr.Button("Search again with this chain")
-    return QueryControls(text, mode, other, go, status, boxes, again)
+    return {
+        "choose": choose,
+        "examples": examples,
+        "starters": starters,
+        "shuffle": shuffle,
+        "named": named,
+        "file": file,
+    }
 
 
-def layout(dialogue: Dialogue) -> gr.Blocks:
-    """Return the page of a dialogue."""
-    do = Buttons(dialogue)
+def query_controls(dialogue: Dialogue) -> Parts:
+    """Add the reference, the text, the modes and the filters."""
+    modes = explained(dialogue.modes)
+    reference = gr.Image(
+        label="Reference",
+        interactive=False,
+        visible=False,
+        height=300,
+        alt_text="The reference picture",
+        buttons=[],
+        elem_id="reference",
+    )
+    # With one line Enter searches; the box grows with its text.
+    text = gr.Textbox(
+        label="What should be different?", lines=1, max_lines=4, max_length=MAX_CHARACTERS
+    )
+    go = gr.Button("Search", variant="primary")
+    with gr.Row():
+        mode = gr.Dropdown(modes, value=modes[0][1], label="Search", min_width=130)
+        nothing = ("nothing", "")
+        other = gr.Dropdown([nothing, *modes], value="", label="Compare with", min_width=130)
+    filters = filter_controls(dialogue.columns)
+    return {
+        "reference": reference,
+        "text": text,
+        "go": go,
+        "mode": mode,
+        "other": other,
+        "filters": filters,
+    }
+
+
+def filter_controls(columns: Sequence[Column]) -> list[Any]:
+    """Add a control for each column of the index: a choice of values, or two bounds of a number."""
+    controls: list[Any] = []
+    with gr.Accordion("Only pictures with …", open=False, visible=bool(columns)):
+        for column in columns:
+            if column.values:
+                choices = [(str(value), value) for value in column.values]
+                controls.append(gr.Dropdown(choices, label=column.name, multiselect=True))
+                continue
+            # The bounds that the index holds are shown, not filled in.
+            with gr.Row():
+                for word, bound in (("from", column.low), ("to", column.high)):
+                    label = f"{column.name} {word}"
+                    number = gr.Number(None, label=label, placeholder=f"{bound:g}", min_width=100)
+                    controls.append(number)
+    return controls
+
+
+def chain_controls(dialogue: Dialogue) -> Parts:
+    """Add the boxes of the chain, which are shown once a chain is there."""
+    parts: Parts = {}
+    with gr.Group(visible=False) as chain:
+        for part in PARTS:
+            label = f"{part.capitalize()} (edit it)"
+            parts[part] = gr.Textbox(label=label, lines=1, max_lines=6, max_length=MAX_CHARACTERS)
+        editable = any(dialogue.chains(name) for name in dialogue.modes)
+        parts["again"] = gr.Button("Search again with this chain", visible=editable)
+    return parts | {"chain": chain}
+
+
+def result_controls() -> Parts:
+    """Add the status, the pictures found, what can be done with one, the comparison and the history."""
+    status = gr.HTML(note("Choose a reference, then write what should change."))
+    label = "Found: choose one to go on"
+    found = gr.Gallery(label=label, columns=4, **GRID, visible=False, elem_id="found")
+    # Of a chosen result.
+    with gr.Group(visible=False, elem_id="judge") as judge:
+        judged = gr.HTML()
+        with gr.Row():
+            onward = gr.Button("Search from it", size="sm", min_width=100)
+            like = gr.Button("More like this", size="sm", min_width=100)
+            dislike = gr.Button("Not this", size="sm", min_width=100)
+    second = gr.Gallery(label="Found by the other", columns=4, **GRID, visible=False)
+    chains = gr.HTML()
+    label = "So far: click to go back"
+    history = gr.Gallery(label=label, columns=6, fit_columns=False, **GRID, visible=False)
+    return {
+        "status": status,
+        "found": found,
+        "judge": judge,
+        "judged": judged,
+        "onward": onward,
+        "like": like,
+        "dislike": dislike,
+        "second": second,
+        "difference": chains,
+        "history": history,
+    }
+
+
+def layout(dialogue: Dialogue, examples: Sequence[Record] = ()) -> gr.Blocks:
+    """Return the page of a dialogue.
+
+    Args:
+        dialogue: answers the questions.
+        examples: records whose reference and text a visitor can click.
+    """
+    do = Buttons(dialogue, examples)
     with gr.Blocks(
         title="Composed image retrieval", analytics_enabled=False, delete_cache=(3600, 3600)
     ) as blocks:
-        # Place the components.
-        state = gr.State(empty_state())
-        names = gr.State([])
+        # Place the components: the query on the left, on a phone above, the results beside it.
+        parts: Parts = {"state": gr.State(empty_state()), "names": gr.State([])}
         gr.HTML("<h1>Find a picture from a picture and a sentence</h1>")
+        parts |= choose_controls(do)
         with gr.Row():
-            ref = reference_column()
-            ask = query_column(dialogue)
-        with gr.Row():
-            label = "Found: choose one as the next reference"
-            found = gr.Gallery(label=label, columns=6, **GRID, min_width=280)
-            second = gr.Gallery(
-                label="Found by the other", columns=6, **GRID, min_width=280, visible=False
-            )
-        history = gr.HTML()
-        # Searches wait for the model, one at a time; everything else is answered at once.
-        queued: dict[str, Any] = {
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-        }
-        direct: dict[str, Any] = {"api_visibility": "private"}
-        # Inputs and outputs of each event, in the order of the handlers' arguments and results.
-        query = [state, ask.text, ask.mode]
-        answers = [state, *ask.boxes, found, second, ask.status, history]
-        corrected = [state, found, second, ask.status, history]
-        gr.on([ask.go.click, ask.text.submit], do.search, [*query, ask.other], answers, **queued)
-        ask.again.click(do.again, [*query, *ask.boxes], corrected, **queued)
-        ask.other.change(
-            lambda name: gr.update(visible=name != NOTHING), [ask.other], [second], **direct
-        )
-        # Every control that chooses a reference.
-        chosen = [state, ref.reference, ask.status, history]
-        found.select(do.hit, [state], chosen, **direct)
-        ref.starters.select(do.starter, [names], chosen, **direct)
-        ref.file.change(do.upload, [ref.file], chosen, **direct)
-        ref.named.submit(do.named, [ref.named], chosen, **direct)
-        ref.shuffle.click(dialogue.starters, None, [ref.starters, names], **direct)
-        blocks.load(dialogue.starters, None, [ref.starters, names], **direct)
+            with gr.Column(scale=2, min_width=280):
+                parts |= query_controls(dialogue)
+                parts |= chain_controls(dialogue)
+            with gr.Column(scale=3, min_width=280, elem_id="results"):
+                parts |= result_controls()
+        parts["address"] = gr.Textbox(label="Address", visible="hidden")
+        connect(blocks, do, parts)
     return blocks.queue(max_size=WAITING, api_open=False)
+
+
+def connect(blocks: gr.Blocks, do: Buttons, parts: Parts) -> None:
+    """Connect the components with the handlers of their events."""
+    screen = [*(parts[name] for name in SCREEN), *parts["filters"]]
+    # Searches wait for the model, one at a time; everything else is answered at once.
+    direct: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    queued: dict[str, Any] = {
+        "concurrency_id": "model",
+        "concurrency_limit": 1,
+        "api_visibility": "private",
+        "show_progress": "minimal",
+        "show_progress_on": parts["status"],
+    }
+    # Searches.
+    state = parts["state"]
+    query = [state, parts["text"], parts["mode"]]
+    boxes = [parts[part] for part in PARTS]
+    go = [parts["go"].click, parts["text"].submit]
+    asked = [*query, parts["other"], *parts["filters"]]
+    corrected = [*query, *boxes, *parts["filters"]]
+    searches = [
+        gr.on(go, do.search, asked, screen, **queued),
+        parts["again"].click(do.again, corrected, screen, **queued),
+        parts["like"].click(do.like, [state], screen, **queued),
+        parts["dislike"].click(do.dislike, [state], screen, **queued),
+        parts["examples"].select(do.example, [parts["mode"]], screen, **queued),
+        parts["history"].select(do.turn, [state], screen, **direct),
+    ]
+    for event in searches:
+        event.then(None, None, None, js=SHOW, **direct)
+    # The address is that of the last search, and a page opened at it searches again.
+    parts["address"].change(None, [parts["address"]], None, js=KEEP, **direct)
+    opening = "() => [window.location.search]"
+    blocks.load(do.opened, [parts["address"]], screen, js=opening, **queued)
+    # Choices.
+    parts["found"].select(do.hit, [state], screen, **direct)
+    parts["onward"].click(do.start_from_hit, [state], screen, **direct)
+    parts["starters"].select(do.starter, [parts["names"]], screen, **direct)
+    file = parts["file"]
+    gr.on([file.upload, file.clear], do.upload, [file], screen, **direct)
+    parts["named"].submit(do.named, [parts["named"]], screen, **direct)
+    offered = [parts["starters"], parts["names"]]
+    parts["shuffle"].click(do.dialogue.starters, None, offered, **direct)
+    blocks.load(do.dialogue.starters, None, offered, **direct)
 
 
 # ---- serving it

@@ -7,7 +7,7 @@ print(search.one("reference.jpg", "the same in red").hits)
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Answer:
         search_seconds: time to search the index; of a batch its mean.
         agreement: how far several chains of the query agree, 0 .. 1; None for one chain.
         rerank: what a second look cost: pictures judged, tokens, seconds; None without one.
+        vector: the query's embedding (D,).
     """
 
     hits: list[Hit]
@@ -49,6 +50,7 @@ class Answer:
     search_seconds: float
     agreement: float | None = None
     rerank: dict | None = None
+    vector: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as a JSON object."""
@@ -198,9 +200,10 @@ class Search:
         text: str,
         k: int = 10,
         reading: str | None = None,
+        where: Mapping | None = None,
         without: Sequence[str] = (),
     ) -> Iterator[str | Answer]:
-        """Yield the chain whenever it has grown, and finally the answer."""
+        """Yield the chain whenever it has grown, and finally the answer; the arguments are those of `one`."""
         # Nothing of a refused text is yielded.
         check_text(text, "the text of the query")
         started = time.perf_counter()
@@ -210,7 +213,7 @@ class Search:
             for output in query_stream(self.retriever, reading)([image], [text]):
                 yield output.explanations[0]
         assert output is not None, "a stream yields at least the complete chain"
-        yield self.find(output, k, None, without, time.perf_counter() - started)[0]
+        yield self.find(output, k, where, without, time.perf_counter() - started)[0]
 
     def find(
         self,
@@ -236,11 +239,13 @@ class Search:
             output.flags or [""] * len(found),
             output.routing or [{}] * len(found),
             agreements,
+            vectors,
             strict=True,
         )
         answers = []
-        for hits, explanation, flag, routing, agreement in rows:
+        for hits, explanation, flag, routing, agreement, vector in rows:
             kept = [hit for hit in hits if hit[0] not in left_out][:k]
             times = (seconds / count, spent / count)
-            answers.append(Answer(kept, explanation, flag, routing, *times, agreement))
+            answer = Answer(kept, explanation, flag, routing, *times, agreement, vector=vector)
+            answers.append(answer)
         return answers

@@ -15,6 +15,7 @@ from cir_cot.search.dialogue import (
     empty_state,
     status_line,
 )
+from cir_cot.search.question import Question
 from cir_cot.search.search import Answer
 
 
@@ -55,12 +56,13 @@ def test_the_longest_text_is_read_and_no_longer_one():
 def test_the_last_turns_are_remembered_with_small_pictures():
     state = empty_state() | {"picture": Image.new("RGB", (4 * SIDE, 2 * SIDE))}
     for turn in range(TURNS + 3):
-        state = after_search(state, str(turn), answer())
+        state = after_search(state, Question("s020", str(turn), "full"), answer())
     assert [turn["text"] for turn in state["turns"]] == [str(turn) for turn in range(3, TURNS + 3)]
     assert {turn["picture"].size for turn in state["turns"]} == {(SIDE, SIDE // 2)}
     assert state["picture"].size == (4 * SIDE, 2 * SIDE)
-    assert state["hits"] == ["s060", "gone", "s070"]
-    assert after_search(state, "x", answer(hits=[]))["turns"][-1]["first"] == "nothing"
+    assert state["answer"].hits[0][0] == "s060"
+    nothing = after_search(state, Question("s020", "x", "full"), answer(hits=[]))
+    assert nothing["turns"][-1]["first"] == "nothing"
 
 
 def test_an_answer_is_told_with_times_flag_and_the_parts_that_took_a_share():

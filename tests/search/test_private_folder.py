@@ -67,6 +67,7 @@ def test_it_is_gone_after_a_signal(number, code):
 def test_a_shell_removes_it_when_the_process_is_killed(number):
     with holding(HOLD_OUTRIGHT) as process:
         folder = Path(process.stdout.readline().strip())
+        time.sleep(0.3)  # the shell has begun to wait
         assert (folder / "copy").is_file()
         process.send_signal(number)
         process.wait()
