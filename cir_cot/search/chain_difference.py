@@ -35,7 +35,8 @@ def difference(first: str, second: str, names: tuple[str, str]) -> str:
     """Return the sections of two chains side by side as HTML; "" where neither is a chain.
 
     Args:
-        first, second: two explanations; one that is no chain, as of a reading that writes none, is said so.
+        first: an explanation; one that is no chain, as of a reading that writes none, is said so.
+        second: the other explanation.
         names: what the columns are called.
     """
     chains = [written_parts(text) for text in (first, second)]

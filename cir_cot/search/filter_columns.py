@@ -15,7 +15,8 @@ class Column:
     Attributes:
         name: the key.
         values: its values in order; () for numbers.
-        low, high: the least and the greatest number; 0 for values.
+        low: the least number; 0 for values.
+        high: the greatest number; 0 for values.
     """
 
     name: str
