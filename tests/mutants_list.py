@@ -4830,6 +4830,56 @@ MUTANTS = [
         ["tests/evaluation/test_report_charts.py"],
         "a constant series has no axis",
     ),
+    # ---- cir_cot/training/refusals.py
+    (
+        "cir_cot/training/refusals.py",
+        "if getattr(args, name):",
+        "if not getattr(args, name):",
+        ["tests/training/test_refusals.py"],
+        "what has no effect is taken, and its default refused",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        "if value < least:",
+        "if value <= least:",
+        ["tests/training/test_refusals.py"],
+        "a learning rate of 0 is refused",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        "if not 0 <= value < 1:",
+        "if not 0 <= value <= 1:",
+        ["tests/training/test_refusals.py"],
+        "a decay of 1 is taken",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        "if args.max_steps <= 0 and args.num_train_epochs <= 0:",
+        "if args.num_train_epochs <= 0:",
+        ["tests/training/test_refusals.py"],
+        "no epochs are refused where steps are given",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        'args.save_strategy == "best" and args.metric_for_best_model is None',
+        'args.save_strategy == "best"',
+        ["tests/training/test_refusals.py"],
+        "save_strategy best is refused altogether",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        "if name not in (*installed, *UNLISTED):",
+        "if False:",
+        ["tests/training/test_refusals.py"],
+        "an unknown tracker is taken",
+    ),
+    (
+        "cir_cot/training/refusals.py",
+        'if isinstance(error, ImportError) or "lomo" not in optimizer:',
+        "if isinstance(error, ImportError):",
+        ["tests/training/test_refusals.py"],
+        "bad arguments of an optimizer are taken",
+    ),
     # ---- cir_cot/models/resizing.py
     (
         "cir_cot/models/resizing.py",

@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from cir_cot.errors import InputError
 
 from .distributed import prepare_deepspeed, refuse_impossible, shards_parameters
+from .refusals import refuse_uninstalled, refuse_unusable
 
 READOUT = ("readout", "projection", "temperature", "learn_temperature")
 HELP = "; default: that of the checkpoint, or of the head"
@@ -102,6 +103,7 @@ class CirArguments(TrainingArguments):
             logger.warning(warning, self.n_gpu)
             self._n_gpu = 1
         refuse_impossible(self, vision_cache=self.vision_cache is not None)
+        refuse_uninstalled(self)
         prepare_deepspeed(self)
 
     def _check_values(self) -> None:
@@ -110,6 +112,7 @@ class CirArguments(TrainingArguments):
             raise InputError(
                 "no output_dir: say where the run goes, for example --output_dir runs/first"
             )
+        refuse_unusable(self)
         # Numbers: finite, and within what numpy and the loop over batches take.
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):

@@ -61,5 +61,5 @@ def parse_arguments(
         return cls(**{name: getattr(namespace, name) for name in names(cls)})
     except InputError:
         raise
-    except ValueError as error:  # of transformers
-        raise InputError(str(error)) from error
+    except (ImportError, TypeError, ValueError) as error:  # of transformers
+        raise InputError(" ".join(str(error).split())) from error
