@@ -44,6 +44,7 @@ COMMANDS = {
     "serve": "cir_cot.scripts.eval.serve",
     "demo": "cir_cot.scripts.eval.demo",
     "export": "cir_cot.scripts.eval.export",
+    "push": "cir_cot.scripts.eval.push",
     "doctor": "cir_cot.scripts.eval.doctor",
     "quickstart": "cir_cot.scripts.train.quickstart",
     "tiny-base": "cir_cot.scripts.train.tiny_base",
@@ -62,7 +63,7 @@ TASKS = {
         "submit",
         "check-submission",
     ),
-    "Search and serve": ("index", "search", "serve", "export"),
+    "Search and serve": ("index", "search", "serve", "export", "push"),
 }
 Main = Callable[[Sequence[str]], int | None]  # what every script offers
 

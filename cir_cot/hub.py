@@ -100,7 +100,7 @@ def asking(name: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         reason = _reason(error, str(name)) if hub_address(name) else None
         if reason is None:
             raise

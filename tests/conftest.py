@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: one thread, no network, and the annotation files that only some machines have."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -51,3 +52,39 @@ def browser():
         opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, which huggingface_hub asks; its cache and the working directory are new."""
+    import huggingface_hub
+    from fake_hub import Hub
+
+    server = Hub()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    constants = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """A retriever's folder with an adapter, whose base is named as one on the hub."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(REPOSITORY / "tests/old_files/run", folder)
+    settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
+    settings["backbone"] = "them/base@v1"
+    (folder / "retriever.json").write_text(json.dumps(settings))
+    return folder

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 
 @dataclass
 class Repository:
@@ -126,10 +128,19 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- reading
 
-    def info(self, body: bytes, name: str, ref: str) -> None:
+    def info(self, body: bytes, name: str, ref: str = "main") -> None:
         commit, files = self.commit(name, ref)
         siblings = [{"rfilename": path} for path in files]
-        self.answer(200, {"id": name, "modelId": name, "sha": commit, "siblings": siblings})
+        self.answer(
+            200,
+            {
+                "id": name,
+                "modelId": name,
+                "sha": commit,
+                "siblings": siblings,
+                "private": self.repository(name).private,
+            },
+        )
 
     def tree(self, body: bytes, name: str, ref: str, below: str | None) -> None:
         _, files = self.commit(name, ref)
@@ -160,6 +171,12 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.repositories[name] = Repository(private=private)
         self.hub.repositories[name].commit({".gitattributes": b""})
         self.answer(200, {"url": f"{self.hub.url}/{name}", "id": name})
+
+    def check_card(self, body: bytes) -> None:
+        parts = json.loads(body)["content"].split("---\n")
+        header = yaml.safe_load(parts[1]) if len(parts) > 2 else None
+        errors = [] if header is None or header["license"] else [{"message": "no licence"}]
+        self.answer(200, {"errors": errors, "warnings": []})
 
     def branch(self, body: bytes, name: str, ref: str) -> None:
         self.writing()
@@ -211,10 +228,12 @@ class Handler(BaseHTTPRequestHandler):
 
 NAME = r"([^/]+/[^/]+)"
 ROUTES = {
+    rf"/api/models/{NAME}": Handler.info,
     rf"/api/models/{NAME}/revision/(.+)": Handler.info,
     rf"/api/models/{NAME}/tree/([^/]+)(/.+)?": Handler.tree,
     rf"/{NAME}/resolve/([^/]+)/(.+)": Handler.resolve,
     "/api/repos/create": Handler.create,
+    "/api/validate-yaml": Handler.check_card,
     rf"/api/models/{NAME}/branch/(.+)": Handler.branch,
     rf"/api/models/{NAME}/preupload/(.+)": Handler.preupload,
     rf"/{NAME}.git/info/lfs/objects/batch": Handler.batch,

@@ -87,6 +87,74 @@ MUTANTS = [
         ],
         "make installs untested versions",
     ),
+    # ---- cir_cot/heads/publish.py and card.py
+    (
+        "cir_cot/heads/publish.py",
+        "if not path.resolve().is_relative_to(folder.resolve()):",
+        "if False:",
+        [
+            "tests/heads/test_publish.py::test_what_may_not_be_published_is_refused_before_anything_is_sent"
+        ],
+        "a link sends a file from outside the folder",
+    ),
+    (
+        "cir_cot/heads/publish.py",
+        "if private and not api.model_info(to).private:",
+        "if False:",
+        ["tests/heads/test_publish.py::test_private_never_means_public"],
+        "--private writes into a public repository",
+    ),
+    (
+        "cir_cot/heads/publish.py",
+        "if not SHARD.fullmatch(name) or not (folder / name).is_file():",
+        "if False:",
+        ["tests/heads/test_publish.py::test_shards_are_those_that_the_index_lists"],
+        "an index may name any file to send",
+    ),
+    (
+        "cir_cot/heads/publish.py",
+        "        del contents[CARD_FILE]\n",
+        "        pass\n",
+        ["tests/heads/test_publish.py::test_a_card_by_hand_is_never_replaced"],
+        "a card on the hub that a person wrote is replaced",
+    ),
+    (
+        "cir_cot/heads/publish.py",
+        'config["base_model_name_or_path"] = facts["backbone"].partition("@")[0]',
+        "pass",
+        ["tests/heads/test_publish.py::test_the_card_says_what_is_recorded_and_no_path"],
+        "a path of this machine is published",
+    ),
+    (
+        "cir_cot/heads/publish.py",
+        "if not NAME.fullmatch(name) or Path(name).exists():",
+        "if False:",
+        [
+            "tests/heads/test_publish.py::test_what_may_not_be_published_is_refused_before_anything_is_sent"
+        ],
+        "a retriever whose base nobody else has is published",
+    ),
+    (
+        "cir_cot/heads/base.py",
+        'if not card.exists() or is_generated(card.read_text(encoding="utf-8", errors="replace")):',
+        "if True:",
+        ["tests/heads/test_publish.py::test_a_card_by_hand_is_never_replaced"],
+        "saving replaces a card that a person wrote",
+    ),
+    (
+        "cir_cot/heads/card.py",
+        "return found is not None and found[1] == _digest(text[: found.start()])",
+        "return found is not None",
+        ["tests/heads/test_publish.py::test_an_edited_card_counts_as_written_by_hand"],
+        "an edited card counts as generated",
+    ),
+    (
+        "cir_cot/heads/card.py",
+        'if row.get("explanation") and not row.get("flag"):',
+        'if row.get("explanation"):',
+        ["tests/heads/test_publish.py::test_the_card_says_what_is_recorded_and_no_path"],
+        "the example is a chain that something is wrong with",
+    ),
     # ---- cir_cot/hub.py
     (
         "cir_cot/hub.py",

@@ -293,6 +293,7 @@ OPTIONS = {
     | {"--reading", "--index", "--prompt", "--samples", "--temperature", "--rerank", "--reranker"},
     "reasoning": BENCHMARK | MODEL | PIXELS | ENGINE | VARIANTS | {"--index", "--prompt"},
     "doctor": {"--json"},
+    "push": {"--model", "--to", "--revision", "--private", "--results", "--dry-run", "--json"},
     "serve": PIXELS
     | ENGINE
     | {

@@ -1,13 +1,11 @@
 """Retrievers by their names on the hub, from a stand-in for it, and what is said where the hub does not deliver."""
 
 import json
-import shutil
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from fake_hub import Hub
 from PIL import Image
 
 from cir_cot.cli import UNUSABLE, run
@@ -17,39 +15,6 @@ from cir_cot.hub import hub_address, located
 from cir_cot.scripts.eval import search
 
 OLD = Path(__file__).parent / "old_files"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for the hub, which huggingface_hub asks; its cache and the working directory are new."""
-    server = Hub()
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    constants = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_TOKEN_PATH": str(tmp_path / "no_token"),
-    }
-    for name, value in constants.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    """A retriever's folder with an adapter, whose base is named as one on the hub."""
-    folder = tmp_path / "adapter"
-    shutil.copytree(OLD / "run", folder)
-    settings = json.loads((folder / "retriever.json").read_text())
-    settings["backbone"] = "them/base@v1"
-    (folder / "retriever.json").write_text(json.dumps(settings))
-    return folder
 
 
 def embedding(retriever) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from cir_cot.data.licences import LICENCES
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Record
@@ -13,16 +14,6 @@ from .filters import FILTERS, teachers
 
 # The hub's names for the size of a dataset, by the number of rows below it.
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-# As the datasets' own repositories say; the licence of the pictures is another matter.
-LICENCES = {
-    "fashioniq": "Community Data License Agreement (CDLA), version not stated; "
-    "pictures: their sellers'",
-    "cirr": "MIT; pictures: NLVR2's terms",
-    "circo": "CC BY-NC 4.0; pictures: COCO's terms",
-    "shoes": "MIT; pictures: their sellers'",
-    "genecis": "as its repository says; pictures: those of Visual Genome and COCO",
-    "folder": "its owner's",
-}
 # Reasons to leave a record out that are no filter of one chain.
 OTHER_REASONS = {
     "duplicate": "The same conclusion for the same reference and modification as an earlier "

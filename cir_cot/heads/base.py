@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 import safetensors.torch
@@ -19,6 +20,8 @@ from cir_cot.models.loading import load_tensors
 from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.records import Record
 from cir_cot.retriever import FORMAT, HEAD_FILE, SETTINGS_FILE, QueryOutput
+
+from .card import is_generated, model_card, read_run
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,21 @@ class Head(nn.Module, ABC):
         """Save as a retriever folder, which `load` and `cir_cot.heads.load_retriever` read."""
         save_retriever(self, folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        results: Sequence[str | Path] = (),
+    ) -> str:
+        """Upload the retriever to the hub, with a model card -> its address; see `cir_cot.heads.publish.push`."""
+        from .publish import push
+
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push(folder, repo_id, private, token, revision, results).address
+
     def load_weights(self, folder: str | Path) -> None:
         """Load the weights of a saved folder with the same settings, for example to resume training."""
         self.backbone.load_weights(folder)
@@ -196,7 +214,11 @@ def save_retriever(head: Head, folder: str | Path) -> None:
         "trained_in": head.trained_in,
         "version": __version__,
     }
-    (folder / "README.md").write_text(model_card(metadata), encoding="utf-8")
+    # A card that a person wrote or edited stays.
+    card = folder / "README.md"
+    if not card.exists() or is_generated(card.read_text(encoding="utf-8", errors="replace")):
+        text = model_card(metadata, run=read_run(folder))
+        card.write_text(text, encoding="utf-8")
     (folder / SETTINGS_FILE).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
@@ -244,35 +266,6 @@ def load_head_weights(head: Head, folder: str | Path, without: tuple[str, ...] =
 
 def _unless_prefixed(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.startswith(prefixes)}
-
-
-def model_card(metadata: dict) -> str:
-    """Return the README.md of a saved retriever; `metadata` is the content of its retriever.json."""
-    # The settings stand in the same table as the rest.
-    shown = {**metadata, **metadata["settings"]}
-    del shown["settings"]
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())
-    return f"""---
-library_name: cir-cot
-base_model: {json.dumps(metadata["backbone"])}
-tags: [composed-image-retrieval, chain-of-thought]
----
-# A `{metadata["kind"]}` retriever for composed image retrieval
-
-Trained with cir-cot. A reference image and a modification text go in, a query vector and an explanation come out.
-
-| setting | value |
-|---|---|
-{rows}
-
-```python
-from cir_cot.heads import load_retriever
-
-retriever = load_retriever("this folder")
-query = retriever.encode_query([image], ["the same, but red"])
-scores = query.embeddings @ retriever.encode_target(gallery).T
-```
-"""
 
 
 def target_ids(rows: Sequence[TrainingRow]) -> Tensor:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.heads import HEADS, load_retriever
-from cir_cot.heads.base import HeadOutput, model_card
+from cir_cot.heads.base import HeadOutput
+from cir_cot.heads.card import model_card
 from cir_cot.heads.clip import ClipRetriever
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.heads.moe import COMBINERS, MoeRetriever
@@ -278,12 +279,12 @@ def test_weights_of_another_head_are_refused(tiny, tmp_path, change):
 def test_the_card_states_every_setting():
     facts = {
         "kind": "cot",
-        "backbone": 'a "base": x',
+        "backbone": "them/base",
         "dim": 8,
         "settings": {"readout": "ret", "threshold": 0.25},
     }
     card = model_card(facts)
-    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == 'a "base": x'
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "them/base"
     for row in ("| dim | `8` |", "| readout | `ret` |", "| threshold | `0.25` |"):
         assert row in card
     assert "| settings |" not in card
