@@ -5238,18 +5238,11 @@ MUTANTS = [
         "a foreign encoder is saved with the head",
     ),
     (
-        "cir_cot/heads/base.py",
-        '{**metadata, **metadata["settings"]}',
-        "{**metadata}",
+        "cir_cot/heads/card.py",
+        '{**facts, **facts["settings"]}',
+        "{**facts}",
         ["tests/contract/test_retriever_contract.py::test_the_card_states_every_setting"],
         "the card leaves out the settings",
-    ),
-    (
-        "cir_cot/heads/base.py",
-        'base_model: {json.dumps(metadata["backbone"])}',
-        'base_model: {metadata["backbone"]}',
-        ["tests/contract/test_retriever_contract.py::test_the_card_states_every_setting"],
-        "a base's name breaks the card's header",
     ),
     (
         "cir_cot/retriever.py",

@@ -198,10 +198,10 @@ def _data(run: Mapping[str, Any] | None) -> str:
     if not run:
         return "Not recorded."
     # A mixture names KIND:WEIGHT:DIR of each dataset; the folders are left out.
-    kinds = [str(part).partition(":")[0] for part in run.get("mix") or ()] or [run.get("benchmark")]
+    mixed = [str(part).partition(":")[0] for part in run.get("mix") or ()]
     rows = []
-    for kind in kinds:
-        terms = LICENCES.get(str(kind), "not known")
+    for kind in mixed or [str(run.get("benchmark"))]:
+        terms = LICENCES.get(kind, "not known")
         rows.append(f"- `{kind}`, split `{run.get('split')}`: {terms}.")
     return "\n".join(rows)
 
