@@ -8,6 +8,20 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/evaluation/encode_ahead.py",
+        "            if len(waiting) > AHEAD:",
+        "            if len(waiting) > 5 * AHEAD:",
+        ["tests/evaluation/test_encode_ahead.py"],
+        "all pictures of a gallery are in memory",
+    ),
+    (
+        "cir_cot/evaluation/encode_ahead.py",
+        "    if len(vectors) != count:",
+        "    if False:",
+        ["tests/evaluation/test_encode_ahead.py"],
+        "a picture without a vector shifts those behind it",
+    ),
+    (
         "cir_cot/profiling/fake_processes.py",
         '"allreduce_": lambda n: 2 * (n - 1) / n,',
         '"allreduce_": lambda n: (n - 1) / n,',
@@ -1818,19 +1832,19 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/gallery_scan.py",
-        "            if found.picture is not None and found.digest not in done:",
-        "            if found.picture is not None:",
+        "        if one.picture is not None and one.digest not in done:",
+        "        if one.picture is not None:",
         ["tests/search/test_faiss_index.py::test_equal_files_are_encoded_once"],
         "equal files are encoded twice",
     ),
     (
         "cir_cot/search/gallery_scan.py",
-        "        encoded += _store_batch(retriever, log, batch)\n    # Write",
-        "        _store_batch(retriever, log, batch)\n    # Write",
+        "    if batch:\n        yield batch\n",
+        "",
         [
             "tests/search/test_faiss_index.py::test_any_number_of_processes_shares_the_work_and_may_change"
         ],
-        "the last batch is not counted",
+        "the last batch is not encoded",
     ),
     (
         "cir_cot/search/gallery_scan.py",
@@ -4482,9 +4496,9 @@ MUTANTS = [
         "a continued evaluation encodes everything again",
     ),
     (
-        "cir_cot/heads/qwen.py",
-        "                if padded <= self.token_budget and len(batch) < self.batch_size:",
-        "                if len(batch) < self.batch_size:",
+        "cir_cot/heads/targets.py",
+        "            if padded <= token_budget and len(batch) < batch_size:",
+        "            if len(batch) < batch_size:",
         ["tests/contract/test_retriever_contract.py::test_a_large_picture_pads_no_small_ones"],
         "a batch is padded beyond the budget",
     ),

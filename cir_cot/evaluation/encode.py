@@ -15,6 +15,7 @@ from cir_cot.images import ImageStore
 from cir_cot.records import Record
 from cir_cot.retriever import QueryOutput, Retriever, concatenate_outputs, inference
 
+from .encode_ahead import encode_ahead
 from .encoded_rows import EncodedRows
 from .readings import Encode
 
@@ -53,16 +54,15 @@ def encode_gallery(
         inference(retriever),
         tqdm(total=len(wanted), desc="gallery", unit=" images", disable=not progress) as bar,
     ):
-        for pictures in load_batches(wanted, images, batch_size):
-            batch = wanted[done : done + len(pictures)]
-            done += len(pictures)
-            vectors = retriever.encode_target(pictures).float().cpu()  # (batch, D)
+        for vectors in encode_ahead(retriever, load_batches(wanted, images, batch_size)):
+            batch = wanted[done : done + len(vectors)]
+            done += len(vectors)
             if rows is None:
                 parts.append(vectors)
             else:
                 nothing = [""] * len(batch)
                 rows.append(batch, QueryOutput(check_embeddings(vectors, batch), nothing))
-            bar.update(len(pictures))
+            bar.update(len(vectors))
     if rows is None:
         return check_embeddings(torch.cat(parts), names)
     # The other processes' shares.

@@ -31,11 +31,11 @@ from .base import HeadOutput
 from .chain_collator import ChainCollator
 from .decoding import DecodingState, Queue, decode
 from .grammar import Grammar
-from .qwen import QwenHead, Readout, chain_loss, chosen
+from .qwen import PictureHead, Readout, chain_loss, chosen
 from .sampling import Sampling
 
 
-class CotRetriever(QwenHead):
+class CotRetriever(PictureHead):
     """Chain-of-thought head around a Qwen-VL.
 
     Args:
@@ -46,7 +46,7 @@ class CotRetriever(QwenHead):
             is closed and the row flagged.
         threshold: `stop_confidence` from which the adaptive reading generates no chain; `cir-cot calibrate` finds one.
         target_encoder: a CLIP or SigLIP checkpoint. Targets are then its vectors, and the projection leads to them.
-        readout: further arguments of QwenHead.
+        readout: further arguments of PictureHead.
 
     Example:
         head = CotRetriever(load_backbone("Qwen/Qwen2.5-VL-3B-Instruct"), "Qwen/Qwen2.5-VL-3B-Instruct")
@@ -106,12 +106,13 @@ class CotRetriever(QwenHead):
 
     def collator(self) -> ChainCollator:
         """Return the function that turns training rows into a batch; it holds the processor, never the model."""
-        return ChainCollator(self.encoder(), self.chain_dropout, self._target_inputs())
+        return ChainCollator(self.encoder(), self.chain_dropout, self.target_inputs())
 
-    def _target_inputs(self) -> Callable[[Sequence[Image]], dict[str, Tensor]]:
+    def target_inputs(self) -> Callable[[Sequence[Image]], dict[str, Tensor]]:
+        """Return what makes model inputs of candidate pictures."""
         return self.foreign.inputs.pictures if self.foreign else self.encoder().target
 
-    def _target(self, inputs: dict[str, Tensor]) -> Tensor:
+    def embed_targets(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embed target images, or their feature vectors -> (B, D) unit."""
         if self.foreign is None:
             return self.read(inputs)
@@ -129,22 +130,12 @@ class CotRetriever(QwenHead):
         hidden = self.backbone(query)  # (B, T, H)
         return HeadOutput(
             query=self._embed(hidden, query["input_ids"]),
-            target=None if target is None else self._target(target),
+            target=None if target is None else self.embed_targets(target),
             temperature=self.temperature(),
             aux={} if labels is None else {"lm": chain_loss(self.backbone, hidden, labels)},
             rows={},
             stats={},
         )
-
-    @torch.no_grad()
-    def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N candidate images -> (N, D)."""
-        inputs = self._target_inputs()
-        vectors = torch.zeros(len(images), self.dim)
-        for rows in self.batches_by_size(images):
-            batch = inputs([images[row] for row in rows])
-            vectors[rows] = self._target(self._to_device(batch)).cpu()
-        return vectors
 
     def encode_query(
         self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None

@@ -9,7 +9,7 @@ The chosen prompts replace the embeddings of reserved tokens between image and t
 the visual tokens are in place by then, no second vision pass is needed, and M-RoPE positions are unchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack, cast
 
 import torch
@@ -27,10 +27,10 @@ from cir_cot.retriever import QueryOutput, in_order
 from .base import HeadOutput, TrainingRow, target_ids
 from .connector import Connector
 from .prompt_choice import Choice, masked_mean, pool_balance
-from .qwen import QwenHead, Readout
+from .qwen import PictureHead, Readout
 
 
-class PromptPoolRetriever(QwenHead):
+class PromptPoolRetriever(PictureHead):
     """Prompt-pool head around a Qwen-VL; without pool and Connector it is a plain one-pass encoder.
 
     Args:
@@ -205,16 +205,13 @@ class PromptPoolRetriever(QwenHead):
         """Return the names of the prompts."""
         return [f"prompt {number}" for number in range(self.pool)]
 
-    @torch.no_grad()
-    def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N candidate images -> (N, D)."""
-        encoder = self.encoder()
-        encoded = torch.zeros(len(images), self.dim)
-        for rows in self.batches_by_size(images):
-            inputs = self._to_device(encoder.target([images[row] for row in rows]))
-            vectors, _ = self.choose_and_read(inputs, "target")
-            encoded[rows] = vectors.cpu()
-        return encoded
+    def target_inputs(self) -> Callable[[Sequence[Image]], dict[str, Tensor]]:
+        """Return what makes model inputs of candidate pictures."""
+        return self.encoder().target
+
+    def embed_targets(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed the model inputs of candidate pictures -> (B, D) unit."""
+        return self.choose_and_read(inputs, "target")[0]
 
     @torch.no_grad()
     def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:

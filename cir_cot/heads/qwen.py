@@ -1,6 +1,7 @@
 """Shared base of the heads on a Qwen-VL: an embedding from its hidden states, loading, and resuming."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
@@ -20,14 +21,13 @@ from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE
 
 from .base import Head, load_head_weights
+from .targets import Prepared, TargetPreparer, group_by_size
 
 READOUTS = ("ret", "before_ret")
 # Qwen's image processors keep both areas under names of edges.
 PIXEL_BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 # Padded tokens in one forward pass of inference: a few hundred MB of activations at 7B.
 TOKEN_BUDGET = 16384
-# Tokens of the chat template and the instruction, for batches only.
-PROMPT_TOKENS = 64
 # Bounds of a learned temperature; CLIP clamps at 0.01 (arXiv 2103.00020).
 COLDEST = 0.01
 WARMEST = 1.0
@@ -154,26 +154,9 @@ class QwenHead(Head):
         Returns:
             Numbers of the rows of each batch, each number once.
         """
-        tokenizer = self.backbone.processor.tokenizer
-        processor = self.backbone.processor.image_processor
-        tokens = []
-        for image in images:
-            patches = processor.get_number_of_image_patches(image.height, image.width)
-            tokens.append(patches // processor.merge_size**2 + PROMPT_TOKENS)
-        for part in texts:
-            for row, text in enumerate(part):
-                tokens[row] += len(tokenizer.tokenize(text, split_special_tokens=True))
-        # Longest first: the first row of a batch is as long as the batch is padded to.
-        batches: list[list[int]] = []
-        for row in sorted(range(len(images)), key=lambda row: -tokens[row]):
-            if batches:
-                batch = batches[-1]
-                padded = tokens[batch[0]] * (len(batch) + 1)
-                if padded <= self.token_budget and len(batch) < self.batch_size:
-                    batch.append(row)
-                    continue
-            batches.append([row])
-        return batches
+        return group_by_size(
+            self.backbone.processor, images, texts, self.token_budget, self.batch_size
+        )
 
     @classmethod
     def resume(
@@ -237,6 +220,36 @@ class QwenHead(Head):
         place = pick_device(device)  # an unknown device is refused before weights are read
         head = cls.resume(folder, metadata, trainable=False, settings={}, dtype=dtype, **options)
         return head.to(place).eval()
+
+
+class PictureHead(QwenHead):
+    """Encode candidate pictures with the backbone; their model inputs may be made in other threads."""
+
+    def target_preparer(self) -> TargetPreparer:
+        """Return what makes the inputs of `encode_prepared` from pictures; it can be copied for another thread."""
+        return TargetPreparer(
+            self.target_inputs(), self.backbone.processor, self.token_budget, self.batch_size
+        )
+
+    @torch.no_grad()
+    def encode_prepared(self, prepared: Prepared) -> Tensor:
+        """Encode the pictures that `target_preparer` has prepared -> (N, D), float32 and unit, on the CPU."""
+        vectors = torch.zeros(sum(len(rows) for rows, _ in prepared), self.dim)
+        for rows, inputs in prepared:
+            vectors[rows] = self.embed_targets(self._to_device(inputs)).cpu()
+        return vectors
+
+    def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
+        """Encode N candidate images -> (N, D)."""
+        return self.encode_prepared(self.target_preparer()(images))
+
+    @abstractmethod
+    def target_inputs(self) -> Callable[[Sequence[Image.Image]], dict[str, Tensor]]:
+        """Return what makes model inputs of candidate pictures; it holds the processor, never the model."""
+
+    @abstractmethod
+    def embed_targets(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed the model inputs of candidate pictures -> (B, D) unit."""
 
 
 def stored_bounds(folder: Path, settings: dict) -> dict[str, int]:

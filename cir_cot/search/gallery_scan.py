@@ -7,7 +7,7 @@ scan `<rank>.seen` of (image id, content hash, problem) rows. See `vector_store`
 import json
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cir_cot.digests import digest_file
 from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import check_embeddings
+from cir_cot.evaluation.encode_ahead import encode_ahead
 from cir_cot.files import read_json, write_text_atomic
 from cir_cot.images import ImageStore
 from cir_cot.ranks import ALONE, Ranks
@@ -83,42 +84,52 @@ def encode_rank(
     # Take every `world`-th picture.
     share = ranks.share(names)
     scan: list[tuple[str, str, str]] = []
-    batch: list[Scanned] = []
     encoded = 0
     with (
         inference(retriever),
         tqdm(total=len(share), desc="gallery", unit=" images", disable=not progress) as bar,
     ):
-        # Threads hash and decode; the model encodes the pictures that are new.
-        for found in _scan_ahead(images, share, done, batch_size):
-            bar.update()
-            scan.append((found.name, found.digest, found.problem))
-            # Collect new pictures; equal files are encoded once.
-            if found.picture is not None and found.digest not in done:
-                done.add(found.digest)
-                batch.append(found)
-            # Store a full batch before the next picture is looked at.
-            if len(batch) == batch_size:
-                encoded += _store_batch(retriever, log, batch)
-                batch = []
-        encoded += _store_batch(retriever, log, batch)
+        # Threads hash, decode and prepare; the model encodes the pictures that are new.
+        found = _scan_ahead(images, share, done, batch_size)
+        waiting: deque[list[Scanned]] = deque()
+
+        def batches() -> Iterator[list[Image.Image]]:
+            for batch in _new_pictures(found, done, batch_size, scan, bar):
+                waiting.append(batch)
+                yield [one.picture for one in batch if one.picture is not None]
+
+        # Store a batch as soon as it is encoded.
+        for vectors in encode_ahead(retriever, batches()):
+            batch = waiting.popleft()
+            check_embeddings(vectors, [one.name for one in batch])
+            with written(log.path.parent):
+                log.append([one.digest for one in batch], vectors.numpy())
+            encoded += len(batch)
     # Write down what each picture is now, for the process that writes the index.
     write_text_atomic(folder / f"{ranks.rank}.seen", json.dumps(scan))
     return encoded
 
 
-def _store_batch(retriever: Retriever, log: VectorLog, batch: Sequence[Scanned]) -> int:
-    """Encode a batch and append it to the log; return its size."""
-    # The last batch may be empty.
-    if not batch:
-        return 0
-    # Encode, and refuse numbers that are not finite before they are stored.
-    pictures = [found.picture for found in batch if found.picture is not None]
-    vectors = retriever.encode_target(pictures)  # (B, D)
-    check_embeddings(vectors, [found.name for found in batch])
-    with written(log.path.parent):
-        log.append([found.digest for found in batch], vectors.float().cpu().numpy())
-    return len(batch)
+def _new_pictures(
+    found: Iterable[Scanned],
+    done: set[str],
+    size: int,
+    scan: list[tuple[str, str, str]],
+    bar: tqdm,
+) -> Iterator[list[Scanned]]:
+    """Yield batches of pictures to encode, equal files once, and note every picture in `scan`."""
+    batch: list[Scanned] = []
+    for one in found:
+        bar.update()
+        scan.append((one.name, one.digest, one.problem))
+        if one.picture is not None and one.digest not in done:
+            done.add(one.digest)
+            batch.append(one)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _scan_ahead(
