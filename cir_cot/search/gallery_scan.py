@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import cast
 
@@ -91,16 +92,10 @@ def encode_rank(
     ):
         # Threads hash, decode and prepare; the model encodes the pictures that are new.
         found = _scan_ahead(images, share, done, batch_size)
-        waiting: deque[list[Scanned]] = deque()
-
-        def batches() -> Iterator[list[Image.Image]]:
-            for batch in _new_pictures(found, done, batch_size, scan, bar):
-                waiting.append(batch)
-                yield [one.picture for one in batch if one.picture is not None]
-
+        batches, same = tee(_new_pictures(found, done, batch_size, scan, bar))
+        encoding = encode_ahead(retriever, map(_pictures, same))
         # Store a batch as soon as it is encoded.
-        for vectors in encode_ahead(retriever, batches()):
-            batch = waiting.popleft()
+        for batch, vectors in zip(batches, encoding, strict=True):
             check_embeddings(vectors, [one.name for one in batch])
             with written(log.path.parent):
                 log.append([one.digest for one in batch], vectors.numpy())
@@ -108,6 +103,11 @@ def encode_rank(
     # Write down what each picture is now, for the process that writes the index.
     write_text_atomic(folder / f"{ranks.rank}.seen", json.dumps(scan))
     return encoded
+
+
+def _pictures(batch: Sequence[Scanned]) -> list[Image.Image]:
+    """Return the decoded pictures of a batch, all of which must be encoded."""
+    return [one.picture for one in batch if one.picture is not None]
 
 
 def _new_pictures(
