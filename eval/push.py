@@ -38,8 +38,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Upload, and print the address."""
     args = parse(argv)
-    from cir_cot.heads.publish import push  # loads torch: after the arguments' checks
+    from cir_cot.heads.card import check_measured  # loads torch: after the arguments' checks
+    from cir_cot.heads.publish import push
 
+    check_measured(args.model, args.results)
     upload = push(
         args.model,
         args.to,

@@ -169,6 +169,20 @@ MUTANTS = [
         ["tests/heads/test_publish.py::test_the_card_says_what_is_recorded_and_no_path"],
         "the example is a chain that something is wrong with",
     ),
+    (
+        "cir_cot/heads/card.py",
+        "if Path(measured).name != Path(model).resolve().name:",
+        "if False:",
+        ["tests/heads/test_publish.py::test_results_of_another_model_are_refused"],
+        "another model's numbers are published",
+    ),
+    (
+        "cir_cot/heads/card.py",
+        'folder = Path(str(arguments.get("model")))',
+        "break",
+        ["tests/heads/test_publish.py::test_earlier_stages_are_looked_up_for_data_and_base"],
+        "the data of earlier stages is left out",
+    ),
     # ---- cir_cot/hub.py
     (
         "cir_cot/hub.py",

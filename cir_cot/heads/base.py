@@ -21,7 +21,7 @@ from cir_cot.prompts import PROMPTS_VERSION
 from cir_cot.records import Record
 from cir_cot.retriever import FORMAT, HEAD_FILE, SETTINGS_FILE, QueryOutput
 
-from .card import is_generated, model_card, read_run
+from .card import is_generated, model_card, read_runs
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def save_retriever(head: Head, folder: str | Path) -> None:
     # A card that a person wrote or edited stays.
     card = folder / "README.md"
     if not card.exists() or is_generated(card.read_text(encoding="utf-8", errors="replace")):
-        text = model_card(metadata, run=read_run(folder))
+        text = model_card(metadata, runs=read_runs(folder))
         card.write_text(text, encoding="utf-8")
     (folder / SETTINGS_FILE).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 

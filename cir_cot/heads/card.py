@@ -21,6 +21,7 @@ from cir_cot.models.checkpoint import TINY_BASE
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
+STAGES = 8  # most stages of training that a card looks back
 MARK = re.compile(r"\n<!-- cir-cot wrote this card: ([0-9a-f]{16}) -->\n\Z")
 # What a metric depends on; paths of the machine that measured are left out.
 PROTOCOL = ("benchmark", "category", "split", "gallery", "gallery_size", "queries", "sample", "reference", "ties",
@@ -31,8 +32,9 @@ CARD = """---
 ---
 # {title}
 
-A reference picture and a modification text go in; a query vector comes out{chain}. Pictures of a gallery are encoded
-into the same space, and the nearest ones are the answer: composed image retrieval. Trained with cir-cot.
+A reference picture and a modification text go in; a query vector comes out{chain}.
+Pictures of a gallery are encoded into the same space, and the nearest ones are the answer: composed image retrieval.
+Trained with cir-cot.
 
 ## Load it
 
@@ -79,7 +81,7 @@ base and the training data allow.
 def model_card(
     facts: Mapping[str, Any],
     name: str = "this folder",
-    run: Mapping[str, Any] | None = None,
+    runs: Sequence[Mapping[str, Any]] = (),
     results: Sequence[Mapping[str, Any]] = (),
     example: str = "",
 ) -> str:
@@ -88,11 +90,11 @@ def model_card(
     Args:
         facts: the content of its retriever.json.
         name: what `load_retriever` is given.
-        run: `arguments` of the training's run.json, where they are known.
+        runs: what `read_runs` returns.
         results: the contents of results.json of measurements.
         example: a chain that the model wrote.
     """
-    base = base_name(facts, run)
+    base = base_name(facts, runs)
     # The settings stand in the same table as the rest.
     shown = {**facts, **facts["settings"]}
     del shown["settings"]
@@ -107,7 +109,7 @@ def model_card(
         name=json.dumps(name),
         example=f"\nA chain that it wrote:\n\n{_indented(example)}\n" if example else "",
         base=f"`{base}`." if base else "Not recorded by a public name.",
-        data=_data(run),
+        data=_data(runs),
         metrics="\n\n".join(map(_measured, results)) or "None were given with this card.",
         settings="\n".join(rows),
     )
@@ -124,9 +126,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def base_name(facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> str | None:
-    """Return the public name of the base: as the adapter recorded it, else as the training was given it."""
-    for name in (facts["backbone"], (run or {}).get("model")):
+def base_name(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the public name of the base: as the adapter recorded it, else as the first stage was given it."""
+    given = runs[-1].get("model") if runs else None
+    for name in (facts["backbone"], given):
         if isinstance(name, str) and NAME.fullmatch(name) and not Path(name).exists():
             return name
     return None
@@ -193,17 +196,17 @@ def _measured(result: Mapping[str, Any]) -> str:
     return f"| {what} | percent |\n|---|---|\n{table}\n\nProtocol:\n\n{_indented(json.dumps(kept, indent=1))}"
 
 
-def _data(run: Mapping[str, Any] | None) -> str:
+def _data(runs: Sequence[Mapping[str, Any]]) -> str:
     """Say on which datasets it was trained, with their terms."""
-    if not run:
-        return "Not recorded."
-    # A mixture names KIND:WEIGHT:DIR of each dataset; the folders are left out.
-    mixed = [str(part).partition(":")[0] for part in run.get("mix") or ()]
-    rows = []
-    for kind in mixed or [str(run.get("benchmark"))]:
-        terms = LICENCES.get(kind, "not known")
-        rows.append(f"- `{kind}`, split `{run.get('split')}`: {terms}.")
-    return "\n".join(rows)
+    rows: list[str] = []
+    for run in runs:
+        # A mixture names KIND:WEIGHT:DIR of each dataset; the folders are left out.
+        mixed = [str(part).partition(":")[0] for part in run.get("mix") or ()]
+        for kind in mixed or [str(run.get("benchmark"))]:
+            terms = LICENCES.get(kind, "not known")
+            rows.append(f"- `{kind}`, split `{run.get('split')}`: {terms}.")
+    # Stages of one training often share a dataset.
+    return "\n".join(dict.fromkeys(rows)) or "Not recorded."
 
 
 def _indented(text: str) -> str:
@@ -211,12 +214,26 @@ def _indented(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines())
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """Return the arguments of the training that run.json records, None without one."""
-    path = folder / RUN_FILE
-    content = read_json(path) if path.is_file() else None
-    arguments = content.get("arguments") if isinstance(content, dict) else None
-    return arguments if isinstance(arguments, dict) else None
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the arguments in run.json, of the last stage of training and of earlier ones as far as found."""
+    runs: list[dict[str, Any]] = []
+    while len(runs) < STAGES and (folder / RUN_FILE).is_file():
+        content = read_json(folder / RUN_FILE)
+        arguments = content.get("arguments") if isinstance(content, dict) else None
+        if not isinstance(arguments, dict):
+            break
+        runs.append(arguments)
+        folder = Path(str(arguments.get("model")))
+    return runs
+
+
+def check_measured(model: str | Path, folders: Sequence[str | Path]) -> None:
+    """Raise InputError for results of a retriever whose folder had another name."""
+    results, _ = read_results(folders)
+    for folder, content in zip(folders, results, strict=True):
+        measured = str(content["protocol"].get("model"))
+        if Path(measured).name != Path(model).resolve().name:
+            raise InputError(f"{folder}: measured {measured!r}, not {model}; give its own results")
 
 
 def read_results(folders: Sequence[str | Path]) -> tuple[list[dict[str, Any]], str]:

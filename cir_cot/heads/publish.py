@@ -13,7 +13,7 @@ from cir_cot.hub import NAME, asking
 from cir_cot.models.checkpoint import TINY_BASE
 from cir_cot.retriever import HEAD_FILE, SETTINGS_FILE, read_settings
 
-from .card import is_generated, model_card, read_results, read_run
+from .card import is_generated, model_card, read_results, read_runs
 
 CARD_FILE = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -73,10 +73,14 @@ def push(
     # A card that a person wrote is sent as it is.
     card = folder / CARD_FILE
     if card.is_file() and not is_generated(card.read_text(encoding="utf-8")):
+        if results:
+            raise InputError(
+                f"{card}: written or edited by hand, so that no results can be added; remove it, or give no results"
+            )
         contents[CARD_FILE] = _inside(card, folder)
     else:
         measured, example = read_results(results)
-        text = model_card(facts, to, read_run(folder), measured, example)
+        text = model_card(facts, to, read_runs(folder), measured, example)
         contents[CARD_FILE] = text.encode()
     if dry_run:
         return _upload(to, revision, contents, kept=False)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.heads.card import is_generated, model_card
+from cir_cot.heads.card import is_generated, model_card, read_runs
 from cir_cot.heads.publish import push as publish
 from cir_cot.retriever import read_settings
 from cir_cot.scripts.eval import push
@@ -140,6 +140,31 @@ def test_the_card_says_what_is_recorded_and_no_path(hub, folder, results):
     assert config["base_model_name_or_path"] == "them/base"
 
 
+def test_results_of_another_model_are_refused(folder, results):
+    command = ["--model", str(folder), "--to", "me/mine", "--dry-run", "--results", str(results)]
+    with pytest.raises(InputError, match="measured 'secret-model', not "):
+        push.main(command)
+    content = json.loads((results / "results.json").read_text())
+    content["protocol"]["model"] = f"elsewhere/{folder.name}"
+    (results / "results.json").write_text(json.dumps(content))
+    assert push.main(command) == 0
+
+
+def test_earlier_stages_are_looked_up_for_data_and_base(folder, tmp_path):
+    stage = tmp_path / "stage1"
+    stage.mkdir()
+    first = {"arguments": {"model": "them/first@v3", "mix": ["cirr:1:x", "fashioniq:2:y"]}}
+    (stage / "run.json").write_text(json.dumps(first))
+    last = {"arguments": {"model": str(stage), "benchmark": "fashioniq", "split": "train"}}
+    (folder / "run.json").write_text(json.dumps(last))
+    runs = read_runs(folder)
+    card = model_card(read_settings(folder) | {"backbone": "."}, runs=runs)
+    assert header(card)["base_model"] == "them/first"
+    assert header(card)["base_model_relation"] == "finetune"
+    assert "`cirr`" in card
+    assert str(stage) not in card
+
+
 def test_a_card_by_hand_is_never_replaced(hub, folder, capsys):
     # In the folder: it is sent as it is, and saving keeps it.
     (folder / "README.md").write_text("# mine\n")
@@ -180,6 +205,10 @@ def link(folder):
     (folder / "tokenizer.json").symlink_to(secret)
 
 
+def by_hand(folder):
+    (folder / "README.md").write_text("# mine")
+
+
 def unfinished(folder):
     (folder / "retriever.json").unlink()
 
@@ -190,12 +219,15 @@ def unfinished(folder):
         (local_base, "needs './base', a folder of this machine, which nobody else can load"),
         (link, "tokenizer.json: a link out of the folder; copy the file"),
         (unfinished, "no retriever.json here"),
+        (by_hand, "README.md: written or edited by hand, so that no results can be added"),
     ],
 )
-def test_what_may_not_be_published_is_refused_before_anything_is_sent(hub, folder, spoil, said):
+def test_what_may_not_be_published_is_refused_before_anything_is_sent(
+    hub, folder, results, spoil, said
+):
     spoil(folder)
-    with pytest.raises(InputError, match=said.replace("(", r"\(")):
-        publish(folder, "me/mine")
+    with pytest.raises(InputError, match=said):
+        publish(folder, "me/mine", results=[results])
     assert hub.requests == []
 
 
