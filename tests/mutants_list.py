@@ -1730,8 +1730,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/search/chain_difference.py",
-        "cells = [escape(",
-        "cells = [str(",
+        "[escape(text) or",
+        "[str(text) or",
         ["tests/search/test_demo_events.py"],
         "a chain alone is HTML",
     ),

@@ -45,10 +45,9 @@ def difference(first: str, second: str, names: tuple[str, str]) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
     for part in PARTS:
-        cells = list(marked(*[chain.get(part, "") for chain in chains]))
-        # Nothing is marked beside a chain that is not there.
-        if not all(chains):
-            cells = [escape(chain.get(part, "")) or "–" for chain in chains]
+        texts = [chain.get(part, "") for chain in chains]
+        # Nothing is marked beside a section that is not there.
+        cells = list(marked(*texts)) if all(texts) else [escape(text) or "–" for text in texts]
         both = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{part.capitalize()}</th>{both}</tr>')
     said = "Words that differ are marked." if all(chains) else "Only one of them writes a chain."

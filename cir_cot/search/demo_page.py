@@ -152,15 +152,15 @@ def chain_controls(dialogue: Dialogue) -> Parts:
 def result_controls() -> Parts:
     """Add the status, the pictures found, what can be done with one, the comparison and the history."""
     status = gr.HTML(note("Choose a reference, then write what should change."))
-    label = "Found: choose one to go on"
-    found = gr.Gallery(label=label, columns=4, **GRID, visible=False, elem_id="found")
-    # Of a chosen result.
+    # Of a chosen result; above the pictures, so that it is in view.
     with gr.Group(visible=False, elem_id="judge") as judge:
         judged = gr.HTML()
         with gr.Row():
             onward = gr.Button("Search from it", size="sm", min_width=100)
             like = gr.Button("More like this", size="sm", min_width=100)
             dislike = gr.Button("Not this", size="sm", min_width=100)
+    label = "Found: choose one to go on"
+    found = gr.Gallery(label=label, columns=4, **GRID, visible=False, elem_id="found")
     second = gr.Gallery(label="Found by the other", columns=4, **GRID, visible=False)
     chains = gr.HTML()
     label = "So far: click to go back"

@@ -230,6 +230,10 @@ def test_two_chains_stand_side_by_side():
     assert "<mark>c</mark>" in html
     assert "<script" not in html
     assert "&lt;full&gt;" in html
+    # A reading that writes the conclusion only lacks the other sections; they are not marked.
+    short = difference(first, "<conclusion>e</conclusion>", ("full", "short"))
+    assert short.count("<mark>") == 2
+    assert short.count("<td>–</td>") == 2
     alone = difference(first, "", ("full", "fast"))
     assert "Only one" in alone
     assert "<mark" not in alone
