@@ -185,6 +185,20 @@ MUTANTS = [
     ),
     # ---- cir_cot/hub.py
     (
+        "cir_cot/training/run.py",
+        "if not holds(args.model, SETTINGS_FILE):",
+        "if not (Path(args.model) / SETTINGS_FILE).is_file():",
+        ["tests/test_hub.py::test_training_begins_from_a_name"],
+        "a recipe takes a retriever of the hub for a base",
+    ),
+    (
+        "cir_cot/models/checkpoint.py",
+        'return address.repository, {"revision": address.revision}',
+        "return address.repository, {}",
+        ["tests/test_hub.py::test_training_begins_from_a_name"],
+        "the revision of a base is ignored",
+    ),
+    (
         "cir_cot/hub.py",
         "if not revision and Path(repository).parent.is_dir():",
         "if False:",

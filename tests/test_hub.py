@@ -1,6 +1,7 @@
 """Retrievers by their names on the hub, from a stand-in for it, and what is said where the hub does not deliver."""
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -11,8 +12,9 @@ from PIL import Image
 from cir_cot.cli import UNUSABLE, run
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.hub import hub_address, located
+from cir_cot.hub import holds, hub_address, located
 from cir_cot.scripts.eval import search
+from cir_cot.scripts.train import sft
 
 OLD = Path(__file__).parent / "old_files"
 
@@ -141,3 +143,28 @@ def test_a_command_takes_a_name(hub, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: 'me/nothing': neither a folder here nor a repository")
     assert error.count("\n") == 1
+
+
+def test_a_repository_is_asked_for_a_file(hub, adapter, monkeypatch):
+    hub.add("me/retriever", adapter)
+    hub.add("them/base", OLD / "base")
+    assert holds("me/retriever", "retriever.json")
+    assert not holds("them/base", "retriever.json")
+    with pytest.raises(InputError, match="neither a folder here"):
+        holds("me/nothing", "retriever.json")
+    # What is in neither place leaves the question to whoever loads.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert holds("me/retriever", "retriever.json")
+    assert not holds("me/other", "retriever.json")
+
+
+@pytest.mark.parametrize("name", ["me/retriever", "them/base@v1"])
+def test_training_begins_from_a_name(hub, adapter, name):
+    hub.add("me/retriever", adapter)
+    hub.add("them/base", OLD / "base", ref="v1")
+    for folder in ("data", "base"):
+        shutil.copytree(OLD / folder, folder)
+    arguments = json.loads((OLD / "run/run.json").read_text())["argv"]
+    assert sft.main([*arguments, "--model", name, "--output_dir", "again", "--max_steps", "1"]) == 0
+    # The base is recorded by its name and revision, so that anybody can load the adapter.
+    assert json.loads(Path("again/retriever.json").read_text())["backbone"] == "them/base@v1"
