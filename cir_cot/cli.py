@@ -154,8 +154,9 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:  # a missing file, a full disk, a network that is down
         problem = error.strerror or str(error)
         code = _refuse(f"{problem}: {error.filename}" if error.filename else problem)
-    except KeyboardInterrupt:
-        code = _write_error("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:  # a command may say what is kept
+        kept = f": {interrupt}" if str(interrupt) else ""
+        code = _write_error(f"interrupted{kept}", INTERRUPTED)
     # Python flushes both streams once more when it ends.
     _release(sys.stdout)
     _release(sys.stderr)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cir_cot.chains.forecast import forecast
-from cir_cot.chains.job import Job, remaining_tasks
+from cir_cot.chains.job import Job, quarantine_reasons, remaining_tasks
 from cir_cot.chains.job_options import JobOptions
 from cir_cot.cli import DONE, PROBLEMS, run
 from cir_cot.options import (
@@ -30,7 +30,7 @@ REPORT = 60.0  # seconds between two lines of progress where there is no termina
 
 
 def main(argv: Sequence[str]) -> int:
-    """Annotate until all rows or the budget are done; 1 if a larger budget would allow more."""
+    """Annotate until all rows or the budget are done; 1 if rows are in quarantine or the budget is spent."""
     options = parse_arguments(argv)
     # An estimate sends no request.
     if options.estimate:
@@ -41,12 +41,22 @@ def main(argv: Sequence[str]) -> int:
         return DONE
 
     # Annotate, then print the counts of all processes once.
-    job, stopped = options.run(show_progress)
+    try:
+        job, stopped = options.run(show_progress)
+    except KeyboardInterrupt as interrupt:
+        kept = f"finished rows are kept in {options.out}; the same command goes on"
+        raise KeyboardInterrupt(kept) from interrupt
     if job.out == options.out:  # of several processes, the first one
         print(json.dumps(job.summary()) if options.json else f"{job.out}: {job.status_line()}")
+    if job.quarantined and job.out == options.out:
+        reasons = [f"{reason} {count}" for reason, count in quarantine_reasons(options.out)]
+        print(
+            f"{job.quarantined} rows have no chain ({', '.join(reasons)}); see {job.quarantine_path}",
+            file=sys.stderr,
+        )
     if stopped:
         print(f"stopped: {stopped}; run again with a larger one to go on", file=sys.stderr)
-    return PROBLEMS if stopped else DONE
+    return PROBLEMS if stopped or job.quarantined else DONE
 
 
 def parse_arguments(argv: Sequence[str]) -> JobOptions:

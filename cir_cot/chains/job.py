@@ -228,6 +228,20 @@ class Job:
                 file.unlink(missing_ok=True)
 
 
+def quarantine_reasons(out: Path, most: int = 5) -> list[tuple[str, int]]:
+    """Count the rows in a job's quarantine by what their reasons begin with, the commonest first.
+
+    Args:
+        out: the job's output.
+        most: reasons to return.
+    """
+    counts: Counter[str] = Counter()
+    for where, line in stream(out.with_name(f"{out.name}.{FILES[0]}")):
+        name_of(line, where)
+        counts[str(line.get("reason", "")).partition(":")[0]] += 1
+    return counts.most_common(most)
+
+
 def rank_path(out: Path, rank: int) -> Path:
     """Return the file that process `rank` writes; the first process writes the output itself."""
     return out.with_name(f"{out.name}.rank{rank}") if rank else out

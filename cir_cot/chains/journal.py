@@ -190,8 +190,9 @@ def lock(path: Path, out: Path, settings: Mapping) -> int:
             held = os.pread(handle, SETTINGS, 0).decode("utf-8", "replace")
             used = any(file.exists() and file.stat().st_size for file in (out, quarantine))
             if held != wanted and used and held:
-                cure = "give another --out, or the same settings"
-                raise InputError(f"{out}: made with {held}, now asked with {wanted}; {cure}")
+                raise InputError(
+                    f"{out}: {settings_that_differ(held, settings)}; give another --out, or the same settings"
+                )
             # Equal settings are not written again: a full disk would lose them.
             if held != wanted:
                 os.pwrite(handle, wanted.encode(), 0)
@@ -200,3 +201,26 @@ def lock(path: Path, out: Path, settings: Mapping) -> int:
             os.close(handle)
             raise
     return handle
+
+
+def settings_that_differ(held: str, wanted: Mapping) -> str:
+    """Say which settings of a job differ from those it is asked with, by key with both values.
+
+    Args:
+        held: the job's settings as its lock file has them, or what else is in that file.
+        wanted: the settings that it is asked with.
+    """
+    try:
+        before = json.loads(held)
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        return f"made with {shown(held)}, which are no settings of a job"
+    # A key that one side lacks differs, too.
+    parts = []
+    for key in sorted({*before, *wanted}):
+        old = json.dumps(before[key]) if key in before else "not set"
+        new = json.dumps(wanted[key]) if key in wanted else "not set"
+        if old != new:
+            parts.append(f"{key} {old}, now {new}")
+    return "made with " + "; ".join(parts)

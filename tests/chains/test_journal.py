@@ -23,7 +23,7 @@ from recorded_os import recorded_os
 
 from cir_cot.chains.budget import Budget
 from cir_cot.chains.job import Job
-from cir_cot.chains.journal import LONGEST, Journal, chain_of, name_of, stream
+from cir_cot.chains.journal import LONGEST, Journal, chain_of, name_of, settings_that_differ, stream
 from cir_cot.errors import InputError
 from cir_cot.records import Cot, Record, record_to_dict
 from cir_cot.scripts.data_gen import annotate
@@ -169,6 +169,15 @@ def test_a_broken_file_of_a_job_is_refused_in_one_line(
     assert str(out) in error
     assert error.count("\n") == 1
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_settings_that_differ_are_named_with_both_values():
+    held = json.dumps({"model": "a", "repairs": 2, "split": "train"})
+    wanted = {"model": "b", "split": "train", "verifier": None}
+    assert settings_that_differ(held, wanted) == (
+        'made with model "a", now "b"; repairs 2, now not set; verifier not set, now null'
+    )
+    assert "which are no settings" in settings_that_differ("[1]", wanted)
 
 
 def test_a_line_of_any_length_is_read_in_bounded_pieces(tmp_path):
