@@ -8,6 +8,22 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/chains/journal.py",
+        "        if old != new:",
+        "        if True:",
+        ["tests/chains/test_journal.py::test_settings_that_differ_are_named_with_both_values"],
+        "settings that agree are named as different",
+    ),
+    (
+        "data_gen/annotate.py",
+        "return PROBLEMS if stopped or job.quarantined else DONE",
+        "return PROBLEMS if stopped else DONE",
+        [
+            "tests/chains/test_annotate.py::test_a_picture_that_cannot_be_read_is_a_row_in_quarantine"
+        ],
+        "a job with rows in quarantine looks complete",
+    ),
+    (
         "cir_cot/evaluation/encode_ahead.py",
         "            if len(waiting) > AHEAD:",
         "            if len(waiting) > 5 * AHEAD:",
