@@ -12,6 +12,7 @@ WITHOUT_EFFECT = {
     "label_smoothing_factor": "the losses here have no class labels to smooth",
     "neftune_noise_alpha": "it adds noise inside models of transformers, and a retriever is none",
     "use_liger_kernel": "it patches models of transformers, and a retriever is none",
+    "push_to_hub": "it would publish checkpoints as they come; publish the result with cir-cot push",
 }
 # Arguments whose least value transformers does not check, or only in the middle of training.
 LEAST = {"learning_rate": 0, "weight_decay": 0, "dataloader_num_workers": 0, "adam_epsilon": 0}

@@ -14,6 +14,7 @@ REFUSED = {
     "--label_smoothing_factor 0.1": "no class labels",
     "--neftune_noise_alpha 5": "a retriever is none",
     "--use_liger_kernel true": "a retriever is none",
+    "--push_to_hub true": "publish the result with cir-cot push",
     "--learning_rate -1": "learning_rate is -1.0: give at least 0",
     "--dataloader_num_workers -1": "dataloader_num_workers is -1: give at least 0",
     "--adam_beta1 1": "adam_beta1 is 1.0: give at least 0 and less than 1",
