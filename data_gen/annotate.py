@@ -78,14 +78,22 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
 
     group = parser.add_argument_group("which model writes")
     add = group.add_argument
-    teacher = "openai: OpenAI-compatible servers; transformers: a checkpoint in this process"
-    add("--teacher", required=True, choices=("openai", "transformers"), help=teacher)
-    add("--model", required=True, metavar="NAME", help="its name on the server, or a checkpoint")
+    teacher = (
+        "openai: OpenAI-compatible servers; transformers: a checkpoint in this process; self: a "
+        "trained retriever, which draws chains and keeps those that help it find the target"
+    )
+    add("--teacher", required=True, choices=("openai", "transformers", "self"), help=teacher)
+    model = "its name on the server, a checkpoint, or the folder of a trained retriever"
+    add("--model", required=True, metavar="NAME", help=model)
     add("--base-url", nargs="+", metavar="URL", help="servers, for example http://host:8000/v1")
     add("--proxy", metavar="URL", help="proxy for requests; HTTP_PROXY and the like are ignored")
-    add("--temperature", type=float, metavar="T", help="sampling temperature (default 0: greedy)")
+    temperature = "sampling temperature (default 0: greedy; of self 0.7)"
+    add("--temperature", type=float, metavar="T", help=temperature)
     add_dtype(group, default="bfloat16")
-    add_batch_size(group, unit="transformers only: rows", default=16, type=positive)
+    add_batch_size(group, unit="transformers and self: rows", default=16, type=positive)
+    add("--samples", type=positive, metavar="K", help="self only: chains a query (default 4)")
+    better = "self only: keep a chain only if it ranks the target better than none (default: yes)"
+    add("--keep-better", action=argparse.BooleanOptionalAction, help=better)
 
     add = parser.add_argument_group("how chains are written").add_argument
     stages = "one call for each section of a chain, or one for all (default separate)"

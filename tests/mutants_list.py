@@ -38,6 +38,51 @@ MUTANTS = [
         "a picture without a vector shifts those behind it",
     ),
     (
+        "cir_cot/chains/self_teacher.py",
+        "one.rank < without or one.rank == 1",
+        "one.rank <= without",
+        [
+            "tests/chains/test_self_teacher.py::test_a_chain_must_rank_the_target_better_than_none_or_first_as_before"
+        ],
+        "a chain that helps nothing is kept",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
+        "(one.rank, one.length)",
+        "(one.rank,)",
+        [
+            "tests/chains/test_self_teacher.py::test_the_best_rank_is_kept_and_the_shortest_of_equals"
+        ],
+        "the first of equals is kept, not the shortest",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
+        "(scores >= best)",
+        "(scores > best)",
+        [
+            "tests/chains/test_self_teacher.py::test_ranks_count_ties_against_the_target_and_no_other_target"
+        ],
+        "ties count for the target",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
+        "scores[:, targets] = -np.inf",
+        "pass",
+        [
+            "tests/chains/test_self_teacher.py::test_ranks_count_ties_against_the_target_and_no_other_target"
+        ],
+        "other targets count against a query",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
+        "count * answers)",
+        "0)",
+        [
+            "tests/chains/test_self_teacher.py::test_a_budget_ends_the_job_and_a_larger_one_continues_it"
+        ],
+        "a budget forgets the chains to come",
+    ),
+    (
         "cir_cot/profiling/fake_processes.py",
         '"allreduce_": lambda n: 2 * (n - 1) / n,',
         '"allreduce_": lambda n: (n - 1) / n,',

@@ -398,6 +398,8 @@ OPTIONS = {
         "--model",
         "--base-url",
         "--proxy",
+        "--samples",
+        "--keep-better",
         "--temperature",
         "--dtype",
         "--batch-size",

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cir_cot.errors import InputError
@@ -25,6 +26,8 @@ SYNC = 1.0  # seconds between two groups of rows that are forced to the disk
 
 # Opened around the loop with the job; its value is called about once a second.
 Watch = Callable[[Job], AbstractContextManager[Callable[[], None]]]
+# Annotates some tasks of a job; returns why it stopped early, "" if it did not.
+Work = Callable[[Job, Sequence[Task], Watch], str]
 
 
 def quietly(job: Job) -> AbstractContextManager[Callable[[], None]]:
@@ -88,7 +91,8 @@ def annotate(
     tasks = make_tasks([(record, images) for record in records], facts)
     # The job goes on where an earlier call with the same keys stopped.
     job = Job(Path(out), facts, teacher.budget)
-    stopped = run_job(job, Path(out), tasks, lambda: (teacher, plan), concurrency)
+    work = partial(ask_teacher, lambda: (teacher, plan), concurrency)
+    stopped = run_job(job, Path(out), tasks, work)
     return JobResult(job.summary(), stopped)
 
 
@@ -119,8 +123,7 @@ def run_job(
     job: Job,
     out: Path,
     tasks: Sequence[Task],
-    open_teacher: Callable[[], tuple[Teacher, Plan]],
-    concurrency: int,
+    work: Work,
     ranks: Ranks | None = None,
     watch: Watch = quietly,
 ) -> str:
@@ -130,8 +133,7 @@ def run_job(
         job: this process's job, which is closed at the end.
         out: the job's output, the same for all processes.
         tasks: all tasks of the job.
-        open_teacher: opens the teacher once there is something to ask.
-        concurrency: rows at a time in each process.
+        work: annotates this process's share; called if there is something to ask.
         ranks: the processes; None for a single one.
         watch: shows the progress.
 
@@ -149,12 +151,7 @@ def run_job(
         ranks.wait()  # nobody writes before all have read
 
         # Opening a teacher may load a model: only if there is something to ask.
-        stopped = ""
-        if share:
-            teacher, plan = open_teacher()
-            with watch(job) as tell:
-                work = annotate_tasks(job, share, teacher, plan, concurrency, tell)
-                stopped = asyncio.run(work)
+        stopped = work(job, share, watch) if share else ""
 
         # The first process merges the files once all have written theirs.
         if ranks.rank:
@@ -167,6 +164,23 @@ def run_job(
         job.close()
         ranks.close()
     return stopped
+
+
+def ask_teacher(
+    open_teacher: Callable[[], tuple[Teacher, Plan]],
+    concurrency: int,
+    job: Job,
+    tasks: Sequence[Task],
+    watch: Watch,
+) -> str:
+    """Open a teacher and ask it for the chains of the tasks, `concurrency` rows at a time.
+
+    Returns:
+        Why it stopped early; "" if it did not.
+    """
+    teacher, plan = open_teacher()
+    with watch(job) as tell:
+        return asyncio.run(annotate_tasks(job, tasks, teacher, plan, concurrency, tell))
 
 
 async def annotate_tasks(

@@ -15,7 +15,7 @@ from cir_cot.images import ImageStore
 from cir_cot.ranks import Ranks
 from cir_cot.records import Record
 
-from .annotate import Watch, check_targets, job_settings, quietly, run_job
+from .annotate import Watch, Work, ask_teacher, check_targets, job_settings, quietly, run_job
 from .budget import Budget
 from .job import Job, Task, make_tasks, rank_path
 from .journal import chain_of, stream
@@ -31,7 +31,7 @@ class JobOptions:
     root: str
     split: str
     out: Path
-    teacher: Literal["openai", "transformers"]
+    teacher: Literal["openai", "transformers", "self"]
     model: str
     # Which queries.
     category: str | None = None
@@ -40,9 +40,11 @@ class JobOptions:
     # Which model writes.
     base_url: Sequence[str] = ()
     proxy: str | None = None
-    temperature: float = 0.0
+    temperature: float | None = None  # None: 0, greedy; of self, which draws, 0.7
     dtype: str = "bfloat16"
     batch_size: int = 16
+    samples: int = 4
+    keep_better: bool = True
     # How chains are written.
     stages: Literal["separate", "joint"] = "separate"
     see_target: bool = False
@@ -88,6 +90,8 @@ class JobOptions:
                     "to no others"
                 )
             return
+        if self.teacher == "self":
+            self._check_self()
         # The rest is about a teacher in this process.
         if self.stages == "joint":
             raise InputError(
@@ -101,10 +105,36 @@ class JobOptions:
                 "--verifier is for --teacher openai; a local teacher verifies its own conclusions"
             )
 
+    def _check_self(self) -> None:
+        """Refuse what a retriever that draws its own chains cannot do, or must not."""
+        if not self.split.startswith("train"):
+            raise InputError(
+                f"--teacher self is for training splits, not {self.split!r}: chains are chosen by "
+                "the rank of the target"
+            )
+        given = {
+            "--see-target": self.see_target,
+            "--verify": self.verify,
+            "--estimate": self.estimate,
+        }
+        for option in (name for name, value in given.items() if value):
+            raise InputError(f"{option} is for other teachers; leave it out with --teacher self")
+        if not self.drawn_at() > 0:
+            raise InputError(
+                f"--temperature {self.temperature}: --teacher self draws its chains; give a number "
+                "above 0, such as 0.7"
+            )
+
+    def drawn_at(self) -> float:
+        """Return the sampling temperature."""
+        if self.temperature is None:
+            return 0.7 if self.teacher == "self" else 0.0
+        return self.temperature
+
     def _check_numbers(self) -> None:
         """Refuse numbers out of range, NaN included."""
         # The comparisons are false for NaN.
-        if not 0 < self.timeout < math.inf or not 0 <= self.temperature < math.inf:
+        if not 0 < self.timeout < math.inf or not 0 <= self.drawn_at() < math.inf:
             raise InputError(
                 f"--timeout must be above 0, got {self.timeout}; --temperature must be at least 0, "
                 f"got {self.temperature}"
@@ -124,19 +154,26 @@ class JobOptions:
         """Return everything that decides a chain beside its row: part of each row's key."""
         # The verifier decides which chains are kept.
         verifier = (self.verifier or self.model) if self.verify else None
-        dataset = {
+        dataset: dict[str, Any] = {
             "benchmark": self.benchmark,
             "split": self.split,
-            "temperature": self.temperature,
+            "temperature": self.drawn_at(),
         }
+        if self.teacher == "self":
+            dataset |= {"samples": self.samples, "keep_better": self.keep_better}
         return dataset | job_settings(self.model, self.plan(), verifier)
 
-    def tasks(self) -> list[Task]:
-        """Load the dataset and make one task of each query; InputError if one lacks its target."""
+    def queries(self) -> list[tuple[Record, ImageStore]]:
+        """Load all queries of the dataset, each with the store of its pictures."""
         queries: list[tuple[Record, ImageStore]] = []
         for part in load_benchmark(self.benchmark, self.root, self.split, self.category):
             images = part.images()
             queries += [(record, images) for record in part.records]
+        return queries
+
+    def tasks(self, queries: list[tuple[Record, ImageStore]] | None = None) -> list[Task]:
+        """Make one task of each query, by default the dataset's; InputError if a target is lacking."""
+        queries = self.queries() if queries is None else queries
         if self.again is not None:
             decided = last_decisions(self.again)
             asked = {key for key, decision in decided.items() if decision.decision == "again"}
@@ -144,7 +181,7 @@ class JobOptions:
             queries = [pair for pair in queries if (pair[0].id, pair[0].reference) in asked]
         # --limit counts over all categories.
         queries = queries[: self.limit]
-        if self.see_target or self.verify:
+        if self.see_target or self.verify or self.teacher == "self":
             check_targets((record for record, _ in queries), f"{self.root}, split {self.split}")
         return make_tasks(queries, self.settings())
 
@@ -157,15 +194,40 @@ class JobOptions:
         Returns:
             This process's job, and why it stopped early ("" if it did not).
         """
-        tasks = self.tasks()
+        queries = self.queries()
+        tasks = self.tasks(queries)
         # A server's teacher has one process: the server makes the batches.
-        ranks = Ranks.launched() if self.teacher == "transformers" else Ranks.single()
+        ranks = Ranks.single() if self.teacher == "openai" else Ranks.launched()
         budget = self.budget(ranks.count)
         # Each process writes a file of its own; the first one merges them into the output.
         job = Job(rank_path(self.out, ranks.rank), self.settings(), budget)
         open_teacher = partial(self.open_teacher, budget, ranks.device)
-        stopped = run_job(job, self.out, tasks, open_teacher, self.concurrency, ranks, watch)
-        return job, stopped
+        work: Work = partial(ask_teacher, open_teacher, self.concurrency)
+        if self.teacher == "self":
+            work = partial(self._teach_itself, queries, ranks.device)
+        return job, run_job(job, self.out, tasks, work, ranks, watch)
+
+    def _teach_itself(
+        self,
+        queries: Sequence[tuple[Record, ImageStore]],
+        device: Any,
+        job: Job,
+        tasks: Sequence[Task],
+        watch: Watch,
+    ) -> str:
+        """Have the retriever draw the chains of the tasks, ranked among the pictures of all queries."""
+        from .self_teacher import open_self_teacher
+
+        teacher = open_self_teacher(
+            self.model,
+            self.samples,
+            self.drawn_at(),
+            self.keep_better,
+            self.batch_size,
+            self.dtype,
+            device,
+        )
+        return teacher.annotate(job, tasks, teacher.encode_galleries(queries), watch)
 
     def budget(self, processes: int) -> Budget:
         """Return one process's equal share of the budget."""
@@ -184,7 +246,7 @@ class JobOptions:
             from .transformers_teacher import TransformersTeacher
 
             local = TransformersTeacher(
-                self.model, budget, self.batch_size, self.temperature, self.dtype, device
+                self.model, budget, self.batch_size, self.drawn_at(), self.dtype, device
             )
             return local, self.plan(local if self.verify else None)
         # A verifier of another name is asked on the same servers.
@@ -206,7 +268,7 @@ class JobOptions:
             concurrency=self.concurrency,
             retries=self.retries,
             timeout=self.timeout,
-            temperature=self.temperature,
+            temperature=self.drawn_at(),
             proxy=self.proxy,
         )
 
