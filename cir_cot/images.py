@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 
 from .digests import digest_bytes
 from .errors import InputError
+from .picture_files import EXTENSIONS, spelled_otherwise, unique_pictures
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of files that are looked for
 # Formats by content: FashionIQ's .jpg files hold several. JPEG opens MPO, too.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: above any camera in the public benchmarks
 MAX_BYTES = 2**26  # of a file
 MAX_RATIO = 200  # longer side to shorter one: the processors of Qwen-VL raise on more
@@ -86,6 +87,13 @@ class ImageStore:
             path = self._inside(name, image_id)
             if path.is_file():
                 return path
+
+        # the extension may be in upper case: cameras write .JPG
+        if self.files is None:
+            wanted = self._inside(names[0], image_id)
+            other = spelled_otherwise(wanted.parent, Path(names[0]).stem)
+            if other:
+                return self._inside(str(PurePosixPath(image_id).with_name(other)), image_id)
         raise InputError(f"image {image_id!r} is missing: no {' or '.join(names)} in {self.root}")
 
     def __contains__(self, image_id: str) -> bool:
@@ -162,14 +170,19 @@ class ImageStore:
 
 
 def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the bytes of a JPEG, PNG, WebP or GIF to an upright RGB image.
+    """Decode the bytes of a picture to an upright RGB image; of several frames the first.
+
+    JPEG, PNG, WebP, GIF, TIFF and BMP are read, and HEIC with the extra `heic`.
 
     Raises:
         InputError: names `where` and what is wrong: truncated, corrupt, too large, or too narrow
             for Qwen-VL.
     """
+    formats = FORMATS
+    if raw[4:8] == b"ftyp" and raw[8:12] in HEIC_BRANDS:
+        formats = heic_formats(where)
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(raw), formats=formats) as picture:
             # opening reads the header only: refuse by the size before decoding
             width, height = picture.size
             if width * height > max_pixels:
@@ -195,6 +208,18 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise InputError(
             f"{where}: no readable picture, corrupt or truncated ({error}); replace the file"
         ) from error
+
+
+def heic_formats(where: str) -> tuple[str, ...]:
+    """Teach Pillow to read HEIC and return its name there; InputError where pillow-heif is missing."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise InputError(
+            f"{where}: a HEIC picture needs pillow-heif: pip install 'cir-cot[heic]', or save it as JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -236,25 +261,9 @@ def crop_box(picture: Image.Image, box: Box, where: str) -> Image.Image:
 
 
 def list_pictures(root: str | Path) -> ImageStore:
-    """Return a store of every image below a folder; ids are relative paths without the extension.
+    """Return a store of every picture below a folder; ids are relative paths without the extension.
 
     Raises:
-        InputError: the folder does not exist or has no image, or two images have the same id.
+        InputError: the folder does not exist or has no picture, or two pictures have the same id.
     """
-    if not Path(root).is_dir():
-        raise InputError(f"{root}: no such folder of pictures")
-    files: dict[str, str] = {}
-    # sorted, so that ids have the same order on every machine
-    for path in sorted(Path(root).rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and path.is_file():
-            file = path.relative_to(root)
-            # two files may differ in their extension only
-            name = file.with_suffix("").as_posix()
-            if name in files:
-                raise InputError(
-                    f"{root}: {files[name]} and {file} have the same image id, {name!r}; rename one of them"
-                )
-            files[name] = file.as_posix()
-    if not files:
-        raise InputError(f"{root}: no picture in it ({', '.join(EXTENSIONS)})")
-    return ImageStore(root, files)
+    return ImageStore(root, unique_pictures(root).files)

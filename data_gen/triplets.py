@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name:5} {queries:7} queries  {written.pictures[name]:7} pictures")
     if written.unused:
         print(f"{written.unused} pictures have no line in {args.labels} and are not used")
+    if written.skipped:
+        print(written.skipped)
     return 0
 
 

@@ -135,12 +135,14 @@ def encode(args: argparse.Namespace) -> bool:
     """Build or update the index, together with the other processes; return whether this is the first of them."""
     from cir_cot.heads import load_retriever
     from cir_cot.heads.loaded import loaded_line
-    from cir_cot.images import list_pictures
+    from cir_cot.images import ImageStore
+    from cir_cot.picture_files import unique_pictures
     from cir_cot.search.build import IndexSettings, build, change
 
     # Read what the arguments name, before a model is loaded.
-    images = list_pictures(args.images)
-    names = wanted_names(args.gallery, images.files)
+    found = unique_pictures(args.images)
+    images = ImageStore(args.images, found.files)
+    names = wanted_names(args.gallery, found.files)
     payloads = read_payloads(args.payload) if args.payload else None
     if args.dtype == "float16" and args.store_dtype == "float32":
         # Until 0.2, --dtype float16 meant the stored vectors.
@@ -150,6 +152,8 @@ def encode(args: argparse.Namespace) -> bool:
     retriever = load_retriever(args.model, **loading_options(args, ranks))
     if ranks.first:
         print(loaded_line(retriever, args.model), file=sys.stderr)
+        if found.skipped:
+            print(found.skipped_line(), file=sys.stderr)
     # Encode and save.
     count = build(
         retriever,

@@ -2943,6 +2943,30 @@ MUTANTS = [
         ],
         "a learned temperature leaves its bounds",
     ),
+    # ---- cir_cot/picture_files.py
+    (
+        "cir_cot/picture_files.py",
+        'if any(part.startswith(".") for part in file.parts):',
+        "if False:",
+        [
+            "tests/test_picture_files.py::test_hidden_files_are_left_out_and_the_rest_counted_by_kind"
+        ],
+        "._shirt.jpg is a picture",
+    ),
+    (
+        "cir_cot/picture_files.py",
+        "if first != file.as_posix():",
+        "if False:",
+        ["tests/test_picture_files.py::test_two_pictures_of_one_id_are_refused_and_found_by_check"],
+        "the second picture of an id is dropped in silence",
+    ),
+    (
+        "cir_cot/picture_files.py",
+        "if Path(name).suffix.lower() in EXTENSIONS]",
+        "if Path(name).suffix in EXTENSIONS]",
+        ["tests/test_picture_files.py::test_both_lookups_find_the_same_pictures"],
+        ".JPG is found in a folder, not by its id",
+    ),
     # ---- cir_cot/images.py
     (
         "cir_cot/images.py",

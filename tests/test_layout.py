@@ -31,6 +31,7 @@ ORDER = (
         "provenance",
         "webpage",
     },
+    {"picture_files"},
     {"devices", "files", "hub", "images", "ranks", "stored_help"},
     {"ownership", "records", "storage"},
     {"data", "prompts"},

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from cir_cot.errors import InputError, UnavailableError
 from cir_cot.images import ImageStore
+from cir_cot.picture_files import find_pictures
 from cir_cot.records import Record
 
 from . import load_benchmark
@@ -93,8 +94,16 @@ def check_images(benchmark: Benchmark, store: ImageStore, counts: dict) -> list[
     return [
         ("missing_image", missing),
         ("corrupt_image", corrupt),
+        ("same_image_id", same_ids(store)),
         ("duplicate_image", [" = ".join(names) for names in copies.values() if len(names) > 1]),
     ]
+
+
+def same_ids(store: ImageStore) -> list[str]:
+    """List the pictures that share an id with another file, which `cir-cot index` refuses."""
+    if store.files is not None:
+        return []
+    return [f"{first} = {second}" for first, second in find_pictures(store.root).clashes]
 
 
 def look_at(store: ImageStore, name: str) -> tuple[str, str]:

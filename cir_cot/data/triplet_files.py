@@ -4,14 +4,13 @@ import csv
 import hashlib
 import random
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from cir_cot.errors import InputError
 from cir_cot.files import write_text_atomic
-from cir_cot.images import EXTENSIONS
 from cir_cot.ownership import writing
+from cir_cot.picture_files import unique_pictures
 from cir_cot.records import Record, write_records
 
 from .triplets import CAPTION, triplets
@@ -23,6 +22,7 @@ class Written(NamedTuple):
     queries: dict[str, int]  # by split, only those that have queries
     pictures: dict[str, int]  # the same splits
     unused: int  # pictures without a row in the CSV file
+    skipped: str  # files that are no pictures, counted by kind; "" where there are none
 
 
 def write_triplets(
@@ -46,7 +46,8 @@ def write_triplets(
         overwrite: replace files that this function did not write, too.
     """
     # what there is
-    names = picture_ids(root / "images")
+    found = unique_pictures(root / "images")
+    names = sorted(found.files)
     described = read_descriptions(labels, names)
     splits = split(list(described), val)
 
@@ -74,6 +75,7 @@ def write_triplets(
         queries={name: len(records) for name, records in queries.items()},
         pictures={name: len(splits[name]) for name in queries},
         unused=len(names) - len(described),
+        skipped=found.skipped_line(),
     )
 
 
@@ -87,26 +89,6 @@ def _too_different(labels: Path, split: str, count: int) -> InputError:
         f"{labels}: no two of the {count} pictures of {split} are alike enough for an edit; give "
         f"more pictures, or labels that several pictures share{cure}"
     )
-
-
-def picture_ids(folder: Path) -> list[str]:
-    """Return the ids of all images below a folder: their paths without the extension."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; put the pictures there, or a link to them")
-    # sorted, so that the same folder gives the same dataset
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in EXTENSIONS]
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
-    if not names:
-        raise InputError(
-            f"{folder}: no pictures ({', '.join(EXTENSIONS)}) in it, or it cannot be read"
-        )
-    # two files may differ in their extension only
-    for one, other in pairwise(sorted(names)):
-        if one == other:
-            raise InputError(
-                f"{folder}: two pictures have the id {one!r}; give one of them another name"
-            )
-    return names
 
 
 def read_descriptions(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:

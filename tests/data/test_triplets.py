@@ -227,7 +227,7 @@ def test_pictures_that_share_an_id_and_pictures_without_a_line(own, capsys):
     made(own, "--val", "0")
     assert "1 pictures have no line in" in capsys.readouterr().out
     Image.new("RGB", (8, 8)).save(own / "images" / "extra.jpg")
-    with pytest.raises(InputError, match="two pictures have the id 'extra'"):
+    with pytest.raises(InputError, match="have the same image id, 'extra'"):
         made(own)
 
 
