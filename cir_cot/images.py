@@ -178,7 +178,7 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         InputError: names `where` and what is wrong: truncated, corrupt, too large, or too narrow
             for Qwen-VL.
     """
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if raw[4:8] == b"ftyp" and raw[8:12] in HEIC_BRANDS:
         formats = heic_formats(where)
     try:
