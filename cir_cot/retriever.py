@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import read_json
-from .prompts import PARTS, PROMPTS_VERSION
+from .prompts import PARTS, PROMPTS_VERSION, text_to_cot
 from .records import Cot
 
 # Version of retriever.json.
@@ -62,6 +62,11 @@ class QueryOutput:
     flags: list[str] = field(default_factory=list)
     routing: list[dict[str, float]] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
+
+    @property
+    def chains(self) -> list[Cot | None]:
+        """Return the explanations as chains, None for one that is none or is incomplete."""
+        return [text_to_cot(text) for text in self.explanations]
 
 
 def concatenate_outputs(parts: Sequence[QueryOutput], dim: int = 0) -> QueryOutput:

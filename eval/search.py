@@ -99,8 +99,8 @@ def answer_queries(
     Consecutive queries are answered in one batch where all or none have a chain and their filters are equal.
     `default` is the filter of queries that have none.
     """
+    from cir_cot.inputs import open_picture
     from cir_cot.search.payload_filter import check_filter
-    from cir_cot.search.search import open_picture
 
     at = 0
     while at < len(queries):
@@ -162,8 +162,9 @@ def main(argv: Sequence[str]) -> int:
     queries = read_queries(args.queries) if args.queries else []
     from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
+    from cir_cot.inputs import open_picture
     from cir_cot.search.payload_filter import check_filter
-    from cir_cot.search.search import open_picture, open_search
+    from cir_cot.search.search import open_search
 
     # Check what is asked for, before a model is loaded.
     text = None if args.text is None else check_text(args.text, "--text")

@@ -33,7 +33,7 @@ ORDER = (
     },
     {"picture_files"},
     {"devices", "files", "hub", "images", "ranks", "stored_help"},
-    {"ownership", "records", "storage"},
+    {"inputs", "ownership", "records", "storage"},
     {"data", "prompts"},
     {"retriever"},
     {"fingerprint"},

@@ -59,6 +59,6 @@ def _one_each(vectors: Tensor, count: int) -> Tensor:
     """Return vectors; ValueError unless each of `count` pictures has one."""
     if len(vectors) != count:
         raise ValueError(
-            f"{count} pictures gave {len(vectors)} embeddings; one for each is expected"
+            f"{count} inputs gave {len(vectors)} embeddings; one for each is expected"
         )
     return vectors

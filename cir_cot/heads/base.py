@@ -157,10 +157,6 @@ class Head(nn.Module, ABC):
         """
         return {}
 
-    def batches(self, count: int) -> list[slice]:
-        """Cut `count` rows into slices of `batch_size`."""
-        return [slice(at, at + self.batch_size) for at in range(0, count, self.batch_size)]
-
     def save(self, folder: str | Path) -> None:
         """Save as a retriever folder, which `load` and `cir_cot.heads.load_retriever` read."""
         save_retriever(self, folder)

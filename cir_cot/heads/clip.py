@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from cir_cot.devices import pick_device
+from cir_cot.inputs import Picture
 from cir_cot.models.clip import ClipEncoder, ClipInputs, load_clip
 from cir_cot.models.loading import loading
-from cir_cot.retriever import SETTINGS_FILE, QueryOutput, concatenate_outputs
+from cir_cot.retriever import SETTINGS_FILE, QueryOutput
 
 from .base import Head, HeadOutput, TrainingRow, load_head_weights, target_ids
+from .parts import encode_pictures, encode_queries
 
 
 class ClipCollator:
@@ -129,27 +131,43 @@ class ClipRetriever(Head):
         return Combination(image + text)
 
     @torch.no_grad()
-    def encode_target(self, images: Sequence[Image]) -> Tensor:
-        """Encode N candidate images -> (N, D)."""
-        features = [torch.zeros(0, self.dim)]
-        for rows in self.batches(len(images)):
-            features.append(self.backbone.encode_images(images[rows]))
-        return _unit(torch.cat(features))
+    def encode_target(
+        self,
+        images: Picture | Sequence[Picture],
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Encode N candidate images, or one: pictures or their files -> (N, D)."""
+        size = batch_size or self.batch_size
+        return encode_pictures(
+            lambda part: _unit(self.backbone.encode_images(part)),
+            images,
+            size,
+            self.dim,
+            show_progress,
+        )
 
     @torch.no_grad()
-    def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
+    def encode_query(
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> QueryOutput:
         """Encode B composed queries, with the explanations of `explain`."""
-        outputs = []
-        for rows in self.batches(len(images)):
-            # Features (B, D) of both.
-            image = self.backbone.images(self.backbone.inputs.pictures(images[rows]))
-            text = self.backbone.texts(self.backbone.inputs.texts(texts[rows]))
-            # Combine, describe and normalise them.
-            combined = self.combine(image, text)
-            explanations, routing = self.explain(combined)
-            vectors = _unit(combined.features).cpu()
-            outputs.append(QueryOutput(vectors, explanations, [""] * len(vectors), routing))
-        return concatenate_outputs(outputs, self.dim)
+        size = batch_size or self.batch_size
+        return encode_queries(self._encode_part, images, texts, size, self.dim, show_progress)
+
+    def _encode_part(self, images: list[Image], texts: list[str]) -> QueryOutput:
+        # Features (B, D) of both.
+        image = self.backbone.images(self.backbone.inputs.pictures(images))
+        text = self.backbone.texts(self.backbone.inputs.texts(texts))
+        # Combine, describe and normalise them.
+        combined = self.combine(image, text)
+        explanations, routing = self.explain(combined)
+        vectors = _unit(combined.features).cpu()
+        return QueryOutput(vectors, explanations, [""] * len(vectors), routing)
 
     def explain(self, combined: Combination) -> tuple[list[str], list[dict[str, float]]]:
         """Describe how `combine` treated each of B rows -> explanations and routing, as in QueryOutput."""

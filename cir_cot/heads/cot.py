@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cir_cot.errors import InputError
+from cir_cot.inputs import Picture, as_queries
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.clip import load_clip
@@ -31,7 +32,9 @@ from .base import HeadOutput
 from .chain_collator import ChainCollator
 from .decoding import DecodingState, Queue, decode
 from .grammar import Grammar
-from .qwen import PictureHead, Readout, chain_loss, chosen
+from .parts import encode_queries, rows_at_once
+from .pictures import PictureHead
+from .qwen import Readout, chain_loss, chosen
 from .sampling import Sampling
 
 
@@ -81,7 +84,7 @@ class CotRetriever(PictureHead):
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
         if max_new_tokens < 1:
             raise InputError(
-                f"max_new_tokens {max_new_tokens} leaves no room for a chain; the default is 384"
+                f"max_new_tokens {max_new_tokens} leaves no room for a chain; give 384"
             )
         self.target_encoder = target_encoder
         self.foreign = foreign
@@ -138,17 +141,25 @@ class CotRetriever(PictureHead):
         )
 
     def encode_query(
-        self, images: Sequence[Image], texts: Sequence[str], reading: str | None = None
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        reading: str | None = None,
+        batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> QueryOutput:
-        """Encode B composed queries.
+        """Encode B composed queries, or one: pictures or their files, and texts; the arguments are `encode_target`'s.
 
         Returns:
             Embeddings, and the generated chains as tagged text ("" for none). A row whose chain had to be forced or
             cut is flagged. `reading` is one of `readings`, by default `self.reading`.
         """
-        reading = self._checked_reading(reading)
-        # Without a chain there is nothing to decode: one forward pass.
-        if reading == "fast":
+        encode = partial(self._encode_part, self._checked_reading(reading))
+        with rows_at_once(self, batch_size) as size:
+            return encode_queries(encode, images, texts, size, self.dim, show_progress)
+
+    def _encode_part(self, reading: str, images: list[Image], texts: list[str]) -> QueryOutput:
+        if reading == "fast":  # nothing to decode: one forward pass
             return self._encode_all(images, texts, [""] * len(texts))
         return self._last(self.decode_chains(images, texts, reading))
 
@@ -177,7 +188,8 @@ class CotRetriever(PictureHead):
         if reading == "fast":
             yield self.encode_query(images, texts, "fast")
             return
-        yield from map(self._to_output, self.decode_chains(images, texts, reading))
+        steps = self.decode_chains(*as_queries(images, texts), reading)
+        yield from map(self._to_output, steps)
 
     def _checked_reading(self, reading: str | None) -> str:
         reading = reading or self.reading
@@ -191,7 +203,9 @@ class CotRetriever(PictureHead):
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[Cot]
     ) -> QueryOutput:
         """Encode B composed queries with supplied chains: annotated ones, or ones that a person has edited."""
-        return self._encode_all(images, texts, [cot_to_text(chain) for chain in chains])
+        return self._encode_all(
+            *as_queries(images, texts), [cot_to_text(chain) for chain in chains]
+        )
 
     def _encode_all(
         self, images: Sequence[Image], texts: Sequence[str], chains: Sequence[str]
@@ -216,11 +230,7 @@ class CotRetriever(PictureHead):
     def write_on(
         self, images: Sequence[Image], texts: Sequence[str], begun: Sequence[str]
     ) -> QueryOutput:
-        """Encode B composed queries whose chains are begun, and generate the rest of them.
-
-        Args:
-            begun: the first sections of each chain, as tagged text; a complete chain is encoded as it is.
-        """
+        """Encode B queries with the first sections of their chains as tagged text, and generate the rest of them."""
         return self._last(self.decode_chains(images, texts, "full", begun))
 
     def decode_chains(

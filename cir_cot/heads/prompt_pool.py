@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cir_cot.errors import InputError
+from cir_cot.inputs import Picture
 from cir_cot.losses import choice_share
 from cir_cot.models.backbone import Backbone
 from cir_cot.models.chat import ChatEncoder
@@ -26,8 +27,10 @@ from cir_cot.retriever import QueryOutput, in_order
 
 from .base import HeadOutput, TrainingRow, target_ids
 from .connector import Connector
+from .parts import encode_queries, rows_at_once
+from .pictures import PictureHead
 from .prompt_choice import Choice, masked_mean, pool_balance
-from .qwen import PictureHead, Readout
+from .qwen import Readout
 
 
 class PromptPoolRetriever(PictureHead):
@@ -214,8 +217,18 @@ class PromptPoolRetriever(PictureHead):
         return self.choose_and_read(inputs, "target")[0]
 
     @torch.no_grad()
-    def encode_query(self, images: Sequence[Image], texts: Sequence[str]) -> QueryOutput:
+    def encode_query(
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> QueryOutput:
         """Encode B composed queries; explanations name the chosen prompts with their scores, best first."""
+        with rows_at_once(self, batch_size) as size:
+            return encode_queries(self._encode_part, images, texts, size, self.dim, show_progress)
+
+    def _encode_part(self, images: list[Image], texts: list[str]) -> QueryOutput:
         encoder = self.encoder()
         outputs = []
         batches = self.batches_by_size(images, texts)

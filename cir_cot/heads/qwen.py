@@ -1,7 +1,6 @@
 """Shared base of the heads on a Qwen-VL: an embedding from its hidden states, loading, and resuming."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
@@ -21,7 +20,7 @@ from cir_cot.models.loading import loading
 from cir_cot.retriever import SETTINGS_FILE
 
 from .base import Head, load_head_weights
-from .targets import Prepared, TargetPreparer, group_by_size
+from .targets import group_by_size
 
 READOUTS = ("ret", "before_ret")
 # Qwen's image processors keep both areas under names of edges.
@@ -220,36 +219,6 @@ class QwenHead(Head):
         place = pick_device(device)  # an unknown device is refused before weights are read
         head = cls.resume(folder, metadata, trainable=False, settings={}, dtype=dtype, **options)
         return head.to(place).eval()
-
-
-class PictureHead(QwenHead):
-    """Encode candidate pictures with the backbone; their model inputs may be made in other threads."""
-
-    def target_preparer(self) -> TargetPreparer:
-        """Return what makes the inputs of `encode_prepared` from pictures; it can be copied for another thread."""
-        return TargetPreparer(
-            self.target_inputs(), self.backbone.processor, self.token_budget, self.batch_size
-        )
-
-    @torch.no_grad()
-    def encode_prepared(self, prepared: Prepared) -> Tensor:
-        """Encode the pictures that `target_preparer` has prepared -> (N, D), float32 and unit, on the CPU."""
-        vectors = torch.zeros(sum(len(rows) for rows, _ in prepared), self.dim)
-        for rows, inputs in prepared:
-            vectors[rows] = self.embed_targets(self._to_device(inputs)).cpu()
-        return vectors
-
-    def encode_target(self, images: Sequence[Image.Image]) -> Tensor:
-        """Encode N candidate images -> (N, D)."""
-        return self.encode_prepared(self.target_preparer()(images))
-
-    @abstractmethod
-    def target_inputs(self) -> Callable[[Sequence[Image.Image]], dict[str, Tensor]]:
-        """Return what makes model inputs of candidate pictures; it holds the processor, never the model."""
-
-    @abstractmethod
-    def embed_targets(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Embed the model inputs of candidate pictures -> (B, D) unit."""
 
 
 def stored_bounds(folder: Path, settings: dict) -> dict[str, int]:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cir_cot.errors import InputError, shown
+from cir_cot.errors import InputError
 from cir_cot.evaluation.readings import query_encoder, query_stream
 from cir_cot.heads import load_retriever
-from cir_cot.images import ImageStore
+from cir_cot.inputs import open_picture
 from cir_cot.records import Cot, check_chain, check_text
 from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
@@ -87,22 +87,6 @@ def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search
     # An index of another retriever would return arbitrary pictures.
     opened.check(retriever, str(index))
     return Search(retriever, opened)
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file safely, in RGB; InputError names what is wrong with it."""
-    try:
-        path = Path(path).resolve()
-        found = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        # The name is too long, is a circle of links, or holds a NUL.
-        raise InputError(
-            f"{shown(str(path))}: cannot be opened ({getattr(error, 'strerror', error)})"
-        ) from error
-    if not found:
-        raise InputError(f"{path}: no such file")
-    # An image store checks size and format before it decodes.
-    return ImageStore(path.parent, {path.name: path.name}).load(path.name)
 
 
 class Search:

@@ -52,5 +52,5 @@ def test_a_retriever_must_give_each_picture_a_vector():
         def encode_target(self, images):
             return torch.ones(len(images) - 1, 4)
 
-    with pytest.raises(ValueError, match="2 pictures gave 1 embeddings"):
+    with pytest.raises(ValueError, match="2 inputs gave 1 embeddings"):
         list(encode_ahead(Short(), batches(pictures(2), 2)))

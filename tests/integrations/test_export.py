@@ -100,7 +100,7 @@ def test_an_export_is_one_checkpoint_that_gives_the_same_embeddings(exported, mo
 
 def test_probes_hold_the_very_tokens_and_pictures_of_their_vectors(exported):
     """What another engine would do with them: feed the tokens, take the last state, project, divide by the norm."""
-    from cir_cot.search.search import open_picture
+    from cir_cot.inputs import open_picture
 
     merged = load_retriever(exported, device="cpu")
     serving = json.loads((exported / "serving.json").read_text())

@@ -9,11 +9,12 @@ from toy_retriever import Plain, write_shades
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
+from cir_cot.inputs import open_picture
 from cir_cot.prompts import written_parts
 from cir_cot.records import Cot
 from cir_cot.scripts.eval import build_index, search
 from cir_cot.search.build import open_index
-from cir_cot.search.search import Search, open_picture, open_search
+from cir_cot.search.search import Search, open_search
 
 SHADES = range(0, 200, 20)
 

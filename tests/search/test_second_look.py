@@ -10,11 +10,12 @@ from toy_retriever import Toy, shade_of, write_shades
 from cir_cot.errors import InputError
 from cir_cot.heads.rerank import Reranker
 from cir_cot.images import list_pictures
+from cir_cot.inputs import open_picture
 from cir_cot.retriever import Judgement
 from cir_cot.scripts.eval import build_index
 from cir_cot.scripts.eval import search as search_script
 from cir_cot.search.build import build, open_index
-from cir_cot.search.search import Search, open_picture
+from cir_cot.search.search import Search
 from cir_cot.search.second_look import SecondLook
 
 SHADES = range(0, 200, 20)
