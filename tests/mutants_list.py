@@ -5317,13 +5317,18 @@ MUTANTS = [
         "no query has an embedding",
     ),
     (
-        "cir_cot/heads/base.py",
-        "slice(at, at + self.batch_size)",
-        "slice(at, at + self.batch_size - 1)",
-        [
-            "tests/contract/test_retriever_contract.py::test_a_large_call_is_answered_in_batches_without_losing_a_row"
-        ],
-        "the last row of each batch is lost",
+        "cir_cot/heads/parts.py",
+        "vectors.append(encode(pictures))",
+        "vectors.append(encode(pictures[:-1]))",
+        ["tests/test_inputs.py::test_a_head_takes_paths_one_or_many_in_batches_of_any_size"],
+        "the last row of each part is lost",
+    ),
+    (
+        "cir_cot/heads/parts.py",
+        "        head.batch_size = before\n",
+        "        pass\n",
+        ["tests/test_inputs.py::test_a_head_takes_paths_one_or_many_in_batches_of_any_size"],
+        "a batch size given once stays",
     ),
     (
         "cir_cot/retriever.py",

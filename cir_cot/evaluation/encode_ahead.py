@@ -58,7 +58,5 @@ def encode_ahead(
 def _one_each(vectors: Tensor, count: int) -> Tensor:
     """Return vectors; ValueError unless each of `count` pictures has one."""
     if len(vectors) != count:
-        raise ValueError(
-            f"{count} inputs gave {len(vectors)} embeddings; one for each is expected"
-        )
+        raise ValueError(f"{count} inputs gave {len(vectors)} embeddings; one for each is expected")
     return vectors
