@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cir_cot.cli import run
+from cir_cot.cli import PROBLEMS, run
 from cir_cot.engines import with_engine
 from cir_cot.errors import InputError
 from cir_cot.files import check_keys, parse_json, read_jsonl
@@ -93,15 +93,14 @@ def read_queries(path: str) -> list[dict]:
 
 def answer_queries(
     search: "Search", queries: list[dict], args: argparse.Namespace, default: dict | None
-) -> None:
-    """Print the answer to each query as a line of JSON, in the order of the queries.
+) -> list[str]:
+    """Print the answer to each query as a line of JSON, in the order of the queries; return the errors.
 
     Consecutive queries are answered in one batch where all or none have a chain and their filters are equal.
-    `default` is the filter of queries that have none.
+    `default` is the filter of queries that have none. A query whose picture or filter cannot be used has a line with
+    the "error", and the others go on.
     """
-    from cir_cot.inputs import open_picture
-    from cir_cot.search.payload_filter import check_filter
-
+    errors = []
     at = 0
     while at < len(queries):
         # Collect the next queries of one kind.
@@ -113,19 +112,44 @@ def answer_queries(
             if ("cot" in query, query.get("where")) != kind:
                 break
             batch.append(query)
-        # Answer them together.
-        where = default
-        pictures = [open_picture(query["image"]) for query in batch]
-        if first.get("where") is not None:
-            where = check_filter(first["where"])
-        chains = [query["cot"] for query in batch] if "cot" in first else None
-        texts = [query["text"] for query in batch]
-        answers = search.many(pictures, texts, args.k, args.reading, chains, where)
-        for query, answer in zip(batch, answers, strict=True):
-            print(
-                json.dumps({"id": query["id"], **answer.as_dict()}, ensure_ascii=False), flush=True
-            )
+        for query, found in zip(batch, answer_batch(search, batch, args, default), strict=True):
+            if "error" in found:
+                errors.append(found["error"])
+            print(json.dumps({"id": query["id"], **found}, ensure_ascii=False), flush=True)
         at += len(batch)
+    return errors
+
+
+def answer_batch(
+    search: "Search", batch: list[dict], args: argparse.Namespace, default: dict | None
+) -> list[dict]:
+    """Answer queries of one kind together; one that cannot be asked has {"error": why}."""
+    from cir_cot.inputs import open_picture
+    from cir_cot.search.payload_filter import check_filter
+
+    # What cannot be used takes no part.
+    found: list[dict] = []
+    asked = []
+    pictures = []
+    where = default
+    for query in batch:
+        try:
+            picture = open_picture(query["image"])
+            if query.get("where") is not None:
+                where = check_filter(query["where"])
+        except InputError as error:
+            found.append({"error": str(error)})
+            continue
+        asked.append(query)
+        pictures.append(picture)
+        found.append({})
+    if not asked:
+        return found
+    # Answer the rest together, and put each answer in its place.
+    chains = [query["cot"] for query in asked] if "cot" in batch[0] else None
+    texts = [query["text"] for query in asked]
+    answers = iter(search.many(pictures, texts, args.k, args.reading, chains, where))
+    return [one or next(answers).as_dict() for one in found]
 
 
 def look_again(search: "Search", args: argparse.Namespace) -> None:
@@ -180,8 +204,13 @@ def main(argv: Sequence[str]) -> int:
     if args.rerank:
         look_again(search, args)
     if args.queries:
-        answer_queries(search, queries, args, where)
-        return 0
+        errors = answer_queries(search, queries, args, where)
+        if errors and len(errors) == len(queries):
+            raise InputError(errors[0])
+        if errors:
+            told = f"{len(errors)} of {len(queries)} queries have an error in place of an answer"
+            print(f"{told}; the first: {errors[0]}", file=sys.stderr)
+        return PROBLEMS if errors else 0
     answer = search.one(picture, text, args.k, reading=args.reading, where=where)
     if args.json:
         print(json.dumps(answer.as_dict(), ensure_ascii=False))

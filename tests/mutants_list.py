@@ -8,6 +8,15 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "eval/search.py",
+        "    return [one or next(answers).as_dict() for one in found]",
+        "    return [next(answers).as_dict() for _ in asked]",
+        [
+            "tests/search/test_search.py::test_a_query_that_cannot_be_asked_has_its_error_and_the_others_go_on"
+        ],
+        "answers behind a bad query have other ids",
+    ),
+    (
         "cir_cot/chains/journal.py",
         "        if old != new:",
         "        if True:",

@@ -187,6 +187,27 @@ def test_bad_queries_end_in_one_line(checkpoint, tmp_path, line, words, capsys):
     assert "Traceback" not in error
 
 
+def test_a_query_that_cannot_be_asked_has_its_error_and_the_others_go_on(
+    checkpoint, tmp_path, capsys
+):
+    image = str(checkpoint / "images/s040.png")
+    rows = [
+        {"id": "1", "image": image, "text": "x"},
+        {"id": "gone", "image": "nowhere.png", "text": "x"},
+        {"id": "2", "image": image, "text": "x"},
+        {"id": "filter", "image": image, "text": "x", "where": 3},
+    ]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert search.main(command(checkpoint, "--queries", tmp_path / "queries.jsonl")) == 1
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows]
+    assert lines[0]["hits"] == lines[2]["hits"]
+    assert "no such file" in lines[1]["error"]
+    assert "hits" not in lines[3]
+    assert "2 of 4 queries have an error" in said.err
+
+
 def test_a_chain_of_null_is_no_chain(checkpoint, tmp_path, capsys):
     image = str(checkpoint / "images/s040.png")
     rows = [
