@@ -187,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
     from cir_cot.heads.loaded import loaded_line
     from cir_cot.heads.samples import with_samples
     from cir_cot.inputs import open_picture
-    from cir_cot.search.payload_filter import check_filter
+    from cir_cot.search.payload_filter import check_filter, unknown_keys
     from cir_cot.search.search import open_search
 
     # Check what is asked for, before a model is loaded.
@@ -212,6 +212,11 @@ def main(argv: Sequence[str]) -> int:
             print(f"{told}; the first: {errors[0]}", file=sys.stderr)
         return PROBLEMS if errors else 0
     answer = search.one(picture, text, args.k, reading=args.reading, where=where)
+    if where and not answer.hits:
+        # A key that is mistyped matches nothing, as if there were no such picture.
+        told = unknown_keys(where, search.index.list_payloads().values())
+        if told:
+            print(f"note: {told}", file=sys.stderr)
     if args.json:
         print(json.dumps(answer.as_dict(), ensure_ascii=False))
     else:

@@ -5,7 +5,7 @@ A filter maps keys of a payload to a value, a list of values, or bounds on a num
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cir_cot.errors import InputError
 
@@ -58,3 +58,20 @@ def _matches(value: object, wanted: object) -> bool:
     if isinstance(wanted, list):
         return value in wanted
     return value == wanted
+
+
+def unknown_keys(where: Mapping, payloads: Iterable[Mapping]) -> str:
+    """Say which keys of a filter no payload has, and which keys there are; "" if every key is known.
+
+    Args:
+        where: the filter.
+        payloads: of all pictures.
+    """
+    known: set[str] = set()
+    for payload in payloads:
+        known.update(payload)
+    strange = [key for key in where if key not in known]
+    if not strange:
+        return ""
+    there = ", ".join(sorted(known)) or "none at all"
+    return f"no picture has {' or '.join(map(repr, strange))} in its payload; there are: {there}"

@@ -14,6 +14,7 @@ from cir_cot.prompts import written_parts
 from cir_cot.records import Cot
 from cir_cot.scripts.eval import build_index, search
 from cir_cot.search.build import open_index
+from cir_cot.search.payload_filter import unknown_keys
 from cir_cot.search.search import Search, open_search
 
 SHADES = range(0, 200, 20)
@@ -206,6 +207,18 @@ def test_a_query_that_cannot_be_asked_has_its_error_and_the_others_go_on(
     assert "no such file" in lines[1]["error"]
     assert "hits" not in lines[3]
     assert "2 of 4 queries have an error" in said.err
+
+
+def test_a_filter_s_unknown_key_is_named(checkpoint, capsys):
+    image = checkpoint / "images/s040.png"
+    asked = command(checkpoint, "--image", image, "--text", "x", "--where", '{"colour": "red"}')
+    assert search.main(asked) == 0
+    assert (
+        "no picture has 'colour' in its payload; there are: none at all" in capsys.readouterr().err
+    )
+    payloads = [{"kind": "dress"}, {"price": 3, "kind": "shirt"}]
+    assert unknown_keys({"kind": "coat", "price": {"lt": 2}}, payloads) == ""
+    assert unknown_keys({"kin": "coat"}, payloads).endswith("there are: kind, price")
 
 
 def test_a_chain_of_null_is_no_chain(checkpoint, tmp_path, capsys):
