@@ -8,6 +8,20 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/training/run.py",
+        "    if args.lora_r not in (stored, default):",
+        "    if False:",
+        ["tests/training/test_sft.py::test_full_fine_tuning_leaves_a_whole_checkpoint"],
+        "an adapter that is asked for is silently left out",
+    ),
+    (
+        "cir_cot/search/payload_filter.py",
+        "    strange = [key for key in where if key not in known]",
+        "    strange: list[str] = []",
+        ["tests/search/test_search.py::test_a_filter_s_unknown_key_is_named"],
+        "a mistyped key of a filter is silent",
+    ),
+    (
         "eval/search.py",
         "    return [one or next(answers).as_dict() for one in found]",
         "    return [next(answers).as_dict() for _ in asked]",

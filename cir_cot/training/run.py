@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 
 from cir_cot.devices import device_name
 from cir_cot.errors import InputError
-from cir_cot.files import write_json
+from cir_cot.files import read_json, write_json
 from cir_cot.heads.qwen import QwenHead
 from cir_cot.hub import holds, located
+from cir_cot.models.adapter import CONFIG
 from cir_cot.models.backbone import load_backbone
 from cir_cot.models.resizing import token_side
 from cir_cot.provenance import git_state, package_versions
@@ -61,6 +63,8 @@ def load_head(
             raise InputError(
                 f"{args.model}: a {facts['kind']!r} retriever; this recipe trains {kind.kind!r}"
             )
+        if not frozen:
+            check_rank(folder, args)
         head = kind.resume(folder, facts, trainable=True, settings=given, **options)
         if args.temperature is not None:
             nn.init.constant_(head.log_temperature, math.log(args.temperature))
@@ -68,6 +72,24 @@ def load_head(
     if args.recompute:
         head.backbone.checkpoint_activations()
     return head
+
+
+def check_rank(folder: Path, args: QwenArguments) -> None:
+    """Refuse an `lora_r` that was asked for, where a saved retriever has another one and would keep it.
+
+    Args:
+        folder: of the retriever.
+        args: their default counts as not asked for.
+    """
+    adapter = folder / CONFIG
+    facts = read_json(adapter) if adapter.is_file() else {"r": 0}
+    stored = facts.get("r") if isinstance(facts, dict) else None
+    default = next(field.default for field in fields(args) if field.name == "lora_r")
+    if args.lora_r not in (stored, default):
+        raise InputError(
+            f"lora_r {args.lora_r}: {args.model} was trained with lora_r {stored}, and keeps it; "
+            f"give --lora_r {stored}, or start from the base"
+        )
 
 
 def keep_trained_in_float32(head: nn.Module) -> None:

@@ -203,6 +203,9 @@ def test_full_fine_tuning_leaves_a_whole_checkpoint(base, data, tmp_path):
     )
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    # An adapter that is asked for now would be left out.
+    with pytest.raises(InputError, match="was trained with lora_r 0, and keeps it"):
+        train(tmp_path / "one", data, tmp_path / "three", "--lora_r", "8")
 
 
 def moved(folder, base, dtype=torch.float32):
