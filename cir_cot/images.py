@@ -195,6 +195,11 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     "other, which no Qwen-VL model takes; crop or pad it"
                 )
 
+            if picture.mode == "F":
+                raise InputError(
+                    f"{where}: pixels of floating point, of unknown range; save it with 8 or 16 bits"
+                )
+
             # decode
             picture.load()
             return to_rgb(ImageOps.exif_transpose(picture))

@@ -8,6 +8,13 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/images.py",
+        '            if picture.mode == "F":',
+        "            if False:",
+        ["tests/test_images.py::test_pixels_of_floating_point_are_refused_not_read_as_black"],
+        "pixels of floating point are black",
+    ),
+    (
         "cir_cot/training/run.py",
         "    if args.lora_r not in (stored, default):",
         "    if False:",

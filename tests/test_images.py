@@ -112,6 +112,12 @@ def test_sixteen_bits_are_scaled_not_clipped(folder):
     assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
+def test_pixels_of_floating_point_are_refused_not_read_as_black(folder):
+    Image.new("F", (30, 30), 0.5).save(folder / "scan.tif")
+    with pytest.raises(InputError, match=r"scan\.tif: pixels of floating point"):
+        ImageStore(folder).load("scan")
+
+
 @pytest.mark.parametrize(
     ("orientation", "size", "corner"),
     [(1, (8, 4), (0, 0)), (6, (4, 8), (3, 0)), (3, (8, 4), (7, 3))],
