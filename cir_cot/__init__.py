@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; FACE imports the same names 
     from .retriever import Retriever as Retriever
     from .search.build import build as build_index
     from .search.faiss_index import Index as Index
+    from .search.search import Search as Search
     from .search.search import open_search as open_search
     from .training.arguments import CirArguments as CirArguments
     from .training.dataset import CirDataset as CirDataset
@@ -43,6 +44,7 @@ FACE = {
     "QueryOutput": ("retriever", "QueryOutput"),
     "Record": ("records", "Record"),
     "Retriever": ("retriever", "Retriever"),
+    "Search": ("search.search", "Search"),
     "annotate": ("chains.annotate", "annotate"),
     "build_index": ("search.build", "build"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
@@ -62,6 +64,7 @@ __all__ = [
     "QueryOutput",
     "Record",
     "Retriever",
+    "Search",
     "annotate",
     "build_index",
     "evaluate",

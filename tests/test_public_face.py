@@ -18,6 +18,7 @@ MEMBERS = [
     "QueryOutput",
     "Record",
     "Retriever",
+    "Search",
     "annotate",
     "build_index",
     "evaluate",

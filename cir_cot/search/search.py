@@ -5,6 +5,8 @@ search = open_search("runs/model", "runs/index")
 print(search.one("reference.jpg", "the same in red").hits)
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +16,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cir_cot.errors import InputError
+from cir_cot.errors import InputError, shown
 from cir_cot.evaluation.readings import query_encoder, query_stream
 from cir_cot.heads import load_retriever
+from cir_cot.images import ImageStore, list_pictures
 from cir_cot.inputs import open_picture
 from cir_cot.records import Cot, check_chain, check_text
 from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
-from .build import open_index
+from .build import build, open_index
 from .gallery_index import GalleryIndex, Hit
 from .second_look import SecondLook
 
@@ -102,6 +105,60 @@ class Search:
         self.retriever = retriever
         self.index = index
         self.again: SecondLook | None = None  # looks again at the first hits of `one` and `many`
+        self._pictures: ImageStore | None = None
+
+    @classmethod
+    def from_images(
+        cls,
+        retriever: Retriever,
+        paths: Sequence[str | Path],
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> "Search":
+        """Encode picture files and search them, without a folder for an index; ids are the paths as given.
+
+        Args:
+            retriever: encodes the pictures.
+            paths: files, of any folders.
+            batch_size: pictures encoded at a time.
+            show_progress: show a bar.
+
+        Raises:
+            InputError: there is no path, a file is missing, or none is a readable picture.
+
+        Example:
+            Search.from_images(retriever, Path("photos").glob("*.jpg")).one("photos/a.jpg", "in red").hits
+        """
+        files = {str(path): Path(path).resolve() for path in paths}
+        if not files:
+            raise InputError("no picture to search: give at least one path")
+        for name, file in files.items():
+            if not file.is_file():
+                raise InputError(f"{shown(name)}: no such file")
+        # One root that all lie below.
+        root = Path(os.path.commonpath([file.parent for file in files.values()]))
+        images = ImageStore(
+            root, {name: str(file.relative_to(root)) for name, file in files.items()}
+        )
+        # The index is built as any other, and stays in memory.
+        with tempfile.TemporaryDirectory() as folder:
+            build(
+                retriever,
+                images,
+                list(files),
+                folder,
+                batch_size=batch_size,
+                progress=show_progress,
+            )
+            search = cls(retriever, open_index(folder))
+        search._pictures = images
+        return search
+
+    def path(self, name: str) -> Path:
+        """Return the file of a picture in the gallery, such as that of a hit; InputError when it is not there."""
+        if self._pictures is None:
+            self._pictures = list_pictures(self.index.metadata["images"])
+        return self._pictures.path(name)
 
     def one(
         self,

@@ -1,6 +1,8 @@
 """`cir-cot index` and `cir-cot search` from the command line, and the three lines of Python."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from toy_retriever import Plain, write_shades
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
+from cir_cot.heads import load_retriever
 from cir_cot.inputs import open_picture
 from cir_cot.prompts import written_parts
 from cir_cot.records import Cot
@@ -207,6 +210,28 @@ def test_a_query_that_cannot_be_asked_has_its_error_and_the_others_go_on(
     assert "no such file" in lines[1]["error"]
     assert "hits" not in lines[3]
     assert "2 of 4 queries have an error" in said.err
+
+
+def test_pictures_of_any_folders_are_searched_without_an_index_folder(checkpoint, tmp_path):
+    retriever = load_retriever(checkpoint / "model", device="cpu")
+    copy = tmp_path / "elsewhere" / "s080.png"
+    copy.parent.mkdir()
+    shutil.copy(checkpoint / "images/s080.png", copy)
+    paths = [checkpoint / f"images/s0{n}.png" for n in (40, 60)]
+    search = Search.from_images(retriever, [*paths, str(copy)])
+    hits = search.one(paths[0], "x", k=9).hits
+    assert {name for name, _ in hits} == {str(path) for path in (*paths, copy)}
+    assert search.path(str(copy)) == copy.resolve()
+    # The same ranking as that of an index in a folder.
+    folder = open_search(checkpoint / "model", checkpoint / "index", device="cpu")
+    scores = dict(folder.one(paths[0], "x", k=200).hits)
+    for name, score in hits:
+        assert score == pytest.approx(scores[Path(name).stem], abs=1e-5)
+    assert folder.path("s080") == (checkpoint / "images/s080.png").resolve()
+    with pytest.raises(InputError, match=r"gone\.png': no such file"):
+        Search.from_images(retriever, [tmp_path / "gone.png"])
+    with pytest.raises(InputError, match="at least one path"):
+        Search.from_images(retriever, [])
 
 
 def test_a_filter_s_unknown_key_is_named(checkpoint, capsys):
