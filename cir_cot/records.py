@@ -6,6 +6,7 @@ A record is one composed query, a Cot is a chain of thought of one. Errors name 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from pathlib import Path
 
 from .errors import InputError, shown
@@ -23,6 +24,13 @@ class Cot:
     caption: str  # the reference image
     reasoning: str  # what is kept, removed, changed and added
     conclusion: str  # the wanted image
+
+    def _repr_html_(self) -> str:
+        """Return the three parts below each other, as a notebook shows them."""
+        parts = ""
+        for name, text in asdict(self).items():
+            parts += f"<dt>{name}</dt><dd>{escape(text)}</dd>"
+        return f"<dl>{parts}</dl>"
 
 
 @dataclass(frozen=True)

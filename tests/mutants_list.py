@@ -8,6 +8,29 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/search/answer.py",
+        'caption = f"{rank}. {escape(name)} ({score:.3f})"',
+        'caption = f"{rank}. {name} ({score:.3f})"',
+        ["tests/search/test_answer.py"],
+        "a file's name is HTML in a notebook",
+    ),
+    (
+        "cir_cot/evaluation/results.py",
+        "ranks = [ranking.index(name) + 1 for name in record.targets if name in ranking]",
+        "ranks = [ranking.index(name) for name in record.targets if name in ranking]",
+        ["tests/evaluation/test_evaluate.py::test_a_result_is_a_data_frame_and_a_table"],
+        "ranks in a data frame begin at 0",
+    ),
+    (
+        "cir_cot/search/search.py",
+        "            root, {name: str(file.relative_to(root)) for name, file in files.items()}",
+        "            root, {name: file.name for name, file in files.items()}",
+        [
+            "tests/search/test_search.py::test_pictures_of_any_folders_are_searched_without_an_index_folder"
+        ],
+        "files of several folders are looked for in one",
+    ),
+    (
         "cir_cot/images.py",
         '            if picture.mode == "F":',
         "            if False:",

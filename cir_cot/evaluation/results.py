@@ -4,7 +4,9 @@ import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from cir_cot.data.benchmark import Benchmark, merge_protocols
 from cir_cot.data.scoring import mean_of_categories
@@ -56,6 +58,40 @@ class Result:
     def name(self) -> str:
         """Name of the measured set, e.g. "fashioniq.dress.val"."""
         return set_name(self.benchmark)
+
+    def to_pandas(self) -> Any:
+        """Return a data frame of the queries: text, targets, rank of the best target, first answer, chain.
+
+        A query none of whose targets is ranked, or known, has no rank. Needs pandas.
+        """
+        import pandas  # a second when it is first used
+
+        rows = []
+        for record in self.benchmark.records:
+            if record.id not in self.rankings:
+                continue
+            ranking = self.rankings[record.id]
+            ranks = [ranking.index(name) + 1 for name in record.targets if name in ranking]
+            rows.append(
+                {
+                    "id": record.id,
+                    "reference": record.reference,
+                    "text": record.text,
+                    "targets": list(record.targets),
+                    "rank": min(ranks, default=None),
+                    "first": ranking[0] if ranking else None,
+                    "chain": self.explanations.get(record.id, ""),
+                }
+            )
+        return pandas.DataFrame(rows).set_index("id")
+
+    def _repr_html_(self) -> str:
+        """Return the metrics and their protocol as a table, as a notebook shows them."""
+        rows = ""
+        for name, value in (*self.metrics.items(), *self.protocol.items()):
+            shown = f"{value:.2f}" if isinstance(value, float) else str(value)
+            rows += f"<tr><th>{escape(str(name))}</th><td>{escape(shown)}</td></tr>"
+        return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
 
 def result_files(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:

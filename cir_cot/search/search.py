@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +24,10 @@ from cir_cot.inputs import open_picture
 from cir_cot.records import Cot, check_chain, check_text
 from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
+from .answer import Answer
 from .build import build, open_index
-from .gallery_index import GalleryIndex, Hit
+from .gallery_index import GalleryIndex
 from .second_look import SecondLook
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The result of one query.
-
-    Attributes:
-        hits: (image id, score) pairs, best first.
-        explanation: the chain, or another explanation of the head; "" when it gives none.
-        flag: what went wrong with the chain; "" when nothing did.
-        routing: of a head that routes queries through experts, the share of each by name.
-        encode_seconds: time to encode the query; of a batch its mean.
-        search_seconds: time to search the index; of a batch its mean.
-        agreement: how far several chains of the query agree, 0 .. 1; None for one chain.
-        rerank: what a second look cost: pictures judged, tokens, seconds; None without one.
-        vector: the query's embedding (D,).
-    """
-
-    hits: list[Hit]
-    explanation: str
-    flag: str
-    routing: dict[str, float]
-    encode_seconds: float
-    search_seconds: float
-    agreement: float | None = None
-    rerank: dict | None = None
-    vector: torch.Tensor | None = field(default=None, repr=False, compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the answer as a JSON object."""
-        answer: dict[str, Any] = {
-            "hits": [{"id": name, "score": round(score, 6)} for name, score in self.hits],
-            "explanation": self.explanation,
-            "flag": self.flag,
-            "seconds": {
-                "encode": round(self.encode_seconds, 4),
-                "search": round(self.search_seconds, 4),
-            },
-        }
-        # Only heads that route queries have this key.
-        if self.routing:
-            answer["choices"] = self.routing
-        if self.agreement is not None:
-            answer["agreement"] = round(self.agreement, 4)
-        if self.rerank is not None:
-            answer["rerank"] = self.rerank
-        return answer
 
 
 def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search":
@@ -287,6 +241,6 @@ class Search:
         for hits, explanation, flag, routing, agreement, vector in rows:
             kept = [hit for hit in hits if hit[0] not in left_out][:k]
             times = (seconds / count, spent / count)
-            answer = Answer(kept, explanation, flag, routing, *times, agreement, vector=vector)
-            answers.append(answer)
+            facts = (explanation, flag, routing, *times, agreement)
+            answers.append(Answer(kept, *facts, vector=vector, path_of=self.path))
         return answers

@@ -563,3 +563,17 @@ def test_a_head_is_given_several_batches_of_queries_at_a_time():
     assert queue_size(retriever, 8) == 8 * QUEUED
     assert retriever.batch_size == 8, "its own batches are as large as asked for"
     assert queue_size(Toy(), 8) == 8
+
+
+def test_a_result_is_a_data_frame_and_a_table(folder):
+    pytest.importorskip("pandas")
+    benchmark, images = load(folder)
+    result = evaluate(Plain(), benchmark, images)
+    frame = result.to_pandas()
+    assert list(frame.index) == [record.id for record in benchmark.records]
+    for k in (1, 5, 10):
+        assert 100 * (frame["rank"] <= k).mean() == pytest.approx(result.metrics[f"R@{k}"])
+    assert (frame["first"] == [result.rankings[name][0] for name in frame.index]).all()
+    page = result._repr_html_()
+    assert f"<th>R@1</th><td>{result.metrics['R@1']:.2f}</td>" in page
+    assert "<th>gallery_size</th>" in page
