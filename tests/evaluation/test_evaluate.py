@@ -573,6 +573,7 @@ def test_a_result_is_a_data_frame_and_a_table(folder):
     assert list(frame.index) == [record.id for record in benchmark.records]
     for k in (1, 5, 10):
         assert 100 * (frame["rank"] <= k).mean() == pytest.approx(result.metrics[f"R@{k}"])
+    assert frame["rank"].min() >= 1
     assert (frame["first"] == [result.rankings[name][0] for name in frame.index]).all()
     page = result._repr_html_()
     assert f"<th>R@1</th><td>{result.metrics['R@1']:.2f}</td>" in page
