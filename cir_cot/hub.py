@@ -16,6 +16,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[\w./-]{1,
 # All that a saved retriever consists of; weights are safetensors alone, and nothing here is code.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.md")
 SUBFOLDERS = "*/*"  # a retriever has none
+# Named like a repository, but the package ships it: it is never asked for.
+TINY_BASE = "cir-cot/tiny-base"
+SHIPPED = Path(__file__).parent / "assets" / "tiny_base"
 
 
 class Address(NamedTuple):
@@ -32,7 +35,7 @@ def hub_address(name: str | Path) -> Address | None:
     `runs/modle@main` is an address all the same.
     """
     text = str(name)
-    if not NAME.fullmatch(text) or Path(text).exists():
+    if text == TINY_BASE or not NAME.fullmatch(text) or Path(text).exists():
         return None
     repository, _, revision = text.partition("@")
     if not revision and Path(repository).parent.is_dir():
@@ -53,7 +56,7 @@ def located(name: str | Path) -> Path:
     """
     address = hub_address(name)
     if address is None:
-        return Path(name)
+        return SHIPPED if str(name) == TINY_BASE else Path(name)
     from huggingface_hub import snapshot_download
 
     with asking(name):
@@ -70,7 +73,7 @@ def holds(name: str | Path, file: str) -> bool:
     """Tell whether a folder, or a repository on the hub, has a file; False also where it cannot be asked."""
     address = hub_address(name)
     if address is None:
-        return (Path(name) / file).is_file()
+        return (located(name) / file).is_file()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -101,6 +101,20 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/self_teacher.py",
+        'found.pop("length", None)',
+        "found.clear()",
+        ["tests/chains/test_self_teacher.py::test_filters_apply_but_that_of_length"],
+        "no filter applies to self-taught chains",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
+        'found.pop("length", None)',
+        'found.pop("loop", None)',
+        ["tests/chains/test_self_teacher.py::test_filters_apply_but_that_of_length"],
+        "short self-taught chains are rejected",
+    ),
+    (
+        "cir_cot/chains/self_teacher.py",
         "(one.rank, one.length)",
         "(one.rank,)",
         [
@@ -311,6 +325,13 @@ MUTANTS = [
         "return address.repository, {}",
         ["tests/test_hub.py::test_training_begins_from_a_name"],
         "the revision of a base is ignored",
+    ),
+    (
+        "cir_cot/hub.py",
+        "if text == TINY_BASE or not NAME.fullmatch(text)",
+        "if not NAME.fullmatch(text)",
+        ["tests/test_hub.py::test_the_shipped_base_is_never_looked_up"],
+        "the hub is asked for the base that the package ships",
     ),
     (
         "cir_cot/hub.py",

@@ -12,7 +12,7 @@ from PIL import Image
 from cir_cot.cli import UNUSABLE, run
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
-from cir_cot.hub import holds, hub_address, located
+from cir_cot.hub import TINY_BASE, holds, hub_address, located
 from cir_cot.scripts.eval import search
 from cir_cot.scripts.train import sft
 
@@ -131,6 +131,14 @@ def test_a_mistyped_path_beside_a_folder_is_never_looked_up(hub):
         assert hub_address(path) is None, path
     with pytest.raises(InputError, match=r"no retriever\.json here"):
         load_retriever("runs/modle")
+    assert hub.requests == []
+
+
+def test_the_shipped_base_is_never_looked_up(hub):
+    assert hub_address(TINY_BASE) is None
+    assert holds(TINY_BASE, "config.json")
+    assert not holds(TINY_BASE, "retriever.json")
+    assert (located(TINY_BASE) / "config.json").is_file()
     assert hub.requests == []
 
 

@@ -1,8 +1,9 @@
 """Self-taught chains: a trained retriever draws several for each query and keeps what helps it.
 
-This is rejection sampling. A chain is kept if it passes the filters and if the query, read with it,
-ranks a target better than the same model does without a chain (the pair-aware rule of MMEmb-R1,
-arXiv 2604.06156). Where a target is first already, a chain that leaves it there is kept.
+This is rejection sampling. A chain is kept if it passes the filters (but that of length) and if the
+query, read with it, ranks a target better than the same model does without a chain (the pair-aware
+rule of MMEmb-R1, arXiv 2604.06156). Where a target is first already, a chain that leaves it there
+is kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -242,6 +243,8 @@ def judged(record: Record, text: str, flag: str, rank: int) -> Drawn:
     if flag or cot is None:
         return Drawn(text, cot, rank, f"form: {flag or 'a section is missing or empty'}")
     found = problems(replace(record, cot=cot))
+    # The bounds on length are for teachers: a trained model writes at the length of its own chains.
+    found.pop("length", None)
     return Drawn(text, cot, rank, next((f"{name}: {found[name]}" for name in found), ""))
 
 

@@ -16,8 +16,7 @@ import yaml
 from cir_cot.data.licences import LICENCES
 from cir_cot.errors import InputError
 from cir_cot.files import read_json
-from cir_cot.hub import NAME
-from cir_cot.models.checkpoint import TINY_BASE
+from cir_cot.hub import NAME, TINY_BASE
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"

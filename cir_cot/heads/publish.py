@@ -9,8 +9,7 @@ from typing import Any
 
 from cir_cot.errors import InputError
 from cir_cot.files import read_json
-from cir_cot.hub import NAME, asking
-from cir_cot.models.checkpoint import TINY_BASE
+from cir_cot.hub import NAME, TINY_BASE, asking
 from cir_cot.retriever import HEAD_FILE, SETTINGS_FILE, read_settings
 
 from .card import is_generated, model_card, read_results, read_runs

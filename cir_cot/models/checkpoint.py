@@ -17,7 +17,7 @@ from cir_cot import compat  # noqa: F401  # isort: skip
 import transformers
 
 from cir_cot.errors import InputError
-from cir_cot.hub import asking, hub_address
+from cir_cot.hub import SHIPPED, TINY_BASE, asking, hub_address
 
 from .loading import loading, without_bars
 from .resizing import token_side
@@ -25,7 +25,6 @@ from .resizing import token_side
 if TYPE_CHECKING:
     from .resizing import ImageProcessor
 
-TINY_BASE = "cir-cot/tiny-base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -168,7 +167,7 @@ def _quantization(kind: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
 def _located(path: str) -> tuple[str, dict[str, str]]:
     """Return what `from_pretrained` takes for a checkpoint: a folder or repository, and any revision."""
     if path == TINY_BASE:
-        return str(Path(__file__).parent.parent / "assets" / "tiny_base"), {}
+        return str(SHIPPED), {}
     address = hub_address(path)
     if address is None or address.revision is None:
         return path, {}

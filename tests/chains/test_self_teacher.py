@@ -7,7 +7,7 @@ from annotation_job import QUARANTINE, beside, lines, refusal, summary
 from tiny_training import records, tiny_head, write_dataset
 
 from cir_cot.chains import self_teacher
-from cir_cot.chains.self_teacher import Drawn, Gallery, choose, refusal_reason
+from cir_cot.chains.self_teacher import Drawn, Gallery, choose, judged, refusal_reason
 from cir_cot.cli import DONE, PROBLEMS
 from cir_cot.heads.base import save_retriever
 from cir_cot.heads.cot import CotRetriever
@@ -44,6 +44,15 @@ def test_the_reason_names_the_filter_or_the_ranks():
     assert refusal_reason([drawn(1, 1, "blank: x"), drawn(1, 1, "tags: y")], 3) == "blank: x"
     ranks = refusal_reason([drawn(9), drawn(1, 1, "tags: y"), drawn(7)], 6)
     assert ranks == "rank: the target is at 7 with the best chain and at 6 without one"
+
+
+def test_filters_apply_but_that_of_length():
+    record = Record("q", "a", "make it red", ("b",))
+    short = cot_to_text(Cot("a blue bar", "bar: red", "a red bar"))
+    loop = cot_to_text(Cot("a blue bar", "bar red bar red bar red bar red", "a red bar"))
+    assert judged(record, short, "", 1).problem == ""
+    assert judged(record, loop, "", 1).problem.startswith("repetition: ")
+    assert judged(record, short, "cut", 1).problem == "form: cut"
 
 
 def test_ranks_count_ties_against_the_target_and_no_other_target():

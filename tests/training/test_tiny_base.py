@@ -10,9 +10,9 @@ import torch
 
 from cir_cot import prompts
 from cir_cot.data import scenes
+from cir_cot.hub import TINY_BASE
 from cir_cot.models.backbone import Backbone, load_backbone
 from cir_cot.models.chat import IGNORE, ChatEncoder
-from cir_cot.models.checkpoint import TINY_BASE
 from cir_cot.prompts import RET
 from cir_cot.scripts.train.tiny_base import main
 from cir_cot.training.curriculum import Curriculum, train
