@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cir_cot.data import load_benchmark
+from cir_cot.devices import fast_dtype, pick_device
 from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import encode_gallery
 from cir_cot.evaluation.evaluate import evaluate
@@ -42,11 +43,7 @@ OUTPUTS = ("scenes", "stage1", "model", "no_chain", "no_chain.log", "results", "
            "report.html")  # fmt: skip
 TRAIN_EDITS = 8  # of a training scene; the test splits have 16
 BATCH = 250  # pictures or queries encoded at a time
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+MOST_THREADS = 4  # of a training: more gain nothing on a model so small
 
 
 class StepFailedError(RuntimeError):
@@ -144,15 +141,27 @@ def prepare_folder(out: Path, overwrite: bool) -> None:
     (out / SUMMARY).unlink(missing_ok=True)
 
 
-def command(*arguments: str, log: Path | None = None) -> subprocess.Popen:
-    """Start a command of the project in a process of its own, with one thread.
+def precision() -> str:
+    """Return the precision of the quickstart: bfloat16 on a GPU or CPU that computes in it, else float32."""
+    if torch.cuda.is_available():
+        return fast_dtype(pick_device())
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def command(*arguments: str, log: Path | None = None, threads: int = 1) -> subprocess.Popen:
+    """Start a command of the project in a process of its own.
 
     Args:
         log: where its output goes; None: to the terminal.
+        threads: that it computes with.
     """
-    # Several processes share the cores: one thread each.
     call = [sys.executable, "-m", "cir_cot.cli", *arguments]
-    return start(call, {**os.environ, **ONE_THREAD}, log)
+    settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return start(call, {**os.environ, **settings}, log)
 
 
 def finish(process: subprocess.Popen, what: str, log: Path | None = None) -> None:
@@ -191,13 +200,15 @@ def train_models(out: Path, configs: Path, extra: Sequence[str], full: bool) -> 
     # Options of all trainings.
     started = time.time()
     log = out / "no_chain.log"
-    bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    shared = ["--root", str(out / "scenes"), "--bf16", str(bf16), "--overwrite", *extra]
+    bf16 = str(precision() == "bfloat16")
+    shared = ["--root", str(out / "scenes"), "--bf16", bf16, "--overwrite", *extra]
+    # A control that trains beside the retriever leaves it half of the processors.
+    threads = max(1, min((os.cpu_count() or 1) // (1 + full), MOST_THREADS))
 
     def sft(config: str, folder: str, *more: str, log: Path | None = None) -> subprocess.Popen:
         config_file = str(configs / f"{config}.yaml")
         paths = ["--config", config_file, "--output_dir", str(out / folder)]
-        return command("sft", *paths, *shared, *more, log=log)
+        return command("sft", *paths, *shared, *more, log=log, threads=threads)
 
     running = [sft("quickstart_no_chain", "no_chain", log=log)] if full else []
     control = list(running)
@@ -242,7 +253,7 @@ def measure(
     progress = split == SPLITS[0]  # one bar is enough
     results = []
     for folder, readings in models:
-        retriever = load_retriever(out / folder, attn="eager")
+        retriever = load_retriever(out / folder, attn="eager", dtype=precision())
         assert isinstance(retriever, Head), "recipes save heads"
         retriever.batch_size = BATCH
         if isinstance(retriever, ChainReader):

@@ -56,6 +56,9 @@ def test_quickstart_ends_with_a_summary_a_model_and_a_report(tmp_path, more):
         assert all(set(metrics) == {"R@1", "R@5", "R@10"} for metrics in summary[split].values())
         result = json.loads((tmp_path / "results" / split / "full" / "results.json").read_text())
         assert result["protocol"]["reference"] == "removed"
+        # Measured in the precision of the training.
+        settings = result["protocol"]
+        assert settings["dtype"] == settings["trained_in"] == quickstart.precision()
         assert result["metrics"]["R@1"] == pytest.approx(summary[split]["full"]["R@1"], abs=0.01)
     assert summary["gallery"] == 20 * 17
     assert summary["queries"] == 30
