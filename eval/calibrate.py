@@ -1,4 +1,8 @@
-"""Find the adaptive reading's threshold on validation queries: recall against cost of chains."""
+"""Find the adaptive reading's threshold on validation queries: recall against cost of chains.
+
+With --learn SPLIT the decision itself is learned first, from what the model's chains were worth on
+that split. Without it the model's untrained preference for ending at once decides.
+"""
 
 import argparse
 import json
@@ -12,11 +16,11 @@ from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.errors import InputError
-from cir_cot.evaluation.calibration import calibrate, curve_table
+from cir_cot.evaluation.calibration import calibrate, curve_table, utility
 from cir_cot.evaluation.chain_quality import calibrated
 from cir_cot.evaluation.evaluate import check_pictures
 from cir_cot.evaluation.tables import text_table
-from cir_cot.files import write_text_atomic
+from cir_cot.files import write_bytes_atomic, write_text_atomic
 from cir_cot.options import (
     add_batch_size,
     add_category,
@@ -32,9 +36,10 @@ from cir_cot.options import (
     add_seed,
     command_parser,
     loading_options,
+    positive,
 )
 from cir_cot.provenance import git_state, package_versions
-from cir_cot.retriever import SETTINGS_FILE, read_settings
+from cir_cot.retriever import HEAD_FILE, SETTINGS_FILE, read_settings
 
 if TYPE_CHECKING:  # it imports torch and peft, which are loaded after the arguments are checked
     from cir_cot.heads.cot import CotRetriever
@@ -59,13 +64,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="percentage points of that metric to give up for cheaper queries (default 0)",
     )
     add_query_sample(parser)
+    parser.add_argument(
+        "--learn",
+        metavar="SPLIT",
+        help="learn the decision on this split first: which queries a chain brings forward "
+        "(default: the model's own preference)",
+    )
+    parser.add_argument(
+        "--learn-limit",
+        type=positive,
+        metavar="N",
+        help="queries of that split to learn from (default: all)",
+    )
     add_batch_size(parser)
     add_seed(parser, of="the query sample")
     add_device(parser)
     add_dtype(parser)
     add_pixels(parser)
     parser.add_argument(
-        "--write", action="store_true", help="store the threshold in the checkpoint's settings"
+        "--write",
+        action="store_true",
+        help="store the threshold, and what was learned, in the checkpoint",
     )
     add_out(parser, "JSON file for the curve", required=False, metavar="FILE")
     add_overwrite(parser, "replace the file of --out if it exists")
@@ -73,18 +92,50 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_threshold(folder: str, threshold: float) -> None:
-    """Store the threshold in the checkpoint's retriever.json."""
+def write_decision(folder: str, retriever: "CotRetriever", threshold: float) -> None:
+    """Store the threshold in the checkpoint's retriever.json, and a gate in its head.safetensors."""
+    import safetensors.torch
+
+    from cir_cot.heads.base import own_weights
+
     facts = read_settings(folder)
     facts["settings"]["threshold"] = threshold
+    # The weights first: a gate that the settings don't name is left out when the head is loaded.
+    if retriever.gate is not None:
+        facts["settings"]["gate"] = True
+        weights = {name: value.contiguous() for name, value in own_weights(retriever).items()}
+        write_bytes_atomic(Path(folder) / HEAD_FILE, safetensors.torch.save(weights))
     write_text_atomic(Path(folder) / SETTINGS_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def learn(args: argparse.Namespace, retriever: "CotRetriever", benchmark: Benchmark) -> dict:
+    """Give the retriever a gate that is fitted to what chains were worth on a split; return the protocol."""
+    from cir_cot.heads.adaptive import fit_gate
+
+    found = utility(
+        retriever,
+        benchmark,
+        model=args.model,
+        limit=args.learn_limit,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        progress=True,
+    )
+    retriever.gate = fit_gate(found.states, found.needless).to(retriever.backbone.device)
+    needless = int(found.needless.sum())
+    print(
+        f"{args.learn}: {needless} of {len(found.needless)} chains were needless", file=sys.stderr
+    )
+    return found.protocol | {"reading": "utility", "needless": needless}
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure the curve, choose the threshold, print and write both."""
     args = parse(argv)
-    benchmark = load_one_category(args)
+    benchmark = load_one_category(args, args.split)
+    taught = load_one_category(args, args.learn) if args.learn else None
     retriever = load_adaptive(args)
+    learned = None if taught is None else learn(args, retriever, taught)
     curve, protocol = calibrate(
         retriever,
         benchmark,
@@ -105,13 +156,14 @@ def main(argv: Sequence[str]) -> int:
     lines = f"{text_table(curve_table(curve))}\nthreshold {best['threshold']:.6g}: {share}"
     print(lines, file=sys.stderr if args.json else sys.stdout)
     if args.write:
-        write_threshold(args.model, best["threshold"])
+        write_decision(args.model, retriever, best["threshold"])
     answer = {
         "chosen": best,
         "metric": metric,
         "tolerance": args.tolerance,
         "curve": curve,
         "protocol": protocol,
+        "learned": learned,
         "git": git_state(),
         "versions": package_versions(),
     }
@@ -122,15 +174,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def load_one_category(args: argparse.Namespace) -> Benchmark:
-    """Load the benchmark and check its pictures and --out before a model is loaded."""
+def load_one_category(args: argparse.Namespace, split: str) -> Benchmark:
+    """Load a split and check its pictures, and the arguments, before a model is loaded."""
+    if args.learn == args.split:
+        raise InputError(
+            f"--learn {args.learn}: the threshold is chosen on this split; learn on another one"
+        )
+    if args.learn_limit and not args.learn:
+        raise InputError("--learn-limit needs --learn")
     if args.write and not Path(args.model).is_dir():
         raise InputError(f"{args.model}: no folder here; --write stores the threshold in a folder")
     if args.out and os.path.lexists(args.out) and not args.overwrite:
         raise InputError(
             f"{args.out} is there already; give another --out, or --overwrite to replace it"
         )
-    (benchmark, *others) = load_benchmark(args.benchmark, args.root, args.split, args.category)
+    (benchmark, *others) = load_benchmark(args.benchmark, args.root, split, args.category)
     if others:
         raise InputError(f"{args.benchmark} has several categories; name one with --category")
     check_pictures(benchmark, benchmark.images())

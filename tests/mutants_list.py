@@ -6597,8 +6597,81 @@ MUTANTS = [
         "the threshold is written where nothing reads it",
     ),
     (
+        "eval/calibrate.py",
+        'facts["settings"]["gate"] = True',
+        'facts["gate"] = True',
+        [
+            "tests/evaluation/test_calibrate.py::test_the_decision_is_learned_from_what_chains_were_worth"
+        ],
+        "what was learned is never loaded",
+    ),
+    (
+        "eval/calibrate.py",
+        "write_bytes_atomic(Path(folder) / HEAD_FILE, safetensors.torch.save(weights))",
+        "assert weights",
+        [
+            "tests/evaluation/test_calibrate.py::test_the_decision_is_learned_from_what_chains_were_worth"
+        ],
+        "the weights of what was learned are not stored",
+    ),
+    (
+        "cir_cot/heads/qwen.py",
+        'stored.pop("gate", None)',
+        "pass",
+        ["tests/evaluation/test_calibrate.py::test_a_gate_is_dropped_where_training_continues"],
+        "a gate decides on states that it was not fitted to",
+    ),
+    (
+        "cir_cot/heads/qwen.py",
+        'left_out += ("gate.",)',
+        "pass",
+        [
+            "tests/evaluation/test_calibrate.py::test_weights_of_a_gate_without_its_settings_are_left_out"
+        ],
+        "an interrupted calibration leaves a head that cannot be loaded",
+    ),
+    (
+        "cir_cot/heads/adaptive.py",
+        "if self.gate is not None:\n            return",
+        "if False:\n            return",
+        [
+            "tests/evaluation/test_calibrate.py::test_the_decision_is_learned_from_what_chains_were_worth"
+        ],
+        "the gate decides nothing",
+    ),
+    (
+        "cir_cot/heads/adaptive.py",
+        "gate.bias.copy_(bias - (weight * mean / spread).sum())",
+        "gate.bias.copy_(bias)",
+        ["tests/evaluation/test_calibrate.py::test_a_gate_finds_the_direction_and_the_rate"],
+        "the gate is shifted by the features' means",
+    ),
+    (
+        "cir_cot/heads/adaptive.py",
+        "penalty / 2 * weight.square().sum()",
+        "0 * penalty * weight.square().sum()",
+        ["tests/evaluation/test_calibrate.py::test_a_feature_of_noise_is_held_back_by_the_penalty"],
+        "the regression has no penalty",
+    ),
+    (
+        "cir_cot/heads/adaptive.py",
+        "logits = scaled[~seen] @ weight + bias",
+        "logits = scaled[~seen] @ weight * 0 + bias",
+        ["tests/evaluation/test_calibrate.py::test_a_gate_finds_the_direction_and_the_rate"],
+        "the penalty is chosen without looking at the weights",
+    ),
+    (
         "cir_cot/evaluation/calibration.py",
-        "records[len(values) : len(values) + len(pictures)]",
+        "(without or behind) <= (with_chain or behind)",
+        "(without or behind) < (with_chain or behind)",
+        [
+            "tests/evaluation/test_calibrate.py::test_a_chain_that_brings_the_target_no_further_forward_is_needless"
+        ],
+        "a chain that changes nothing counts as needed",
+    ),
+    (
+        "cir_cot/evaluation/calibration.py",
+        "records[done : done + len(pictures)]",
         "records[: len(pictures)]",
         [
             "tests/evaluation/test_calibrate.py::test_each_query_has_its_own_confidence_whatever_the_batch"

@@ -324,7 +324,7 @@ OPTIONS = {
     "calibrate": BENCHMARK
     | (MODEL - {"--chains"})
     | PIXELS
-    | {"--metric", "--tolerance", "--write"},
+    | {"--metric", "--tolerance", "--write", "--learn", "--learn-limit"},
     "index": PIXELS
     | {
         "--model",

@@ -1,8 +1,10 @@
 """Measure what the adaptive reading finds and costs at each threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from cir_cot.data.benchmark import Benchmark
@@ -13,7 +15,11 @@ from .chain_quality import adaptive_curve
 from .encode import encode_gallery, load_batches
 from .evaluate import evaluate
 from .readings import Pictures, modification_texts
+from .report_charts import first_ranks
+from .results import Result
 from .tables import Table
+
+READINGS = ("full", "fast")
 
 
 class Tokenizer(Protocol):
@@ -29,8 +35,19 @@ class AdaptiveReader(Retriever, Protocol):
     def stop_confidence(self, images: Pictures, texts: Sequence[str]) -> Tensor:
         """Return (B,), in 0 .. 1, the model's preference to answer without a chain."""
 
+    def prompt_states(self, images: Pictures, texts: Sequence[str]) -> Tensor:
+        """Return (B, H), the hidden states at the ends of the prompts, of which the preference is made."""
+
     def encoder(self) -> Tokenizer:
         """Return the tokenizer of its chains."""
+
+
+class Utility(NamedTuple):
+    """What chains were worth on a split: states (N, H), bool (N,) whether a chain was needless, the protocol."""
+
+    states: Tensor
+    needless: Tensor
+    protocol: dict
 
 
 class Calibration(NamedTuple):
@@ -61,25 +78,15 @@ def calibrate(
         seed: Seed of the sample.
         progress: Show progress bars.
     """
-    images = benchmark.images()
-    gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
-    # Evaluate with a chain for each query, and without.
-    results = []
-    for reading in ("full", "fast"):
-        result = evaluate(
-            retriever,
-            benchmark,
-            images,
-            reading=reading,
-            gallery=gallery,
-            model=model,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
-        results.append(result)
-    full, fast = results
+    full, fast = evaluate_both(
+        retriever,
+        benchmark,
+        model=model,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     # Ask the model how sure it is without a chain, and count what each chain costs.
     confidence = stop_confidences(retriever, full.benchmark, batch_size)
     ids = list(confidence)
@@ -96,19 +103,100 @@ def calibrate(
     return Calibration(curve, full.protocol | {"reading": "adaptive"})
 
 
+def utility(
+    retriever: AdaptiveReader,
+    benchmark: Benchmark,
+    *,
+    model: str = "",
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Utility:
+    """Evaluate the readings full and fast, and note for each query whether its chain was needless.
+
+    A chain is needless where it brings the first right picture no further forward. The arguments are those of
+    `calibrate`, with a split that is not calibrated on.
+    """
+    full, fast = evaluate_both(
+        retriever,
+        benchmark,
+        model=model,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    records = full.benchmark.records
+    states = [torch.zeros(0)]
+    with inference(retriever):
+        for pictures, batch in picture_batches(records, full.benchmark, batch_size):
+            states.append(retriever.prompt_states(pictures, modification_texts(batch)))
+    needless = torch.tensor(chains_needless(full, fast))
+    return Utility(torch.cat(states[1:]), needless, full.protocol)
+
+
+def chains_needless(full: Result, fast: Result) -> list[bool]:
+    """Return for each query whether its first right picture stands with a chain no further forward than without."""
+    found = []
+    for with_chain, without in zip(first_ranks(full), first_ranks(fast), strict=True):
+        # A picture that is not among the ranked ones stands behind them all.
+        behind = float("inf")
+        found.append((without or behind) <= (with_chain or behind))
+    return found
+
+
+def evaluate_both(
+    retriever: AdaptiveReader,
+    benchmark: Benchmark,
+    *,
+    model: str,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> list[Result]:
+    """Evaluate with a chain for each query, and without -> both results, on the same queries."""
+    images = benchmark.images()
+    gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
+    results = []
+    for reading in READINGS:
+        result = evaluate(
+            retriever,
+            benchmark,
+            images,
+            reading=reading,
+            gallery=gallery,
+            model=model,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        results.append(result)
+    return results
+
+
+def picture_batches(
+    records: Sequence[Record], benchmark: Benchmark, batch_size: int
+) -> Iterator[tuple[list[Image], list[Record]]]:
+    """Yield the reference pictures of records in batches, with their records."""
+    done = 0
+    references = [record.reference for record in records]
+    for pictures in load_batches(references, benchmark.images(), batch_size):
+        yield pictures, list(records[done : done + len(pictures)])
+        done += len(pictures)
+
+
 def stop_confidences(
     retriever: AdaptiveReader, benchmark: Benchmark, batch_size: int
 ) -> dict[str, float]:
     """Return the model's preference to answer without a chain, by query id."""
-    records: list[Record] = benchmark.records
-    # As many values as records, in their order.
-    references = [record.reference for record in records]
+    records = benchmark.records
     values: list[float] = []
     with inference(retriever):
-        for pictures in load_batches(references, benchmark.images(), batch_size):
-            batch = records[len(values) : len(values) + len(pictures)]
-            texts = modification_texts(batch)
-            values += retriever.stop_confidence(pictures, texts).tolist()
+        for pictures, batch in picture_batches(records, benchmark, batch_size):
+            values += retriever.stop_confidence(pictures, modification_texts(batch)).tolist()
     return {record.id: value for record, value in zip(records, values, strict=True)}
 
 

@@ -22,23 +22,22 @@ from torch.nn import functional
 from cir_cot.errors import InputError
 from cir_cot.inputs import Picture, as_queries
 from cir_cot.models.backbone import Backbone
-from cir_cot.models.chat import ChatEncoder
 from cir_cot.models.clip import load_clip
-from cir_cot.prompts import PARTS, cot_to_text
+from cir_cot.prompts import cot_to_text
 from cir_cot.records import Cot
 from cir_cot.retriever import CHAIN_READINGS, READINGS, QueryOutput, in_order
 
+from .adaptive import AdaptiveHead
 from .base import HeadOutput
 from .chain_collator import ChainCollator
 from .decoding import DecodingState, Queue, decode
 from .grammar import Grammar
 from .parts import encode_queries, rows_at_once
-from .pictures import PictureHead
 from .qwen import Readout, chain_loss, chosen
 from .sampling import Sampling
 
 
-class CotRetriever(PictureHead):
+class CotRetriever(AdaptiveHead):
     """Chain-of-thought head around a Qwen-VL.
 
     Args:
@@ -47,8 +46,8 @@ class CotRetriever(PictureHead):
         chain_dropout: probability that a training row has no chain, see ChainCollator.
         max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
             is closed and the row flagged.
-        threshold: `stop_confidence` from which the adaptive reading generates no chain; `cir-cot calibrate` finds one.
         target_encoder: a CLIP or SigLIP checkpoint. Targets are then its vectors, and the projection leads to them.
+        threshold, gate: of the adaptive reading, see AdaptiveHead; `cir-cot calibrate` finds them.
         readout: further arguments of PictureHead.
 
     Example:
@@ -67,6 +66,7 @@ class CotRetriever(PictureHead):
         chain_dropout: float = 0.0,
         max_new_tokens: int = 384,
         threshold: float = 0.5,
+        gate: bool = False,
         target_encoder: str | None = None,
         **readout: Unpack[Readout],
     ):
@@ -78,7 +78,7 @@ class CotRetriever(PictureHead):
                 raise InputError(
                     f"projection {readout['projection']}: vectors of {target_encoder} have {foreign.dim}"
                 )
-        super().__init__(backbone, base, **readout)
+        super().__init__(backbone, base, threshold, gate, **readout)
         # Settings.
         if not 0 <= chain_dropout <= 1:
             raise InputError(f"chain_dropout {chain_dropout} is no probability, 0 .. 1")
@@ -90,7 +90,6 @@ class CotRetriever(PictureHead):
         self.foreign = foreign
         self.chain_dropout = chain_dropout
         self.max_new_tokens = max_new_tokens
-        self.threshold = float(threshold)
         # The reading of `encode_query` where none is asked for.
         self.reading = "full"
 
@@ -99,13 +98,8 @@ class CotRetriever(PictureHead):
         return super().settings() | {
             "chain_dropout": self.chain_dropout,
             "max_new_tokens": self.max_new_tokens,
-            "threshold": self.threshold,
             "target_encoder": self.target_encoder,
         }
-
-    def encoder(self, side: str = "right") -> ChatEncoder:
-        """Return the encoder of prompts; it pads on the `side` "right" to encode, "left" to generate."""
-        return ChatEncoder(self.backbone.processor, self.backbone.ret_id, side)
 
     def collator(self) -> ChainCollator:
         """Return the function that turns training rows into a batch; it holds the processor, never the model."""
@@ -268,32 +262,10 @@ class CotRetriever(PictureHead):
             embed=self.embed_states,
             places=self.batch_size,
             before_ret=self.readout == "before_ret",
-            skip=partial(self._is_sure, grammar.start[0]) if adaptive else None,
+            skip=partial(self.is_sure, grammar.start[0]) if adaptive else None,
             sampling=sampling,
         )
 
     def _to_output(self, state: DecodingState) -> QueryOutput:
         texts = self.backbone.processor.tokenizer.batch_decode([row.ids for row in state.rows])
         return QueryOutput(state.vectors, texts, [row.flag for row in state.rows])
-
-    def _is_sure(self, start: int, hidden: Tensor) -> Tensor:
-        """Return bool (B,): whether the adaptive reading generates no chain, from hidden states (B, H)."""
-        return self._stop_confidence(hidden, start) >= self.threshold
-
-    def _stop_confidence(self, hidden: Tensor, start: int) -> Tensor:
-        logits = self.backbone.logits(hidden).float()  # (B, V)
-        return torch.sigmoid(logits[:, self.backbone.ret_id] - logits[:, start])  # (B,)
-
-    @torch.no_grad()
-    def stop_confidence(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """Return how strongly the model prefers to end each query without a chain -> (B,), 0 .. 1; see `threshold`."""
-        encoder = self.encoder("left")
-        # The alternative to the retrieval token is the first token of a chain.
-        start = Grammar(encoder, PARTS, self.max_new_tokens).start[0]
-        found = torch.zeros(len(images))
-        for rows in self.batches_by_size(images, texts):
-            pictures, words = chosen(rows, images, texts)
-            inputs, _ = encoder.query(pictures, words, [[]] * len(rows))
-            hidden = self.backbone(self._to_device(inputs))[:, -1]  # (B, H)
-            found[rows] = self._stop_confidence(hidden, start).cpu()
-        return found

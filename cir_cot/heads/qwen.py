@@ -188,10 +188,17 @@ class QwenHead(Head):
         anew = settings.get("target_encoder") not in (None, stored.get("target_encoder"))
         if anew:
             stored["projection"] = None
+        # A gate was fitted to hidden states that training changes.
+        if trainable:
+            stored.pop("gate", None)
         with loading(f"{folder / SETTINGS_FILE}: no such head can be built"):
             head = cls(backbone, base, **(stored | settings))
         head.check(metadata, folder)
-        load_head_weights(head, folder, without=("project.",) if anew else ())
+        left_out: tuple[str, ...] = ("project.",) if anew else ()
+        # Calibration writes a gate's weights before the settings that name it.
+        if getattr(head, "gate", None) is None:
+            left_out += ("gate.",)
+        load_head_weights(head, folder, without=left_out)
         return head
 
     def check(self, metadata: dict, folder: Path) -> None:

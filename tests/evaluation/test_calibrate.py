@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
-from tiny_training import tiny_head
+from tiny_training import records, tiny_head, write_dataset
 from toy_retriever import Plain, query, shade_of, write_folder
 
 from cir_cot.data import load_benchmark
 from cir_cot.errors import InputError
-from cir_cot.evaluation.calibration import stop_confidences
+from cir_cot.evaluation.calibration import chains_needless, stop_confidences
 from cir_cot.evaluation.chain_quality import adaptive_curve, calibrated
 from cir_cot.evaluation.evaluate import evaluate
+from cir_cot.evaluation.results import Result
 from cir_cot.heads import load_retriever
+from cir_cot.heads.adaptive import fit_gate, new_gate
+from cir_cot.heads.cot import CotRetriever
 from cir_cot.scripts.eval import calibrate
 
 
@@ -89,6 +92,110 @@ def test_a_checkpoint_is_calibrated(benchmark, tmp_path, capsys):
     assert adaptive.metrics == answer["chosen"]["metrics"]
     with pytest.raises(InputError, match="'R@3' is not one of R@1"):
         calibrate.main(command(tmp_path / "model", root, "--metric", "R@3"))
+
+
+@pytest.fixture(scope="module")
+def two_splits(tmp_path_factory):
+    """The same 22 queries as two splits; a head with random weights needs chains for some of them."""
+    root = tmp_path_factory.mktemp("learn") / "data"
+    write_dataset(root, records(22))
+    for name in ("gallery.{}.txt", "records.{}.jsonl"):
+        (root / name.format("val")).write_bytes((root / name.format("train")).read_bytes())
+    return root
+
+
+def test_the_decision_is_learned_from_what_chains_were_worth(two_splits, tmp_path, capsys):
+    model = tmp_path / "model"
+    tiny_head(lora=False, max_new_tokens=4).save(model)
+    argv = command(model, two_splits, "--learn", "train", "--write", "--json")
+    assert calibrate.main(argv) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["learned"]["split"] == "train"
+    # The labels are what both readings say of the split.
+    plain = tiny_head(lora=False, max_new_tokens=4)
+    taught = load_benchmark("folder", two_splits, "train")[0]
+    full, fast = (
+        evaluate(plain, taught, taught.images(), reading=reading) for reading in ("full", "fast")
+    )
+    labels = chains_needless(full, fast)
+    assert answer["learned"]["needless"] == sum(labels) not in (0, 22)
+    # The gate is stored, decides, and is the fit to the states.
+    head = load_retriever(model, device="cpu")
+    pictures = [taught.images().load(record.reference) for record in taught.records]
+    texts = [record.text for record in taught.records]
+    gate = fit_gate(head.prompt_states(pictures, texts), torch.tensor(labels))
+    torch.testing.assert_close(head.gate.weight, gate.weight, rtol=1e-3, atol=1e-4)
+    sure = torch.sigmoid(gate(head.prompt_states(pictures, texts)))[:, 0]
+    torch.testing.assert_close(head.stop_confidence(pictures, texts), sure, rtol=1e-3, atol=1e-4)
+    assert head.threshold == answer["chosen"]["threshold"]
+    written = [bool(text) for text in head.encode_query(pictures, texts, "adaptive").explanations]
+    assert written == (sure < head.threshold).tolist()
+
+
+def test_weights_of_a_gate_without_its_settings_are_left_out(tmp_path):
+    head = tiny_head(lora=False, max_new_tokens=4)
+    head.gate = new_gate(head.backbone.hidden_size)
+    head.save(tmp_path)
+    assert load_retriever(tmp_path, device="cpu").gate is not None
+    # As an interruption between both files leaves it.
+    settings = json.loads((tmp_path / "retriever.json").read_text())
+    del settings["settings"]["gate"]
+    (tmp_path / "retriever.json").write_text(json.dumps(settings))
+    assert load_retriever(tmp_path, device="cpu").gate is None
+
+
+def test_a_gate_is_dropped_where_training_continues(tmp_path):
+    head = tiny_head(lora=False, max_new_tokens=4)
+    head.gate = new_gate(head.backbone.hidden_size)
+    head.save(tmp_path)
+    facts = json.loads((tmp_path / "retriever.json").read_text())
+    assert CotRetriever.resume(tmp_path, facts, trainable=True, settings={}).gate is None
+
+
+def test_what_cannot_be_learned_is_refused(benchmark, tmp_path):
+    root, _ = benchmark
+    with pytest.raises(InputError, match="--learn val: the threshold is chosen on this split"):
+        calibrate.main(command(tmp_path / "model", root, "--learn", "val"))
+    with pytest.raises(InputError, match="--learn-limit needs --learn"):
+        calibrate.main(command(tmp_path / "model", root, "--learn-limit", "9"))
+    with pytest.raises(InputError, match="6 queries, 6 of them need no chain"):
+        fit_gate(torch.randn(6, 3), torch.ones(6, dtype=torch.bool))
+
+
+def test_a_gate_finds_the_direction_and_the_rate():
+    torch.manual_seed(0)
+    states = torch.randn(2000, 6) * torch.tensor([1.0, 5, 1, 1, 1, 0.01]) + 3
+    direction = torch.tensor([2.0, 0.2, -1.0, 0, 0, 0])
+    chance = torch.sigmoid((states - 3) @ direction + 0.5)
+    needless = torch.rand(2000) < chance
+    gate = fit_gate(states, needless)
+    guessed = torch.sigmoid(gate(states))[:, 0]
+    # A bias without a penalty makes the mean probability the observed rate, exactly.
+    assert guessed.mean().item() == pytest.approx(needless.float().mean().item(), abs=1e-4)
+    assert (guessed - chance).abs().mean() < 0.03
+    assert not gate.weight.requires_grad
+
+
+def test_a_feature_of_noise_is_held_back_by_the_penalty():
+    torch.manual_seed(0)
+    states = torch.randn(60, 100)  # more features than queries: without a penalty all is certain
+    needless = torch.rand(60) < 0.5
+    guessed = torch.sigmoid(fit_gate(states, needless)(torch.randn(500, 100)))
+    assert guessed.std() < 0.2
+
+
+def test_a_chain_that_brings_the_target_no_further_forward_is_needless(benchmark):
+    _, folder = benchmark
+    found = {}
+    for name, places in (("full", [0, 3, 2, None, None, 0]), ("fast", [0, 1, 4, 2, None, None])):
+        rankings = {}
+        for record, place in zip(folder.records, places, strict=True):
+            ranking = others(folder, record)
+            if place is not None:
+                ranking.insert(place, record.targets[0])
+            rankings[record.id] = ranking
+        found[name] = Result(folder, folder.images(), {}, {}, {}, rankings, {}, {}, {})
+    assert chains_needless(found["full"], found["fast"]) == [True, True, False, True, True, False]
 
 
 def test_a_file_that_is_there_is_replaced_with_overwrite_alone(benchmark, tmp_path):
