@@ -2717,7 +2717,7 @@ MUTANTS = [
         "the short reading writes all parts",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/adaptive.py",
         ">= self.threshold",
         "< self.threshold",
         [
@@ -2726,7 +2726,7 @@ MUTANTS = [
         "the adaptive reading is the other way round",
     ),
     (
-        "cir_cot/heads/cot.py",
+        "cir_cot/heads/adaptive.py",
         "logits[:, self.backbone.ret_id] - logits[:, start])",
         "logits[:, start] - logits[:, self.backbone.ret_id])",
         [
