@@ -47,7 +47,8 @@ class CotRetriever(AdaptiveHead):
         max_new_tokens: bound of a chain. Its three sections get a quarter, a half and a quarter of it; a longer section
             is closed and the row flagged.
         target_encoder: a CLIP or SigLIP checkpoint. Targets are then its vectors, and the projection leads to them.
-        threshold, gate: of the adaptive reading, see AdaptiveHead; `cir-cot calibrate` finds them.
+        threshold: of the adaptive reading, see AdaptiveHead; `cir-cot calibrate` finds one.
+        gate: whether a learned gate decides there.
         readout: further arguments of PictureHead.
 
     Example:
