@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; FACE imports the same names 
     from .search.search import open_search as open_search
     from .training.arguments import CirArguments as CirArguments
     from .training.dataset import CirDataset as CirDataset
+    from .training.from_python import train as train
     from .training.trainer import CirTrainer as CirTrainer
 
 __version__ = "0.2.0"
@@ -52,6 +53,7 @@ FACE = {
     "load_benchmark": ("data", "load_benchmark"),
     "load_retriever": ("heads", "load_retriever"),
     "open_search": ("search.search", "open_search"),
+    "train": ("training.from_python", "train"),
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "load_benchmark",
     "load_retriever",
     "open_search",
+    "train",
 ]
 
 

@@ -184,17 +184,7 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(io.BytesIO(raw), formats=formats) as picture:
             # opening reads the header only: refuse by the size before decoding
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise InputError(
-                    f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it"
-                )
-            if max(width, height) > MAX_RATIO * min(width, height) > 0:
-                raise InputError(
-                    f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the "
-                    "other, which no Qwen-VL model takes; crop or pad it"
-                )
-
+            check_size(*picture.size, where, max_pixels)
             if picture.mode == "F":
                 raise InputError(
                     f"{where}: pixels of floating point, of unknown range; save it with 8 or 16 bits"
@@ -213,6 +203,19 @@ def decode(raw: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise InputError(
             f"{where}: no readable picture, corrupt or truncated ({error}); replace the file"
         ) from error
+
+
+def check_size(width: int, height: int, where: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise InputError for a picture with too many pixels, or too narrow for Qwen-VL."""
+    if width * height > max_pixels:
+        raise InputError(
+            f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height) > 0:
+        raise InputError(
+            f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the "
+            "other, which no Qwen-VL model takes; crop or pad it"
+        )
 
 
 def heic_formats(where: str) -> tuple[str, ...]:

@@ -8,6 +8,57 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/training/given_rows.py",
+        "picture.tobytes() + repr((picture.mode, picture.size)).encode()",
+        "repr((picture.mode, picture.size, id(picture))).encode()",
+        [
+            "tests/training/test_from_python.py::test_equal_pictures_share_an_id_and_different_ones_do_not"
+        ],
+        "two rows that show one picture are each other's negatives",
+    ),
+    (
+        "cir_cot/training/given_rows.py",
+        "            check_size(*picture.size, where)\n",
+        "",
+        ["tests/training/test_from_python.py::test_a_row_that_cannot_be_used_is_named"],
+        "a picture of 4000 x 3 ends the training in the processor",
+    ),
+    (
+        "cir_cot/training/given_rows.py",
+        "held = held.cast_column(name, Column(decode=False))",
+        "pass",
+        ["tests/training/test_from_python.py::test_a_dataset_keeps_its_pictures_encoded"],
+        "all pictures of a dataset are decoded into memory, past the limits",
+    ),
+    (
+        "cir_cot/training/given_rows.py",
+        "if not record.targets:",
+        "if False:",
+        ["tests/training/test_from_python.py::test_a_row_that_cannot_be_used_is_named"],
+        "a row without a target fails in the middle of training",
+    ),
+    (
+        "cir_cot/training/given_rows.py",
+        "return self._keep(str(path.resolve()), path.resolve())",
+        "return self._keep(str(picture), path)",
+        ["tests/training/test_from_python.py::test_pictures_are_taken_as_pictures_paths_or_bytes"],
+        "a file under two names is two pictures",
+    ),
+    (
+        "cir_cot/training/from_python.py",
+        "if name in OF_FILES:",
+        "if False:",
+        ["tests/training/test_from_python.py::test_an_argument_that_cannot_be_used_is_named"],
+        "an argument that names files is ignored",
+    ),
+    (
+        "cir_cot/training/from_python.py",
+        "return head.eval()",
+        "return head",
+        ["tests/training/test_from_python.py::test_a_call_trains_what_the_recipe_trains_on_files"],
+        "the trained retriever encodes with dropout",
+    ),
+    (
         "cir_cot/search/answer.py",
         'caption = f"{rank}. {escape(name)} ({score:.3f})"',
         'caption = f"{rank}. {name} ({score:.3f})"',

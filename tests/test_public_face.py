@@ -26,6 +26,7 @@ MEMBERS = [
     "load_benchmark",
     "load_retriever",
     "open_search",
+    "train",
 ]
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import safetensors
 import torch
@@ -30,9 +30,6 @@ from cir_cot.errors import InputError
 from cir_cot.files import write_bytes_atomic
 from cir_cot.ranks import ALONE, Ranks
 from cir_cot.storage import locked
-
-if TYPE_CHECKING:
-    from cir_cot.images import ImageStore
 
 SHARD = 4096  # vectors of a file, the most that a crash loses
 NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # a file that a cache wrote
@@ -189,10 +186,20 @@ class Vectors(dict[str, Tensor]):
         return self[name]
 
 
+class PictureSource(Protocol):
+    """Load pictures by name, and tell them apart by their content."""
+
+    def load(self, name: str, /) -> Image:
+        """Return a picture."""
+
+    def fingerprint(self, name: str, /) -> str:
+        """Return a digest of its content."""
+
+
 def picture_vectors(
     cache: FeatureCache,
     encode: Callable[[Sequence[Image]], Tensor],
-    images: ImageStore,
+    images: PictureSource,
     names: Iterable[str],
     ranks: Ranks = ALONE,
 ) -> Vectors:
