@@ -3096,7 +3096,7 @@ MUTANTS = [
     (
         "cir_cot/images.py",
         "    if width * height > max_pixels:",
-        "            if width * height >= max_pixels:",
+        "    if width * height >= max_pixels:",
         ["tests/test_images.py::test_the_exact_number_of_pixels_is_allowed"],
         "exactly as many pixels as allowed are refused",
     ),
