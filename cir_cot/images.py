@@ -211,6 +211,11 @@ def check_size(width: int, height: int, where: str, max_pixels: int = MAX_PIXELS
         raise InputError(
             f"{where}: {width} x {height} pixels, more than the {max_pixels} allowed; resize it"
         )
+    check_ratio(width, height, where)
+
+
+def check_ratio(width: int, height: int, where: str) -> None:
+    """Raise InputError for a picture too narrow for Qwen-VL, whose processors raise on it."""
     if max(width, height) > MAX_RATIO * min(width, height) > 0:
         raise InputError(
             f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO} times the "

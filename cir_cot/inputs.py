@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from .errors import InputError, shown
-from .images import ImageStore, to_rgb
+from .images import ImageStore, check_ratio, to_rgb
 
 Picture = Image.Image | str | Path
 
@@ -35,14 +35,18 @@ def as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
 def as_pictures(images: Picture | Sequence[Picture]) -> list[Image.Image]:
     """Return pictures in RGB, from one or many pictures of any mode or paths of files.
 
+    Raises:
+        InputError: a file is no readable picture, or a picture is too narrow for Qwen-VL.
+
     Example:
         as_pictures("shirt.jpg")  # [a picture]
         as_pictures([Image.open("logo.png"), "shirt.jpg"])  # transparent pixels are white
     """
     found = []
-    for image in as_list(images):
+    for number, image in enumerate(as_list(images)):
         if not isinstance(image, Image.Image):
             image = open_picture(image)
+        check_ratio(*image.size, f"picture {number}")
         plain = image.mode == "RGB" and "transparency" not in image.info
         found.append(image if plain else to_rgb(image))
     return found

@@ -47,6 +47,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--k", type=int, default=10, metavar="N", help="number of pictures to find (default 10)")
     add(
+        "--keep-reference",
+        action="store_true",
+        help="let pictures of the same content as the reference be hits (default: they are left out)",
+    )
+    add(
         "--reading",
         metavar="NAME",
         help="how a head that writes chains encodes the query: full, short, adaptive or fast "
@@ -126,6 +131,7 @@ def answer_batch(
     """Answer queries of one kind together; one that cannot be asked has {"error": why}."""
     from cir_cot.inputs import open_picture
     from cir_cot.search.payload_filter import check_filter
+    from cir_cot.search.reference import digest_of
 
     # What cannot be used takes no part.
     found: list[dict] = []
@@ -148,7 +154,9 @@ def answer_batch(
     # Answer the rest together, and put each answer in its place.
     chains = [query["cot"] for query in asked] if "cot" in batch[0] else None
     texts = [query["text"] for query in asked]
-    answers = iter(search.many(pictures, texts, args.k, args.reading, chains, where))
+    references = [] if args.keep_reference else [digest_of(query["image"]) for query in asked]
+    found_of = (pictures, texts, args.k, args.reading, chains, where)
+    answers = iter(search.many(*found_of, references=references))
     return [one or next(answers).as_dict() for one in found]
 
 
@@ -193,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
     # Check what is asked for, before a model is loaded.
     text = None if args.text is None else check_text(args.text, "--text")
     where = None if args.where is None else check_filter(parse_json(args.where, "--where"))
-    picture = None if args.image is None else open_picture(args.image)
+    if args.image is not None:
+        open_picture(args.image)
     # Answer.
     search = open_search(args.model, args.index, **loading_options(args))
     print(loaded_line(search.retriever, args.model), file=sys.stderr)
@@ -211,7 +220,9 @@ def main(argv: Sequence[str]) -> int:
             told = f"{len(errors)} of {len(queries)} queries have an error in place of an answer"
             print(f"{told}; the first: {errors[0]}", file=sys.stderr)
         return PROBLEMS if errors else 0
-    answer = search.one(picture, text, args.k, reading=args.reading, where=where)
+    answer = search.one(
+        args.image, text, args.k, args.reading, where=where, keep_reference=args.keep_reference
+    )
     if where and not answer.hits:
         # A key that is mistyped matches nothing, as if there were no such picture.
         told = unknown_keys(where, search.index.list_payloads().values())

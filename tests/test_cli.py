@@ -355,6 +355,7 @@ OPTIONS = {
         "--text",
         "--queries",
         "--k",
+        "--keep-reference",
         "--reading",
         "--where",
         "--batch-size",

@@ -43,6 +43,13 @@ def test_what_is_no_picture_is_named(tmp_path):
         as_queries([Image.new("RGB", (56, 56))] * 2, "red")
 
 
+def test_a_picture_in_memory_that_is_too_narrow_for_the_models_is_named():
+    wide = Image.new("RGB", (400, 2))
+    assert as_pictures([wide]) == [wide]
+    with pytest.raises(InputError, match="picture 1: 401 x 2 pixels, one side more than 200 times"):
+        as_pictures([wide, Image.new("RGB", (401, 2))])
+
+
 def test_a_head_takes_paths_one_or_many_in_batches_of_any_size(files, capsys):
     head = tiny_head().eval()
     own = head.batch_size

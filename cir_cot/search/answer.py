@@ -92,3 +92,20 @@ class Answer:
             return thumbnail(open_picture(self.path_of(name)), name)
         except InputError:
             return ""
+
+
+def status_line(answer: Answer, mode: str, size: int) -> str:
+    """Describe an answer in one line: times, flag and routing; `size` is the number of pictures searched."""
+    line = f"{mode}: read in {answer.encode_seconds:.2f} s, {size:,} pictures searched in "
+    line += f"{1000 * answer.search_seconds:.1f} ms."
+    if answer.flag:
+        line += f" Note: {answer.flag}."
+    if answer.agreement is not None:
+        line += f" Its chains agree to {answer.agreement:.0%}."
+    # A head that routes queries, then one that explains them otherwise than by a chain.
+    if answer.routing:
+        used = [f"{name} {share:.0%}" for name, share in answer.routing.items() if share]
+        line += " Chosen: " + ", ".join(used)
+    elif answer.explanation and not written_parts(answer.explanation):
+        line += f" {answer.explanation}"
+    return line

@@ -17,10 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cir_cot import __version__
+from cir_cot.digests import digest_bytes
 from cir_cot.errors import InputError
 from cir_cot.files import check_keys, parse_json
 from cir_cot.images import decode
-from cir_cot.records import check_text, cot_from_dict
+from cir_cot.records import MAX_PART, MAX_TEXT, check_text, cot_from_dict
 
 from .local_server import HOSTS
 from .payload_filter import check_filter
@@ -29,7 +30,7 @@ from .search import Search
 MAX_BODY = 64 * 2**20  # bytes of a request: a batch of photographs
 MAX_BATCH = 64  # queries of a request
 MAX_HITS = 1_000
-KEYS = ("image", "text", "k", "reading", "where", "cot")
+KEYS = ("image", "text", "k", "reading", "where", "cot", "keep_reference")
 
 
 class TooLongError(InputError):
@@ -106,7 +107,8 @@ def _answers(search: Search, lock: threading.Lock, queries: list) -> list[dict[s
             first = together[0]
             chains = None if first["chain"] is None else [query["chain"] for query in together]
             options = {name: first[name] for name in ("k", "reading", "where")}
-            found = search.many(pictures, texts, chains=chains, **options)
+            references = [query["reference"] for query in together]
+            found = search.many(pictures, texts, chains=chains, references=references, **options)
             answers += [answer.as_dict() for answer in found]
     return answers
 
@@ -133,6 +135,9 @@ def _checked(query: object, where: str) -> dict[str, Any]:
     reading = query.get("reading")
     if reading is not None and not isinstance(reading, str):
         raise InputError(f"{where}: 'reading' is a name")
+    keep = query.get("keep_reference", False)
+    if not isinstance(keep, bool):
+        raise InputError(f"{where}: 'keep_reference' is true or false")
     return {
         "image": decode(raw, f"{where}: 'image'"),
         "text": check_text(query["text"], f"{where}: 'text'"),
@@ -140,6 +145,7 @@ def _checked(query: object, where: str) -> dict[str, Any]:
         "reading": reading,
         "where": None if query.get("where") is None else check_filter(query["where"]),
         "chain": None if query.get("cot") is None else cot_from_dict(query["cot"], where),
+        "reference": "" if keep else digest_bytes(raw),
     }
 
 
@@ -149,7 +155,11 @@ _QUERY = {
     "additionalProperties": False,
     "properties": {
         "image": {"type": "string", "contentEncoding": "base64", "description": "a picture's file"},
-        "text": {"type": "string", "description": "how the wanted picture differs"},
+        "text": {
+            "type": "string",
+            "maxLength": MAX_TEXT,
+            "description": "how the wanted picture differs",
+        },
         "k": {"type": "integer", "minimum": 1, "maximum": MAX_HITS, "default": 10},
         "reading": {"type": "string", "description": "full, short, adaptive or fast"},
         "where": {"type": "object", "description": 'filter, e.g. {"price": {"lt": 50}}'},
@@ -157,8 +167,14 @@ _QUERY = {
             "type": "object",
             "description": "a chain to read in place of the model's own",
             "properties": {
-                part: {"type": "string"} for part in ("caption", "reasoning", "conclusion")
+                part: {"type": "string", "maxLength": MAX_PART}
+                for part in ("caption", "reasoning", "conclusion")
             },
+        },
+        "keep_reference": {
+            "type": "boolean",
+            "default": False,
+            "description": "whether a picture of the same content as 'image' can be a hit",
         },
     },
 }

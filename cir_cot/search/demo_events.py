@@ -17,11 +17,11 @@ from cir_cot.errors import InputError
 from cir_cot.prompts import PARTS, written_parts
 from cir_cot.records import Record
 
+from .answer import Answer, status_line
 from .chain_difference import difference
-from .dialogue import Dialogue, State, after_search, status_line
+from .dialogue import Dialogue, State, after_search
 from .filter_columns import shown_in, where_of
 from .question import Question, from_address, to_address
-from .search import Answer
 
 NOWHERE = 10_000  # the first place that no gallery has
 TICK = 0.1  # seconds between two updates of a chain that grows

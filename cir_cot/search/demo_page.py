@@ -14,12 +14,11 @@ import fastapi
 import gradio as gr
 
 from cir_cot.prompts import PARTS
-from cir_cot.records import Record
+from cir_cot.records import MAX_PART, MAX_TEXT, Record
 
 from .demo_events import SCREEN, Buttons, note
 from .dialogue import (
     MAX_BYTES,
-    MAX_CHARACTERS,
     SHOWN,
     Dialogue,
     empty_state,
@@ -100,9 +99,7 @@ def query_controls(dialogue: Dialogue) -> Parts:
         elem_id="reference",
     )
     # With one line Enter searches; the box grows with its text.
-    text = gr.Textbox(
-        label="What should be different?", lines=1, max_lines=4, max_length=MAX_CHARACTERS
-    )
+    text = gr.Textbox(label="What should be different?", lines=1, max_lines=4, max_length=MAX_TEXT)
     go = gr.Button("Search", variant="primary")
     with gr.Row():
         mode = gr.Dropdown(modes, value=modes[0][1], label="Search", min_width=130)
@@ -143,7 +140,7 @@ def chain_controls(dialogue: Dialogue) -> Parts:
     with gr.Group(visible=False) as chain:
         for part in PARTS:
             label = f"{part.capitalize()} (edit it)"
-            parts[part] = gr.Textbox(label=label, lines=1, max_lines=6, max_length=MAX_CHARACTERS)
+            parts[part] = gr.Textbox(label=label, lines=1, max_lines=6, max_length=MAX_PART)
         editable = any(dialogue.chains(name) for name in dialogue.modes)
         parts["again"] = gr.Button("Search again with this chain", visible=editable)
     return parts | {"chain": chain}

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cir_cot.digests import digest_bytes
 from cir_cot.errors import InputError, shown
 from cir_cot.images import ImageStore, decode
-from cir_cot.prompts import PARTS, written_parts
-from cir_cot.records import Cot, check_text
+from cir_cot.prompts import PARTS
+from cir_cot.records import MAX_PART, MAX_TEXT, Cot, check_text
 from cir_cot.retriever import ChainReader, QueryOutput, inference
 
 from .feedback import moved
 from .filter_columns import columns_of
 from .question import Question, caption_of
+from .reference import digest_of
 from .search import Answer, Search
 
 MAX_BYTES = 10 * 2**20  # of an uploaded picture
 MAX_PIXELS = 2**25  # of an uploaded picture
-MAX_CHARACTERS = 1000  # characters of a text
 STARTERS = 8  # pictures offered to start from
 FOUND = 12  # pictures found by a search
 TURNS = 20  # turns remembered
@@ -131,15 +132,21 @@ class Dialogue:
         updates: Iterable[str | Answer]
         if question.chain:
             chain = checked_chain(question.chain)
-            answer = search.one(
-                picture, text, FOUND, chain=chain, where=question.where, without=without
-            )
-            updates = [answer]
+            asked = ([picture], [text], FOUND, reading, [chain], question.where, without)
+            updates = search.many(*asked, [self.digest(state)])
         else:
-            updates = search.stream(picture, text, FOUND, reading, question.where, without)
+            updates = search.stream(
+                picture, text, FOUND, reading, question.where, without, self.digest(state)
+            )
         # Pictures that were judged move the query before the visitor sees hits.
         for update in updates:
             yield self.judge(state, question, update) if isinstance(update, Answer) else update
+
+    def digest(self, state: State) -> str:
+        """Return the digest of the reference's file: copies of it in the gallery are no hits."""
+        if state["upload"] is not None:
+            return digest_bytes(state["upload"])
+        return digest_of(self.images.path(state["id"]))
 
     def answer(self, state: State, question: Question) -> Answer:
         """Return the answer alone."""
@@ -162,7 +169,8 @@ class Dialogue:
         # Search again, with nothing to encode.
         output = QueryOutput(query[None], [answer.explanation], [answer.flag], [answer.routing])
         where, without = question.where, left_out(state, question)
-        again = search.find(output, FOUND, where, without, answer.encode_seconds)[0]
+        references = [self.digest(state)]
+        again = search.find(output, FOUND, where, without, answer.encode_seconds, references)[0]
         return replace(answer, hits=again.hits, search_seconds=again.search_seconds)
 
     def _encode(self, search: Search, names: Sequence[str]) -> torch.Tensor:
@@ -266,34 +274,17 @@ def checked_picture(state: State) -> Image.Image:
     return state["picture"]
 
 
-def checked_text(text: str, name: str = "change") -> str:
+def checked_text(text: str, name: str = "change", longest: int = MAX_TEXT) -> str:
     """Return typed text without spaces around it; InputError when it is empty, too long or not text."""
     text = (text or "").strip()
     if not text:
         raise InputError(f"the {name} is empty; write what should be there")
-    return check_text(text, f"the {name}", MAX_CHARACTERS)
+    return check_text(text, f"the {name}", longest)
 
 
 def checked_chain(sections: Sequence[str]) -> Cot:
     """Return typed sections as a chain; the first that is empty or too long is named."""
     checked = []
     for section, name in zip(sections, PARTS, strict=True):
-        checked.append(checked_text(section, name))
+        checked.append(checked_text(section, name, MAX_PART))
     return Cot(*checked)
-
-
-def status_line(answer: Answer, mode: str, size: int) -> str:
-    """Describe an answer in one line: times, flag and routing; `size` is the number of pictures searched."""
-    line = f"{mode}: read in {answer.encode_seconds:.2f} s, {size:,} pictures searched in "
-    line += f"{1000 * answer.search_seconds:.1f} ms."
-    if answer.flag:
-        line += f" Note: {answer.flag}."
-    if answer.agreement is not None:
-        line += f" Its chains agree to {answer.agreement:.0%}."
-    # A head that routes queries, then one that explains them otherwise than by a chain.
-    if answer.routing:
-        used = [f"{name} {share:.0%}" for name, share in answer.routing.items() if share]
-        line += " Chosen: " + ", ".join(used)
-    elif answer.explanation and not written_parts(answer.explanation):
-        line += f" {answer.explanation}"
-    return line

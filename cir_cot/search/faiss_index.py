@@ -11,6 +11,7 @@ encodes only pictures that are new or have changed. `rows.N.jsonl` has one line 
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -34,7 +35,7 @@ from .index_files import (
     read_store,
     save_files,
 )
-from .payload_filter import matches_filter
+from .payload_filter import matching_rows
 from .vector_store import Vectors, truncate_dims
 
 
@@ -69,6 +70,18 @@ class Index:
         """Return the content hashes of all pictures, in the order of the gallery."""
         return self.hashes
 
+    def ids_of(self, digest: str) -> list[str]:
+        """Return the ids of the pictures of a content hash."""
+        return [self.ids[row] for row in self._rows_of.get(digest, ())]
+
+    @cached_property
+    def _rows_of(self) -> dict[str, list[int]]:
+        """The rows of each content hash."""
+        rows: dict[str, list[int]] = {}
+        for row, digest in enumerate(self.hashes):
+            rows.setdefault(digest, []).append(row)
+        return rows
+
     def list_payloads(self) -> dict[str, dict]:
         """Return the payloads of the pictures that have one."""
         return self.payloads
@@ -95,7 +108,7 @@ class Index:
         truncated = truncate_dims(queries, self.metadata["width"])  # (B, width)
         # Find candidates that certainly, or for an approximate kind probably, hold the k best.
         if where is not None:
-            rows = self._matching_rows(where)
+            rows = matching_rows(self.ids, self.payloads, where)
             candidates = faiss_stores.search_exact(self.store, truncated, min(k, len(rows)), rows)
         elif self.approximate is None:
             candidates = faiss_stores.search_exact(self.store, truncated, min(k, len(self)))
@@ -104,15 +117,6 @@ class Index:
         # Rank them by their scores in float64.
         pairs = zip(truncated, candidates, strict=True)
         return [self._rank(query, rows, k) for query, rows in pairs]
-
-    def _matching_rows(self, where: Mapping) -> np.ndarray:
-        """Return the rows (n,) whose payload matches a filter."""
-        # Every picture is looked at: payloads have no index.
-        matching = []
-        for row, name in enumerate(self.ids):
-            if matches_filter(self.payloads.get(name, {}), where):
-                matching.append(row)
-        return np.array(matching, dtype=np.int64)
 
     def _rank(self, query: np.ndarray, rows: np.ndarray, k: int) -> list[Hit]:
         """Return the k best of the candidates `rows` by their float64 scores with a query (width,)."""
@@ -290,9 +294,7 @@ class Index:
         ):
             raise InputError(f"{paths['vectors']}: not stored as {dtype}, so it is damaged; {CURE}")
         # One NaN would come first in every search.
-        for start in range(0, count, faiss_stores.BLOCK):
-            block = self.vectors(np.arange(start, min(start + faiss_stores.BLOCK, count)))
-            if not np.isfinite(block).all():
-                raise InputError(
-                    f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
-                )
+        if not faiss_stores.is_finite(self.store, count):
+            raise InputError(
+                f"{paths['vectors']}: holds a number that is not finite, so it is damaged; {CURE}"
+            )

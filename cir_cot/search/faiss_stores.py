@@ -66,6 +66,15 @@ def decode(store: faiss.IndexFlatCodes, rows: np.ndarray) -> np.ndarray:
     return store.sa_decode(np.ascontiguousarray(codes[rows]))
 
 
+def is_finite(store: faiss.IndexFlatCodes, count: int) -> bool:
+    """Tell whether the first `count` rows of a store hold finite numbers only."""
+    for start in range(0, count, BLOCK):
+        block = decode(store, np.arange(start, min(start + BLOCK, count)))
+        if not np.isfinite(block).all():
+            return False
+    return True
+
+
 def vector_reader(
     hashes: Sequence[str],
     fresh: Vectors,

@@ -64,6 +64,10 @@ class GalleryIndex(Protocol):
         """Return the content hashes of all pictures; of a collection on a server this reads every point."""
         ...
 
+    def ids_of(self, digest: str) -> list[str]:
+        """Return the ids of the pictures of a content hash."""
+        ...
+
     def list_payloads(self) -> dict[str, dict]:
         """Return {image id: payload}; of a collection on a server this reads every point."""
         ...

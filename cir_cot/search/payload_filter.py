@@ -5,7 +5,9 @@ A filter maps keys of a payload to a value, a list of values, or bounds on a num
 """
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from cir_cot.errors import InputError
 
@@ -46,6 +48,18 @@ def matches_filter(payload: Mapping, where: Mapping) -> bool:
     """
     # A picture without the key matches nothing but a wanted null.
     return all(_matches(payload.get(key), wanted) for key, wanted in where.items())
+
+
+def matching_rows(
+    ids: Sequence[str], payloads: Mapping[str, Mapping], where: Mapping
+) -> np.ndarray:
+    """Return the rows (n,) of `ids` whose payload matches a filter; a picture may have none."""
+    # Every picture is looked at: payloads have no index.
+    matching = []
+    for row, name in enumerate(ids):
+        if matches_filter(payloads.get(name, {}), where):
+            matching.append(row)
+    return np.array(matching, dtype=np.int64)
 
 
 def _matches(value: object, wanted: object) -> bool:

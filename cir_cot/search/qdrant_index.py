@@ -134,6 +134,15 @@ class QdrantIndex:
         """Read the content hashes of all pictures."""
         return [row["hash"] for row in self._read_points().values()]
 
+    def ids_of(self, digest: str) -> list[str]:
+        """Find the ids of the pictures of a content hash."""
+        match = self.models.MatchValue(value=digest)
+        same = self.models.Filter(must=[self.models.FieldCondition(key="hash", match=match)])
+        points, _ = self.client.scroll(
+            self.collection, scroll_filter=same, limit=BLOCK, with_payload=["id"]
+        )
+        return [cast(dict, point.payload)["id"] for point in points]
+
     def list_payloads(self) -> dict[str, dict]:
         """Read the payloads of the pictures that have one."""
         return {name: row["payload"] for name, row in self._read_points().items() if row["payload"]}

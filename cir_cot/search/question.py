@@ -11,9 +11,7 @@ from cir_cot.files import parse_json
 
 from .payload_filter import check_filter
 
-MAX_ADDRESS = (
-    20_000  # characters: a text and three sections of 1,000, each letter up to four escaped bytes
-)
+MAX_ADDRESS = 20_000  # characters that servers and proxies still take
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,10 @@ def caption_of(question: Question) -> str:
 
 
 def to_address(question: Question) -> str:
-    """Return a question as the query of an address, "?…"; an upload is not part of it."""
+    """Return a question as the query of an address, "?…"; an upload is not part of it.
+
+    A question that is too long for an address has "?", that of no question.
+    """
     pairs = [("ref", question.reference), ("text", question.text), ("mode", question.mode)]
     pairs.append(("other", question.other))
     if question.where:
@@ -70,7 +71,8 @@ def to_address(question: Question) -> str:
     pairs += [("chain", section) for section in question.chain]
     pairs += [("like", name) for name in question.liked]
     pairs += [("unlike", name) for name in question.disliked]
-    return "?" + urlencode([(key, value) for key, value in pairs if value])
+    address = "?" + urlencode([(key, value) for key, value in pairs if value])
+    return address if len(address) <= MAX_ADDRESS else "?"
 
 
 def from_address(query: str) -> Question:

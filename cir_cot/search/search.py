@@ -27,6 +27,7 @@ from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 from .answer import Answer
 from .build import build, open_index
 from .gallery_index import GalleryIndex
+from .reference import copies_of, digest_of
 from .second_look import SecondLook
 
 
@@ -123,12 +124,14 @@ class Search:
         chain: Cot | None = None,
         where: Mapping | None = None,
         without: Sequence[str] = (),
+        keep_reference: bool = False,
     ) -> Answer:
         """Answer one query: a picture or its file, and a sentence. The other arguments are those of `many`."""
         picture = image if isinstance(image, Image.Image) else open_picture(image)
+        references = [] if keep_reference else [digest_of(image)]
         # A batch of one.
         chains = None if chain is None else [chain]
-        return self.many([picture], [text], k, reading, chains, where, without)[0]
+        return self.many([picture], [text], k, reading, chains, where, without, references)[0]
 
     def many(
         self,
@@ -139,6 +142,7 @@ class Search:
         chains: Sequence[Cot] | None = None,
         where: Mapping | None = None,
         without: Sequence[str] = (),
+        references: Sequence[str] | None = None,
     ) -> list[Answer]:
         """Answer B queries in one batch.
 
@@ -150,19 +154,24 @@ class Search:
             chains: B chains to encode instead of the ones that the model would write.
             where: a filter of payloads.
             without: image ids to leave out of the hits.
+            references: digests of the references' files, "" for none: pictures of the same content are no hits.
+                By default those of pictures as `PIL.Image.open` returns them; () leaves none out.
 
         Raises:
             InputError: a text is too long, or this retriever lacks the reading or encodes no chains.
         """
+        if references is None:
+            references = [digest_of(image) for image in images]
         # Encode, measuring the time that it takes, then search.
         started = time.perf_counter()
         with inference(self.retriever):
             output = self.encode(images, texts, reading, chains)
         seconds = time.perf_counter() - started
         if self.again is None:
-            return self.find(output, k, where, without, seconds)
+            return self.find(output, k, where, without, seconds, references)
         # Look again, at hits beyond k too.
-        answers = self.find(output, max(k, self.again.first), where, without, seconds)
+        first = max(k, self.again.first)
+        answers = self.find(output, first, where, without, seconds, references)
         looked = []
         for image, text, answer in zip(images, texts, answers, strict=True):
             hits, cost = self.again(image, text, answer.explanation, answer.hits)
@@ -197,8 +206,9 @@ class Search:
         reading: str | None = None,
         where: Mapping | None = None,
         without: Sequence[str] = (),
+        reference: str | None = None,
     ) -> Iterator[str | Answer]:
-        """Yield the chain whenever it has grown, and finally the answer; the arguments are those of `one`."""
+        """Yield the chain whenever it has grown, and finally the answer; `reference` is one of `many`'s."""
         # Nothing of a refused text is yielded.
         check_text(text, "the text of the query")
         started = time.perf_counter()
@@ -208,7 +218,9 @@ class Search:
             for output in query_stream(self.retriever, reading)([image], [text]):
                 yield output.explanations[0]
         assert output is not None, "a stream yields at least the complete chain"
-        yield self.find(output, k, where, without, time.perf_counter() - started)[0]
+        references = [digest_of(image) if reference is None else reference]
+        seconds = time.perf_counter() - started
+        yield self.find(output, k, where, without, seconds, references)[0]
 
     def find(
         self,
@@ -217,19 +229,23 @@ class Search:
         where: Mapping | None,
         without: Sequence[str],
         seconds: float,
+        references: Sequence[str] = (),
     ) -> list[Answer]:
         """Search with B encoded queries; encoding them took `seconds`."""
         # Search deeper by the number of pictures that may be left out.
         started = time.perf_counter()
-        left_out = set(without)
         vectors = torch.as_tensor(output.embeddings).float().cpu()  # (B, D)
-        found = self.index.search(vectors, k + len(left_out), where) if len(vectors) else []
+        copies = copies_of(self.index, references or [""] * len(vectors))
+        left_out = [same.union(without) for same in copies]
+        deeper = max(map(len, left_out), default=0)
+        found = self.index.search(vectors, k + deeper, where) if len(vectors) else []
         spent = time.perf_counter() - started
         # Put each query's hits, chain and times together.
         count = max(len(found), 1)
         agreements: list[float | None] = [*output.agreement] or [None] * len(found)
         rows = zip(
             found,
+            left_out,
             output.explanations,
             output.flags or [""] * len(found),
             output.routing or [{}] * len(found),
@@ -238,8 +254,8 @@ class Search:
             strict=True,
         )
         answers = []
-        for hits, explanation, flag, routing, agreement, vector in rows:
-            kept = [hit for hit in hits if hit[0] not in left_out][:k]
+        for hits, gone, explanation, flag, routing, agreement, vector in rows:
+            kept = [hit for hit in hits if hit[0] not in gone][:k]
             times = (seconds / count, spent / count)
             facts = (explanation, flag, routing, *times, agreement)
             answers.append(Answer(kept, *facts, vector=vector, path_of=self.path))

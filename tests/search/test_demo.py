@@ -21,14 +21,14 @@ from toy_retriever import Plain, Toy, write_shades
 from cir_cot.errors import InputError
 from cir_cot.images import list_pictures
 from cir_cot.prompts import written_parts
+from cir_cot.records import MAX_TEXT
+from cir_cot.search.answer import status_line
 from cir_cot.search.dialogue import (
     MAX_BYTES,
-    MAX_CHARACTERS,
     Dialogue,
     after_search,
     empty_state,
     modes_of,
-    status_line,
 )
 from cir_cot.search.question import Question
 
@@ -80,7 +80,9 @@ def test_editing_any_part_of_the_chain_searches_with_it(page):
 def test_an_upload_is_a_reference_and_the_reference_is_no_hit(page):
     state = page.upload(png(30))
     assert state["picture"].getpixel((0, 0)) == (30, 30, 30)
-    assert ids(ask(page, state, "0"))[0] == "s030"
+    assert "s030" not in ids(ask(page, state, "0")), "the same file as in the gallery"
+    other = page.upload(png(30, (16, 12)))
+    assert ids(ask(page, other, "0"))[0] == "s030"
     found = ids(ask(page, page.start_from("s030", []), "0"))
     assert len(found) == 12
     assert "s030" not in found
@@ -113,7 +115,7 @@ def test_only_pictures_of_the_gallery_can_be_had(page, name):
 
 def test_what_is_missing_or_too_long_is_said(page):
     state = page.start_from("s020", [])
-    for bad in ("", "  ", "x" * (MAX_CHARACTERS + 1), "half a pair \ud800", "a\0b"):
+    for bad in ("", "  ", "x" * (MAX_TEXT + 1), "half a pair \ud800", "a\0b"):
         with pytest.raises(InputError, match="the change"):
             ask(page, state, bad)
     with pytest.raises(InputError, match="reference picture first"):

@@ -5,18 +5,18 @@ from demo_dialogue import make_dialogue, png
 from PIL import Image
 
 from cir_cot.errors import InputError
+from cir_cot.records import MAX_PART, MAX_TEXT, Cot
+from cir_cot.search.answer import Answer, status_line
 from cir_cot.search.dialogue import (
     MAX_BYTES,
-    MAX_CHARACTERS,
     SIDE,
     TURNS,
     after_search,
+    checked_chain,
     checked_text,
     empty_state,
-    status_line,
 )
 from cir_cot.search.question import Question
-from cir_cot.search.search import Answer
 
 
 def answer(**facts) -> Answer:
@@ -45,12 +45,14 @@ def test_pictures_are_shown_with_place_score_and_id_and_what_the_folder_lacks_is
 
 
 def test_the_longest_text_is_read_and_no_longer_one():
-    assert checked_text(f"  {'x' * MAX_CHARACTERS} ") == "x" * MAX_CHARACTERS
-    with pytest.raises(
-        InputError,
-        match=f"the reasoning has {MAX_CHARACTERS + 1} characters, more than the {MAX_CHARACTERS}",
-    ):
-        checked_text("x" * (MAX_CHARACTERS + 1), "reasoning")
+    assert checked_text(f"  {'x' * MAX_TEXT} ") == "x" * MAX_TEXT
+    with pytest.raises(InputError, match="the change has 4001 characters, more than the 4000"):
+        checked_text("x" * (MAX_TEXT + 1))
+    # A section of a chain has the limit that it has in records.
+    sections = ["a", "x" * MAX_PART, "c"]
+    assert checked_chain(sections) == Cot(*sections)
+    with pytest.raises(InputError, match="the reasoning has 10001 characters, more than the 10000"):
+        checked_chain(["a", "x" * (MAX_PART + 1), "c"])
 
 
 def test_the_last_turns_are_remembered_with_small_pictures():

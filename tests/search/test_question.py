@@ -3,7 +3,6 @@
 import pytest
 
 from cir_cot.errors import InputError
-from cir_cot.search.dialogue import MAX_CHARACTERS
 from cir_cot.search.question import MAX_ADDRESS, Question, caption_of, from_address, to_address
 
 QUESTIONS = [
@@ -50,10 +49,12 @@ def test_what_is_wrong_with_an_address_is_said(query, what):
         from_address(query)
 
 
-def test_the_longest_question_fits_into_an_address():
-    longest = "ü" * MAX_CHARACTERS
-    question = Question("s020", "x" * MAX_CHARACTERS, "full", chain=(longest,) * 2 + ("x",))
-    assert from_address(to_address(question)) == question
+def test_a_question_too_long_for_an_address_has_none():
+    frame = len(to_address(Question("s020", "x", "full"))) - 1
+    longest = Question("s020", "x" * (MAX_ADDRESS - frame), "full")
+    assert len(to_address(longest)) == MAX_ADDRESS
+    assert from_address(to_address(longest)) == longest
+    assert to_address(Question("s020", longest.text + "x", "full")) == "?"
 
 
 def test_the_last_word_about_a_picture_counts():

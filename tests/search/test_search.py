@@ -219,12 +219,12 @@ def test_pictures_of_any_folders_are_searched_without_an_index_folder(checkpoint
     shutil.copy(checkpoint / "images/s080.png", copy)
     paths = [checkpoint / f"images/s0{n}.png" for n in (40, 60)]
     search = Search.from_images(retriever, [*paths, str(copy)])
-    hits = search.one(paths[0], "x", k=9).hits
+    hits = search.one(paths[0], "x", k=9, keep_reference=True).hits
     assert {name for name, _ in hits} == {str(path) for path in (*paths, copy)}
     assert search.path(str(copy)) == copy.resolve()
     # The same ranking as that of an index in a folder.
     folder = open_search(checkpoint / "model", checkpoint / "index", device="cpu")
-    scores = dict(folder.one(paths[0], "x", k=200).hits)
+    scores = dict(folder.one(paths[0], "x", k=200, keep_reference=True).hits)
     for name, score in hits:
         assert score == pytest.approx(scores[Path(name).stem], abs=1e-5)
     assert folder.path("s080") == (checkpoint / "images/s080.png").resolve()
