@@ -4850,6 +4850,29 @@ MUTANTS = [
     ),
     # ---- cir_cot/chains/openai_servers.py
     (
+        "cir_cot/chains/openai_servers.py",
+        'if failure.kind == "retryable" or sent > replica.failed_at:',
+        "if True:",
+        [
+            "tests/chains/test_teacher.py::test_requests_that_find_no_server_at_the_same_time_are_one_failure"
+        ],
+        "sixty requests to a dead server make it rest for a minute",
+    ),
+    (
+        "cir_cot/chains/openai_servers.py",
+        "replica.rest_until = min(replica.rest_until, max(ends, time.monotonic() + LAST_REST))",
+        "pass",
+        ["tests/chains/test_teacher.py::test_no_rest_goes_beyond_the_time_at_which_the_job_ends"],
+        "the ten seconds' stop waits for a rest of a minute",
+    ),
+    (
+        "cir_cot/chains/openai_client.py",
+        "connect=min(timeout, CONNECT)",
+        "connect=timeout",
+        ["tests/chains/test_teacher.py::test_a_host_that_answers_nothing_is_left_after_seconds"],
+        "rows wait two minutes for a host that is off",
+    ),
+    (
         "cir_cot/chains/openai_client.py",
         "        trust_env=False,",
         "        trust_env=True,",
@@ -4953,8 +4976,8 @@ MUTANTS = [
     ),
     (
         "cir_cot/chains/openai_servers.py",
-        "if all(one.unreachable for one",
-        "if any(one.unreachable for one",
+        "gone = all(one.unreachable for one",
+        "gone = any(one.unreachable for one",
         ["tests/chains/test_teacher.py::test_the_job_ends_when_all_servers_are_gone_for_too_long"],
         "one dead server ends the job",
     ),

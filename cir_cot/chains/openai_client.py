@@ -15,6 +15,7 @@ import openai
 from cir_cot.errors import InputError
 
 MAX_BYTES = 2**20  # of an answer; a chain has a few kilobytes
+CONNECT = 5.0  # seconds to reach a server: one that is there answers at once, whatever it has to do
 BODY_HEADERS = ("Content-Length", "Transfer-Encoding")  # describe the encoded body
 FIXED_HEADERS = [
     ("Content-Type", "application/json"),
@@ -52,9 +53,11 @@ def open_client(
         proxy=proxy,
         event_hooks={"request": [OwnHeaders(key)], "response": [limit_answer]},
     )
+    # A host that is off answers nothing at all: its rows would wait as long as for an answer.
+    bounds = httpx2.Timeout(timeout, connect=min(timeout, CONNECT))
     # Retries are the teacher's: it knows the other servers.
     return openai.AsyncOpenAI(
-        base_url=url, api_key=key, http_client=http, max_retries=0, timeout=timeout
+        base_url=url, api_key=key, http_client=http, max_retries=0, timeout=bounds
     )
 
 

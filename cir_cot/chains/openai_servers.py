@@ -7,6 +7,7 @@ with InputError if no row would get an answer.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from .teacher import Unanswered
 
 MAX_REST = 300.0  # seconds: the longest Retry-After that is honoured; back-off goes up to a fifth
 FAILURES_BEFORE_REST = 3  # failures in a row after which a replica rests while others work
+LAST_REST = 0.5  # seconds: the shortest rest at the end of a job's patience, and the longest jitter of a wait
 MAX_BUSY_REPLIES = 40  # busy replies (429 or 503) to one call before its row is given up
 SHOWN = 300  # characters of a server's refusal in a reason
 
@@ -43,7 +45,8 @@ class Replica:
         url: the server's address.
         client: the connections to it.
         calls: how many calls are running on it.
-        failures: how many requests failed in a row.
+        failures: how many requests failed in a row; of those that find no server at the same time one counts.
+        failed_at: when the last failure was counted (monotonic seconds).
         unreachable: whether the last request found no server.
         rest_until: no call goes to it before this time (monotonic seconds).
     """
@@ -52,6 +55,7 @@ class Replica:
     client: openai.AsyncOpenAI
     calls: int = 0
     failures: int = 0
+    failed_at: float = -math.inf
     unreachable: bool = False
     rest_until: float = 0.0
 
@@ -147,6 +151,7 @@ class OpenAIServers:
         while True:
             # Ask the least busy server, within the budget. Without a connection it was no try.
             replica = await self._pick()
+            sent = time.monotonic()
             async with self.budget.call(size, max_tokens) as bill:
                 result = await self._send(replica, body)
                 tries += isinstance(result, dict) or result.kind != "unreachable"
@@ -159,7 +164,7 @@ class OpenAIServers:
                 return result, tries
 
             # Let the server rest, and give the row up after too many failures.
-            self._back_off(replica, result)
+            self._back_off(replica, result, sent)
             busy += result.kind == "rate_limited"
             failures += result.kind == "retryable"
             exhausted = failures > self.retries or busy > MAX_BUSY_REPLIES
@@ -214,11 +219,14 @@ class OpenAIServers:
         """Return the seconds to wait after failures in a row: doubled each time, with jitter."""
         return min(MAX_REST / 5, self.backoff * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1)
 
-    def _back_off(self, replica: Replica, failure: Failure) -> None:
-        """Let a replica rest for as long as it asks, or longer with each failure in a row."""
+    def _back_off(self, replica: Replica, failure: Failure, sent: float = math.inf) -> None:
+        """Let a replica rest for as long as it asks, or longer with each failure in a row of requests `sent`."""
         if failure.kind == "fatal":
             return
-        replica.failures += 1
+        # Sixty requests at the same time that find no server tell the same once, not sixty times.
+        if failure.kind == "retryable" or sent > replica.failed_at:
+            replica.failures += 1
+            replica.failed_at = time.monotonic()
         replica.unreachable = failure.kind == "unreachable"
 
         # A replica that only fails rests if others can take over its work.
@@ -231,12 +239,16 @@ class OpenAIServers:
         replica.rest_until = max(replica.rest_until, time.monotonic() + rest)
 
         # No server at all: wait for a restart, but not for ever.
-        waited = time.monotonic() - self.reached
         patience = self.patience if self.answered else self.startup
-        if all(one.unreachable for one in self.replicas) and waited > patience:
+        ends = self.reached + patience
+        gone = all(one.unreachable for one in self.replicas)
+        if gone and time.monotonic() > ends:
             names = ", ".join(one.url for one in self.replicas)
             reason = self.redact(failure.reason)
             raise InputError(f"no server answers at {names} ({reason}); start it and run again")
+        # No rest goes beyond that time.
+        if gone:
+            replica.rest_until = min(replica.rest_until, max(ends, time.monotonic() + LAST_REST))
 
     async def _pick(self) -> Replica:
         """Choose the replica with the fewest calls that does not rest; wait if all do."""
@@ -251,4 +263,4 @@ class OpenAIServers:
                 return min(awake, key=lambda replica: (replica.calls, replica.failures))
             # All rest: sleep until the first one wakes up.
             wait = max(0.1, min(replica.rest_until for replica in self.replicas) - now)
-            await asyncio.sleep(wait * random.uniform(1, 1.25))
+            await asyncio.sleep(wait + random.uniform(0, min(wait / 4, LAST_REST)))

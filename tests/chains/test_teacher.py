@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import time
 from email.utils import formatdate
 
@@ -13,6 +14,7 @@ import torch
 from fake_server import Reply, Server, answer, edit, good, good_chain, pictures, stage, texts
 from PIL import Image
 
+from cir_cot.chains import openai_client
 from cir_cot.chains.answers import scores, without_fence, without_thinking
 from cir_cot.chains.budget import Budget, BudgetSpent
 from cir_cot.chains.conversation import verify, write_chain
@@ -625,6 +627,56 @@ def test_one_call_at_a_time_tries_a_dead_replica():
 
     assert asyncio.run(pick(0)) == "http://dead/v1"
     assert asyncio.run(pick(1)) == "http://busy/v1"
+
+
+def test_requests_that_find_no_server_at_the_same_time_are_one_failure():
+    dead = Failure("unreachable", "no connection")
+    teacher = teacher_of("http://one/v1", "http://two/v1")
+    replica = teacher.replicas[0]
+    sent = time.monotonic()
+    for _ in range(64):
+        teacher._back_off(replica, dead, sent)
+    assert replica.failures == 1
+    assert replica.rest_until - time.monotonic() <= teacher._delay(1) * 2
+    teacher._back_off(replica, dead, time.monotonic())
+    assert replica.failures == 2
+
+
+def test_no_rest_goes_beyond_the_time_at_which_the_job_ends():
+    dead = Failure("unreachable", "no connection")
+    teacher = teacher_of("http://one/v1")
+    teacher.startup = 10.0
+    teacher.reached = time.monotonic() - 8
+    teacher.replicas[0].failures = 30
+    teacher._back_off(teacher.replicas[0], dead)
+    assert teacher.replicas[0].rest_until - time.monotonic() <= 2
+
+
+def test_a_host_that_answers_nothing_is_left_after_seconds():
+    # A listener whose queue is full drops what would connect, as a host that is off does.
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+
+        async def run(url: str) -> float:
+            teacher = teacher_of(f"http://127.0.0.1:{full.getsockname()[1]}/v1", url)
+            started = time.monotonic()
+            try:
+                await asyncio.gather(
+                    *(write_chain(teacher, RECORD, Plan(), REFERENCE) for _ in range(20))
+                )
+            finally:
+                await teacher.close()
+            assert teacher.replicas[0].unreachable
+            return time.monotonic() - started
+
+        with pytest.MonkeyPatch.context() as patch, Server(good) as live:
+            patch.setattr(openai_client, "CONNECT", 0.5)
+            assert asyncio.run(run(live.url)) < 4
+            assert live.requests == 60
 
 
 def test_a_replica_rests_from_its_third_failure_in_a_row_where_another_works():
