@@ -7,7 +7,7 @@ from pathlib import Path
 from cir_cot.cli import run
 from cir_cot.data.triplet_files import write_triplets
 from cir_cot.errors import InputError
-from cir_cot.options import add_overwrite, add_root, add_seed, command_parser
+from cir_cot.options import add_overwrite, add_root, add_seed, command_parser, positive
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,6 +21,9 @@ def main(argv: Sequence[str]) -> int:
         args.seed,
         args.chains,
         args.overwrite,
+        natural=args.wording == "natural",
+        texts=args.texts,
+        templates=None if args.templates is None else Path(args.templates),
     )
     # what there is now
     for name, queries in written.queries.items():
@@ -57,6 +60,26 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="most queries for one reference picture (default 4)",
     )
+    parser.add_argument(
+        "--wording",
+        choices=("natural", "plain"),
+        default="natural",
+        help="natural: 'in red', 'with longer sleeves'; plain: 'colour red instead of blue' "
+        "(default natural)",
+    )
+    parser.add_argument(
+        "--texts",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="differently worded queries for the same edit, at most (default 1)",
+    )
+    parser.add_argument(
+        "--templates",
+        metavar="FILE",
+        help='JSON file of your own sentences by column, for example {"colour": ["in {new}"]}; see '
+        "docs/own_pictures.md (default: by the column's values)",
+    )
     add_seed(parser, of="the split and of the queries drawn")
     parser.add_argument(
         "--chains",
@@ -69,6 +92,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if not 0 <= args.val < 1 or args.edits < 1:
         raise InputError(
             f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1"
+        )
+    if args.wording == "plain" and (args.templates or args.texts > 1):
+        raise InputError(
+            "--wording plain has one sentence for an edit; leave --texts and --templates out"
         )
     return args
 

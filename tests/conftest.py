@@ -57,7 +57,7 @@ def browser():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A stand-in for the hub, which huggingface_hub asks; its cache and the working directory are new."""
-    import huggingface_hub
+    import huggingface_hub.constants
     from fake_hub import Hub
 
     server = Hub()

@@ -8,6 +8,59 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/data/triplets.py",
+        'f"-{variant}" if variant else ""',
+        '""',
+        [
+            "tests/data/test_edit_sentences.py::test_sentences_differ_within_a_pair_and_a_seed_repeats_them"
+        ],
+        "two queries have one id",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        'if len(beyond) == 1 else "more to"',
+        'if beyond else "more to"',
+        ["tests/data/test_edit_sentences.py::test_each_kind_of_column_has_its_own_sentences"],
+        "longer asks for every value beyond, and one is the answer",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        "upwards = column.values.index(new) > place",
+        "upwards = column.values.index(new) < place",
+        ["tests/data/test_edit_sentences.py::test_each_kind_of_column_has_its_own_sentences"],
+        "longer means shorter",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        "tuple(value for value in scale if value in lowered)",
+        "tuple(lowered)",
+        ["tests/data/test_edit_sentences.py::test_kinds_follow_from_names_and_values"],
+        "a scale has the order of the file",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        "if place is not None and (place not in PLACES or form or conversion):",
+        "if place is not None and place not in PLACES:",
+        ["tests/data/test_edit_sentences.py::test_bad_templates_are_named"],
+        "a template may convert its values",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        "found = list(dict.fromkeys(self._forms(changes[0])))",
+        "found = self._forms(changes[0]) * 2",
+        [
+            "tests/data/test_edit_sentences.py::test_sentences_differ_within_a_pair_and_a_seed_repeats_them"
+        ],
+        "a pair has one sentence twice",
+    ),
+    (
+        "cir_cot/data/edit_sentences.py",
+        "own = own.get(change.new)",
+        "own = None",
+        ["tests/data/test_edit_sentences.py::test_own_templates_replace_those_of_their_columns"],
+        "a user's sentences for a value are ignored",
+    ),
+    (
         "cir_cot/training/given_rows.py",
         "picture.tobytes() + repr((picture.mode, picture.size)).encode()",
         "repr((picture.mode, picture.size, id(picture))).encode()",

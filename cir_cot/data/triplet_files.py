@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from cir_cot.ownership import writing
 from cir_cot.picture_files import unique_pictures
 from cir_cot.records import Record, write_records
 
+from .edit_sentences import Wording, read_templates
 from .triplets import CAPTION, triplets
 
 
@@ -33,6 +34,9 @@ def write_triplets(
     seed: int,
     chains: bool,
     overwrite: bool = False,
+    natural: bool = True,
+    texts: int = 1,
+    templates: Path | None = None,
 ) -> Written:
     """Write records and galleries of train and val beside the pictures.
 
@@ -44,19 +48,24 @@ def write_triplets(
         seed: chooses among the possible edits.
         chains: whether to write chains, too.
         overwrite: replace files that this function did not write, too.
+        natural: word changes of labels as people would, instead of stating column and values.
+        texts: differently worded queries for the same edit, at most.
+        templates: JSON file of own sentences; see `read_templates`.
     """
     # what there is
     found = unique_pictures(root / "images")
     names = sorted(found.files)
     described = read_descriptions(labels, names)
     splits = split(list(described), val)
+    wording = wording_of(described, templates) if natural else None
 
     # all queries, before anything is written
     queries: dict[str, list[Record]] = {}
     for name, images in splits.items():
         some = {image: described[image] for image in images}
         source = f"{root.name}/{name}"  # of its records
-        records = list(triplets(some, edits, random.Random(seed), chains, source))
+        draw = random.Random(seed)
+        records = list(triplets(some, edits, draw, chains, source, wording, texts))
         if records:
             queries[name] = records
         elif images:
@@ -77,6 +86,13 @@ def write_triplets(
         unused=len(names) - len(described),
         skipped=found.skipped_line(),
     )
+
+
+def wording_of(described: Mapping[str, Mapping[str, str]], templates: Path | None) -> Wording:
+    """Return the wording of labels' changes, with a user's own templates if there is a file of them."""
+    columns = dict.fromkeys(name for labels in described.values() for name in labels)
+    own = None if templates is None else read_templates(templates, columns)
+    return Wording(described.values(), own)
 
 
 # ---- reading

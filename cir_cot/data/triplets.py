@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from cir_cot.records import Cot, Record
 
+from .edit_sentences import Change, Wording
+
 CAPTION = "caption"  # the column that makes a file one of captions; every other column is a label
 MAX_COMPARED = 50  # descriptions compared with a reference: those that share most with it
 
@@ -30,10 +32,11 @@ Values = tuple[tuple[str, str], ...]  # the same, hashable: equal for images tha
 
 
 class Edit(NamedTuple):
-    """Hold the difference of two descriptions: the text of a query, and what stays the same."""
+    """Hold the difference of two descriptions: as a plain text, what stays the same, and the labels that change."""
 
     text: str
     kept: str
+    changes: tuple[Change, ...] = ()
 
 
 # ---- queries
@@ -45,6 +48,8 @@ def triplets(
     draw: random.Random,
     chains: bool,
     source: str,
+    wording: Wording | None = None,
+    texts: int = 1,
 ) -> Iterator[Record]:
     """Yield queries: each image with up to `edits` edits that lead to other images.
 
@@ -54,6 +59,8 @@ def triplets(
         draw: chooses among the possible edits.
         chains: whether to write chains, in the wording of the descriptions.
         source: of the records.
+        wording: of changes of labels; None states column, new value and old value.
+        texts: differently worded queries for the same edit of labels, at most.
     """
     # images with equal descriptions are targets of the same queries
     groups: dict[Values, list[str]] = {}
@@ -71,7 +78,13 @@ def triplets(
         for number, (edit, values) in enumerate(draw.sample(found, min(edits, len(found)))):
             cot = chain(description, dict(values), edit) if chains else None
             targets = tuple(groups[values])
-            yield Record(f"{image}-{number}", image, edit.text, targets, cot, source=source)
+            # Captions are already worded as people do.
+            said = [edit.text]
+            if wording is not None and edit.changes:
+                said = wording.sentences(edit.changes, texts, draw)
+            for variant, text in enumerate(said):
+                name = f"{image}-{number}" + (f"-{variant}" if variant else "")
+                yield Record(name, image, text, targets, cot, source=source)
 
 
 def _edits_of(
@@ -114,7 +127,8 @@ def edit_between(old: Description, new: Description) -> Edit | None:
         return None
     text = " and ".join(f"{name} {new[name]} instead of {old[name]}" for name in changed)
     kept = ", ".join(f"{name} {old[name]}" for name in old if name not in changed)
-    return Edit(text, kept)
+    changes = tuple(Change(name, old[name], new[name]) for name in changed)
+    return Edit(text, kept, changes)
 
 
 def edit_of_captions(old: str, new: str) -> Edit | None:

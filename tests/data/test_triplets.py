@@ -71,7 +71,7 @@ def made(root, *more, labels="labels.csv"):
 
 
 def test_edits_of_labels_lead_to_every_picture_that_has_them(own):
-    train, val = made(own, "--edits", "3", "--chains")
+    train, val = made(own, "--edits", "3", "--chains", "--wording", "plain")
     galleries = [(own / f"gallery.{split}.txt").read_text().split() for split in ("train", "val")]
     assert sorted(galleries[0] + galleries[1]) == sorted(row[0] for row in labels_of(own))
     assert 3 <= len(galleries[1]) <= 12
@@ -102,7 +102,7 @@ def test_pictures_with_the_same_labels_are_all_right(own):
         ("blue-red", "blue", "any")
     ]
     write_labels(own / "few.csv", rows)
-    train, _ = made(own, "--val", "0", labels="few.csv")
+    train, _ = made(own, "--val", "0", "--wording", "plain", labels="few.csv")
     (to_red,) = (record for record in train if record.reference == "blue-red")
     assert set(to_red.targets) == {f"red-{bar}" for bar in tiny_training.COLOURS}
     assert {record.text for record in train} == {
