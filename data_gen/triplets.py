@@ -7,7 +7,7 @@ from pathlib import Path
 from cir_cot.cli import run
 from cir_cot.data.triplet_files import write_triplets
 from cir_cot.errors import InputError
-from cir_cot.options import add_overwrite, add_root, add_seed, command_parser, positive
+from cir_cot.options import Parser, add_overwrite, add_root, add_seed, command_parser, positive
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +60,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="most queries for one reference picture (default 4)",
     )
+    add_wording(parser)
+    add_seed(parser, of="the split and of the queries drawn")
+    parser.add_argument(
+        "--chains",
+        action="store_true",
+        help="also write a chain for each query, composed of its labels or captions",
+    )
+    add_overwrite(parser, "also replace records and gallery files that this command did not write")
+    # ranges that argparse does not check
+    args = parser.parse_args(argv)
+    if not 0 <= args.val < 1 or args.edits < 1:
+        raise InputError(
+            f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1"
+        )
+    if args.wording == "plain" and (args.templates or args.texts > 1):
+        raise InputError(
+            "--wording plain has one sentence for an edit; leave --texts and --templates out"
+        )
+    return args
+
+
+def add_wording(parser: Parser) -> None:
+    """Add the options that word an edit of labels."""
     parser.add_argument(
         "--wording",
         choices=("natural", "plain"),
@@ -80,24 +103,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help='JSON file of your own sentences by column, for example {"colour": ["in {new}"]}; see '
         "docs/own_pictures.md (default: by the column's values)",
     )
-    add_seed(parser, of="the split and of the queries drawn")
-    parser.add_argument(
-        "--chains",
-        action="store_true",
-        help="also write a chain for each query, composed of its labels or captions",
-    )
-    add_overwrite(parser, "also replace records and gallery files that this command did not write")
-    # ranges that argparse does not check
-    args = parser.parse_args(argv)
-    if not 0 <= args.val < 1 or args.edits < 1:
-        raise InputError(
-            f"--val {args.val} must be from 0 to below 1 and --edits {args.edits} at least 1"
-        )
-    if args.wording == "plain" and (args.templates or args.texts > 1):
-        raise InputError(
-            "--wording plain has one sentence for an edit; leave --texts and --templates out"
-        )
-    return args
 
 
 if __name__ == "__main__":
