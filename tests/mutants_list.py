@@ -5951,6 +5951,13 @@ MUTANTS = [
         ["tests/data/test_scenes.py::test_a_file_of_somebody_else_is_not_replaced"],
         "scenes replaces a user's files",
     ),
+    (
+        "cir_cot/search/qdrant_address.py",
+        'return f"{PREFIX}{Path(place).resolve()}#{collection}"',
+        "return kind",
+        ["tests/search/test_qdrant_address.py"],
+        "a collection is found from one working directory only",
+    ),
     # ---- cir_cot/search/reference.py
     (
         "cir_cot/search/reference.py",

@@ -15,6 +15,7 @@ from .faiss_index import Index
 from .gallery_index import GalleryIndex
 from .gallery_scan import encode_rank, read_scan
 from .index_files import STORES, Metadata, read_metadata
+from .qdrant_address import absolute
 from .qdrant_index import QdrantIndex
 from .vector_store import IDENTITY, Vectors, claim_logs, read_identity, remove_logs
 
@@ -40,7 +41,7 @@ class IndexSettings:
     def metadata(self, dim: int) -> Metadata:
         """Return the settings as index.json holds them, for a retriever of `dim` dimensions."""
         width = self.width or dim
-        return {"kind": self.kind, "dtype": self.dtype, "dim": dim, "width": width}
+        return {"kind": absolute(self.kind), "dtype": self.dtype, "dim": dim, "width": width}
 
 
 def index_class(kind: str) -> type[GalleryIndex]:
@@ -172,7 +173,8 @@ def _open_old(folder: Path, retriever: Retriever, metadata: Metadata) -> Gallery
     old.check(retriever, str(folder))
     # kind, dtype, dim and width are settled by the first build.
     for key, wanted in metadata.items():
-        held = old.metadata[key]
+        # Earlier versions kept a folder as it was given.
+        held = absolute(old.metadata[key]) if key == "kind" else old.metadata[key]
         if held != wanted:
             raise InputError(
                 f"{folder}: its {key} is {held!r}; encode into a new folder to change that"

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cir_cot.errors import InputError
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 PREFIX = "qdrant:"  # of a kind
+SERVERS = ("http://", "https://")  # what else stands before a collection is a folder
 SPACE = uuid.UUID("6c1d4a52-7d5e-4c0e-9a0c-0d5a3f1b2c11")  # namespace of point ids
 
 
@@ -20,6 +22,19 @@ def address(kind: str) -> tuple[str, str]:
     if not place or not collection:
         raise InputError(f"{kind!r} is no address; write qdrant:<server or folder>#<collection>")
     return place, collection
+
+
+def absolute(kind: str) -> str:
+    """Return a kind with the folder of its collection as an absolute path; any other kind is unchanged.
+
+    An index is opened from other working directories than that in which it was built.
+    """
+    if not kind.startswith(PREFIX):
+        return kind
+    place, collection = address(kind)
+    if place.startswith(SERVERS):
+        return kind
+    return f"{PREFIX}{Path(place).resolve()}#{collection}"
 
 
 def point_id(image: str) -> str:
@@ -44,7 +59,7 @@ def connect(place: str, collection: str) -> "QdrantClient":
         ) from None
     try:
         # A folder is locked by the client that has it open.
-        if not place.startswith(("http://", "https://")):
+        if not place.startswith(SERVERS):
             return QdrantClient(path=place)
         key = os.environ.get("QDRANT_API_KEY")
         client = QdrantClient(url=place, api_key=key, check_compatibility=False)
