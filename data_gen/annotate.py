@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_arguments(argv)
     # An estimate sends no request.
     if options.estimate:
-        left = remaining_tasks(options.out, options.tasks())
+        left = remaining_tasks(options.out, options.tasks(), options.retry_quarantine)
         facts = forecast(left, options.plan(), options.price, options.verify)
         lines = (f"{key:20} {value}" for key, value in facts.items())
         print(json.dumps(facts) if options.json else "\n".join(lines))
@@ -73,8 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
         help="decisions of cir-cot review: annotate only the rows to be asked again; give a new --out",
     )
     add("--limit", type=positive, metavar="N", help="annotate the first N queries (default: all)")
-    chains = "JSONL file for the chains; an existing job is continued"
-    add("--out", required=True, type=Path, metavar="FILE", help=chains)
+    add_output(add)
 
     group = parser.add_argument_group("which model writes")
     add = group.add_argument
@@ -117,6 +116,14 @@ def parse_arguments(argv: Sequence[str]) -> JobOptions:
     options = JobOptions(**vars(parser.parse_args(argv)))
     options.check()
     return options
+
+
+def add_output(add: Callable[..., object]) -> None:
+    """Add the options of the job's files."""
+    chains = "JSONL file for the chains; an existing job is continued"
+    add("--out", required=True, type=Path, metavar="FILE", help=chains)
+    retry = "ask again for the rows in quarantine; their earlier lines stay"
+    add("--retry-quarantine", action="store_true", help=retry)
 
 
 @contextmanager

@@ -3405,14 +3405,23 @@ MUTANTS = [
     # ---- cir_cot/chains/job.py
     (
         "cir_cot/chains/job.py",
-        "                    names.add(name)\n",
+        "    if retry:\n        quarantined = set()\n",
+        "",
+        [
+            "tests/chains/test_annotate.py::test_rows_in_quarantine_are_asked_again_where_that_is_wanted"
+        ],
+        "--retry-quarantine does nothing",
+    ),
+    (
+        "cir_cot/chains/job.py",
+        "                    refused.add(json.dumps(line))\n",
         "",
         ["tests/chains/test_annotate.py::test_what_other_processes_wrote_is_merged_once"],
         "doubled quarantine on merge, within a share",
     ),
     (
         "cir_cot/chains/job.py",
-        "                if name not in names:",
+        "                if json.dumps(line) not in refused:",
         "                if True:",
         ["tests/chains/test_annotate.py::test_what_other_processes_wrote_is_merged_once"],
         "doubled quarantine on merge",

@@ -402,6 +402,7 @@ OPTIONS = {
     },
     "annotate": BENCHMARK
     | {
+        "--retry-quarantine",
         "--again",
         "--category",
         "--limit",

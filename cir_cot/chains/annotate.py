@@ -126,6 +126,7 @@ def run_job(
     work: Work,
     ranks: Ranks | None = None,
     watch: Watch = quietly,
+    retry: bool = False,
 ) -> str:
     """Annotate the remaining tasks of a job, shared by the processes that were launched.
 
@@ -136,6 +137,7 @@ def run_job(
         work: annotates this process's share; called if there is something to ask.
         ranks: the processes; None for a single one.
         watch: shows the progress.
+        retry: ask for the rows in quarantine again, too.
 
     Returns:
         Why this process stopped early; "" if it did not.
@@ -146,8 +148,10 @@ def run_job(
         if ranks.rank == 0:
             job.merge_ranks()
         ranks.wait()
-        share = ranks.share(remaining_tasks(out, tasks))
+        share = ranks.share(remaining_tasks(out, tasks, retry))
         job.count(share if ranks.rank else tasks)
+        if retry:
+            job.quarantined = 0  # they are open again
         ranks.wait()  # nobody writes before all have read
 
         # Opening a teacher may load a model: only if there is something to ask.
@@ -157,7 +161,7 @@ def run_job(
         if ranks.rank:
             job.close()
         ranks.wait()
-        if ranks.count > 1 and ranks.rank == 0:
+        if ranks.rank == 0 and (ranks.count > 1 or retry):
             job.merge_ranks()
             job.count(tasks)
     finally:

@@ -202,7 +202,7 @@ class Job:
             return
         # What the main files hold already.
         keys = {key_of(chain_of(line, where)) for where, line in stream(self.out)}
-        names = {name_of(line, where) for where, line in stream(self.quarantine_path)}
+        refused = {json.dumps(line) for _, line in stream(self.quarantine_path)}
         for path in paths:
             quarantine = path.with_name(f"{path.name}.{FILES[0]}")
             summary = path.with_name(f"{path.name}.{FILES[1]}")
@@ -216,9 +216,9 @@ class Job:
                     keys.add(key)
                     self.journal.append(line)
             for where, line in stream(quarantine):
-                name = name_of(line, where)
-                if name not in names:
-                    names.add(name)
+                name_of(line, where)
+                if json.dumps(line) not in refused:
+                    refused.add(json.dumps(line))
                     self.quarantine_journal.append(line)
             if summary.exists():
                 self.add_previous_run(summary)
@@ -235,11 +235,15 @@ def quarantine_reasons(out: Path, most: int = 5) -> list[tuple[str, int]]:
         out: the job's output.
         most: reasons to return.
     """
-    counts: Counter[str] = Counter()
+    # Rows that were asked again may have a chain since, or a later line that counts.
+    chained: set[str] = set()
+    for where, line in stream(out):
+        record = chain_of(line, where)
+        chained.update((record.id, f"{record.source}/{record.id}"))
+    reasons = {}
     for where, line in stream(out.with_name(f"{out.name}.{FILES[0]}")):
-        name_of(line, where)
-        counts[str(line.get("reason", "")).partition(":")[0]] += 1
-    return counts.most_common(most)
+        reasons[name_of(line, where)] = str(line.get("reason", "")).partition(":")[0]
+    return Counter(reasons[name] for name in reasons if name not in chained).most_common(most)
 
 
 def rank_path(out: Path, rank: int) -> Path:
@@ -282,7 +286,9 @@ def finished_tasks(out: Path, tasks: Sequence[Task]) -> tuple[set[str], set[str]
     return done, {name_of(line, where) for where, line in stream(quarantine)} & names
 
 
-def remaining_tasks(out: Path, tasks: Sequence[Task]) -> list[Task]:
-    """Return the tasks that have neither a chain nor a line in the quarantine, in order."""
+def remaining_tasks(out: Path, tasks: Sequence[Task], retry: bool = False) -> list[Task]:
+    """Return the tasks without a chain and, unless `retry`, without a line in the quarantine, in order."""
     done, quarantined = finished_tasks(out, tasks)
+    if retry:
+        quarantined = set()
     return [task for task in tasks if task.key not in done and task.name not in quarantined]

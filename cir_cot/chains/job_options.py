@@ -37,6 +37,7 @@ class JobOptions:
     category: str | None = None
     limit: int | None = None
     again: str | None = None  # file of decisions: only rows whose chain is to be asked for again
+    retry_quarantine: bool = False  # ask for rows that ended without a chain again
     # Which model writes.
     base_url: Sequence[str] = ()
     proxy: str | None = None
@@ -205,7 +206,7 @@ class JobOptions:
         work: Work = partial(ask_teacher, open_teacher, self.concurrency)
         if self.teacher == "self":
             work = partial(self._teach_itself, queries, ranks.device)
-        return job, run_job(job, self.out, tasks, work, ranks, watch)
+        return job, run_job(job, self.out, tasks, work, ranks, watch, self.retry_quarantine)
 
     def _teach_itself(
         self,

@@ -251,6 +251,9 @@ def make_rows(
         written = {name: found[number] for name, found in chains.items() if found[number].cot}
         # An id that names several rows is written with the source.
         reason = reasons.get(record.id) or reasons.get(f"{record.source}/{record.id}")
+        # A row that was asked again has a chain since.
+        if "A" in written:
+            reason = None
         if written or reason:
             yield Row(replace(record, cot=None), written, reason, images)
 

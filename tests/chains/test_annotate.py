@@ -28,11 +28,12 @@ from annotation_job import (
     write_dataset,
 )
 from fake_server import Reply, Server, answer, edit, good, pictures, stage
+from PIL import Image
 
 from cir_cot.chains.annotate import annotate as annotate_records
 from cir_cot.chains.annotate import annotate_tasks
 from cir_cot.chains.budget import Budget
-from cir_cot.chains.job import Job
+from cir_cot.chains.job import Job, quarantine_reasons
 from cir_cot.chains.journal import Journal, chain_of
 from cir_cot.chains.openai_teacher import OpenAITeacher
 from cir_cot.chains.teacher import Answer, Plan
@@ -193,6 +194,29 @@ def test_a_picture_that_cannot_be_read_is_a_row_in_quarantine(tmp_path):
     assert line["id"] == "q1"
     assert line["reason"].startswith("picture: ")
     assert summary(out)["accepted"] == 2
+
+
+def test_rows_in_quarantine_are_asked_again_where_that_is_wanted(tmp_path):
+    root, out = write_dataset(tmp_path / "set", 3), tmp_path / "chains.jsonl"
+    for name in ("p001", "p002"):
+        (root / "images" / f"{name}.png").write_bytes(b"no picture")
+    with Server(good) as server:
+        argv = command(root, out, server.url)
+        assert annotate.main(argv) == 1
+        Image.new("RGB", (8, 8)).save(root / "images" / "p001.png")
+        assert annotate.main(argv) == 1
+        assert summary(out)["accepted"] == 1, "not asked again by itself"
+        assert annotate.main([*argv, "--retry-quarantine"]) == 1
+        counts = summary(out)
+        assert (counts["accepted"], counts["quarantined"]) == (2, 1)
+        # The history stays, and each row has one chain.
+        assert [line["id"] for line in lines(beside(out, QUARANTINE))].count("q2") == 2
+        assert sorted(line["id"] for line in lines(out)) == ["q0", "q1"]
+        assert quarantine_reasons(out) == [("picture", 1)]
+        Image.new("RGB", (8, 8)).save(root / "images" / "p002.png")
+        assert annotate.main([*argv, "--retry-quarantine"]) == 0
+    assert len(lines(out)) == 3
+    assert quarantine_reasons(out) == []
 
 
 def test_a_budget_stops_the_job_and_a_larger_one_goes_on(data, tmp_path, capsys):
