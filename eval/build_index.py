@@ -1,6 +1,7 @@
 """Encode the pictures of a gallery and save them as a searchable index; run it again to update the index.
 
 Each picture is encoded once, an interrupted run is continued, and accelerate launch shares the work among processes.
+With --watch it goes on and follows the folder; `cir-cot serve` answers from the newest state.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cir_cot.cli import run
 from cir_cot.errors import InputError
@@ -24,6 +26,10 @@ from cir_cot.options import (
     loading_options,
 )
 from cir_cot.ranks import Ranks
+
+if TYPE_CHECKING:  # they import torch and faiss, which are loaded after the arguments are checked
+    from cir_cot.retriever import Retriever
+    from cir_cot.search.watch import State
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -78,12 +84,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("float32", "float16", "int8"),
         help="type of the stored vectors (default float32)",
     )
+    add(
+        "--watch",
+        type=seconds,
+        metavar="S",
+        help="then look at the folder every S seconds, and take in what was added, changed or "
+        "removed, until Ctrl-C",
+    )
     add_batch_size(parser)
     add_device(parser)
     add_dtype(parser, "--model-dtype", type=model_precision)
     add_pixels(parser)
     add_json(parser, "the content of index.json")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.watch and (args.gallery or args.remove):
+        raise InputError("--watch follows the whole folder; leave --gallery and --remove out")
+    return args
+
+
+def seconds(text: str) -> float:
+    """Return the value of --watch."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("give a number of seconds above 0")
+    return value
 
 
 def model_precision(text: str) -> str:
@@ -135,44 +159,87 @@ def encode(args: argparse.Namespace) -> bool:
     """Build or update the index, together with the other processes; return whether this is the first of them."""
     from cir_cot.heads import load_retriever
     from cir_cot.heads.loaded import loaded_line
-    from cir_cot.images import ImageStore
     from cir_cot.picture_files import unique_pictures
-    from cir_cot.search.build import IndexSettings, build, change
+    from cir_cot.search.watch import state_of
 
     # Read what the arguments name, before a model is loaded.
     found = unique_pictures(args.images)
-    images = ImageStore(args.images, found.files)
-    names = wanted_names(args.gallery, found.files)
-    payloads = read_payloads(args.payload) if args.payload else None
+    wanted_names(args.gallery, found.files)
+    if args.payload:
+        read_payloads(args.payload)
     if args.dtype == "float16" and args.store_dtype == "float32":
         # Until 0.2, --dtype float16 meant the stored vectors.
         print("note: --dtype is the model's precision; vectors: --store-dtype", file=sys.stderr)
     # Load the retriever, in each process on a device of its own.
     ranks = Ranks.launched(cpu=args.device == "cpu")
+    if args.watch and ranks.count > 1:
+        raise InputError("--watch is for one process; start it without accelerate launch")
     retriever = load_retriever(args.model, **loading_options(args, ranks))
     if ranks.first:
         print(loaded_line(retriever, args.model), file=sys.stderr)
         if found.skipped:
             print(found.skipped_line(), file=sys.stderr)
     # Encode and save.
+    seen = state_of(args.images)
+    update(args, retriever, ranks)
+    if args.tune and ranks.first:
+        tune(args)
+    if args.watch:
+        follow(args, retriever, ranks, seen)
+    ranks.close()
+    return ranks.first
+
+
+def update(args: argparse.Namespace, retriever: "Retriever", ranks: Ranks) -> None:
+    """Make the pictures that the folder has now the content of the index."""
+    from cir_cot.images import ImageStore
+    from cir_cot.picture_files import unique_pictures
+    from cir_cot.search.build import IndexSettings, build
+
+    files = unique_pictures(args.images).files
+    names = wanted_names(args.gallery, files)
     count = build(
         retriever,
-        images,
+        ImageStore(args.images, files),
         names,
         args.out,
         IndexSettings(args.kind, args.width, args.store_dtype),
-        payloads=payloads,
+        payloads=read_payloads(args.payload) if args.payload else None,
         batch_size=args.batch_size,
         ranks=ranks,
         progress=ranks.first,
     )
     print(f"process {ranks.rank}: {count} pictures encoded, of {len(names)}", file=sys.stderr)
-    if args.tune and ranks.first:
-        with change(args.out) as index:
-            index.tune(args.tune)
-            index.save(args.out)
-    ranks.close()
-    return ranks.first
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Set the search effort of an approximate index."""
+    from cir_cot.search.build import change
+
+    with change(args.out) as index:
+        index.tune(args.tune)
+        index.save(args.out)
+
+
+def follow(args: argparse.Namespace, retriever: "Retriever", ranks: Ranks, seen: "State") -> None:
+    """Update the index whenever the pictures have changed, until Ctrl-C.
+
+    Args:
+        args: of the command.
+        retriever: encodes pictures.
+        ranks: this process alone.
+        seen: the pictures before the first update.
+    """
+    from cir_cot.search.watch import watch
+
+    def tell(text: str) -> None:
+        print(f"not updated: {text}", file=sys.stderr)
+
+    print(f"watching {args.images} every {args.watch:g} s; Ctrl-C ends", file=sys.stderr)
+    try:
+        watch(args.images, lambda: update(args, retriever, ranks), args.watch, tell, seen)
+    except KeyboardInterrupt:
+        print("watching ended", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> int:

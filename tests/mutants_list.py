@@ -8,6 +8,48 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/search/watch.py",
+        "if now == taken_in or not settled:",
+        "if now == taken_in:",
+        ["tests/search/test_watch.py::test_a_change_is_taken_in_once_when_it_has_settled"],
+        "a half-written file is read",
+    ),
+    (
+        "cir_cot/search/watch.py",
+        "        taken_in = now\n",
+        "",
+        ["tests/search/test_watch.py::test_a_change_is_taken_in_once_when_it_has_settled"],
+        "the index is updated at every look",
+    ),
+    (
+        "cir_cot/search/watch.py",
+        "(facts.st_size, facts.st_mtime_ns, facts.st_ino)",
+        "(0, 0, 0)",
+        ["tests/search/test_watch.py::test_a_picture_that_was_replaced_is_a_change"],
+        "a replaced picture is not noticed",
+    ),
+    (
+        "cir_cot/search/search.py",
+        "if read_metadata(self.folder) == self.index.metadata:",
+        "if read_metadata(self.folder):",
+        ["tests/search/test_watch.py::test_the_command_follows_the_folder_and_a_search_notices"],
+        "a search never notices an update",
+    ),
+    (
+        "cir_cot/search/search.py",
+        "opened.check(self.retriever, str(self.folder))",
+        "pass",
+        ["tests/search/test_watch.py::test_an_index_of_another_retriever_is_not_taken_in"],
+        "an index of another retriever is searched",
+    ),
+    (
+        "eval/build_index.py",
+        'if not 0 < value < float("inf"):',
+        "if value < 0:",
+        ["tests/search/test_watch.py::test_seconds_that_are_none_are_refused"],
+        "a watch without a pause",
+    ),
+    (
         "cir_cot/data/triplets.py",
         'f"-{variant}" if variant else ""',
         '""',

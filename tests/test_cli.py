@@ -345,6 +345,7 @@ OPTIONS = {
         "--payload",
         "--remove",
         "--kind",
+        "--watch",
         "--tune",
         "--width",
         "--store-dtype",

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import logging
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -31,6 +32,9 @@ MAX_BODY = 64 * 2**20  # bytes of a request: a batch of photographs
 MAX_BATCH = 64  # queries of a request
 MAX_HITS = 1_000
 KEYS = ("image", "text", "k", "reading", "where", "cot", "keep_reference")
+
+
+logger = logging.getLogger(__name__)
 
 
 class TooLongError(InputError):
@@ -99,6 +103,7 @@ def _answers(search: Search, lock: threading.Lock, queries: list) -> list[dict[s
     checked = [_checked(query, f"query {number}") for number, query in enumerate(queries)]
     answers: list[dict[str, Any]] = []
     with lock:
+        _refresh(search)
         # Consecutive queries that ask alike are one batch of the model.
         for _, group in groupby(checked, key=_kind):
             together = list(group)
@@ -111,6 +116,14 @@ def _answers(search: Search, lock: threading.Lock, queries: list) -> list[dict[s
             found = search.many(pictures, texts, chains=chains, references=references, **options)
             answers += [answer.as_dict() for answer in found]
     return answers
+
+
+def _refresh(search: Search) -> None:
+    """Take in what another process has saved; a folder that cannot be read leaves the index as it was."""
+    try:
+        search.refresh()
+    except InputError as error:
+        logger.warning("searches the index as it was: %s", error)
 
 
 def _kind(query: dict[str, Any]) -> tuple:

@@ -26,7 +26,9 @@ from cir_cot.retriever import ChainReader, QueryOutput, Retriever, inference
 
 from .answer import Answer
 from .build import build, open_index
+from .faiss_index import Index
 from .gallery_index import GalleryIndex
+from .index_files import read_metadata
 from .reference import copies_of, digest_of
 from .second_look import SecondLook
 
@@ -44,7 +46,7 @@ def open_search(model: str | Path, index: str | Path, **options: Any) -> "Search
     retriever = load_retriever(model, **options)
     # An index of another retriever would return arbitrary pictures.
     opened.check(retriever, str(index))
-    return Search(retriever, opened)
+    return Search(retriever, opened, Path(index))
 
 
 class Search:
@@ -56,9 +58,10 @@ class Search:
         answer.hits  # [("shirt-017", 0.83), …]
     """
 
-    def __init__(self, retriever: Retriever, index: GalleryIndex):
+    def __init__(self, retriever: Retriever, index: GalleryIndex, folder: Path | None = None):
         self.retriever = retriever
         self.index = index
+        self.folder = folder  # from which `refresh` opens the index again
         self.again: SecondLook | None = None  # looks again at the first hits of `one` and `many`
         self._pictures: ImageStore | None = None
 
@@ -108,6 +111,24 @@ class Search:
             search = cls(retriever, open_index(folder))
         search._pictures = images
         return search
+
+    def refresh(self) -> bool:
+        """Open the index again if it has been saved anew since -> whether it was.
+
+        A Qdrant collection is always read as it is, but for the ids that `index.json` was saved with.
+
+        Raises:
+            InputError: what is in the folder now is damaged, or an index of another retriever.
+        """
+        if self.folder is None or not isinstance(self.index, Index):
+            return False
+        if read_metadata(self.folder) == self.index.metadata:
+            return False
+        opened = open_index(self.folder)
+        opened.check(self.retriever, str(self.folder))
+        self.index = opened
+        self._pictures = None
+        return True
 
     def path(self, name: str) -> Path:
         """Return the file of a picture in the gallery, such as that of a hit; InputError when it is not there."""
