@@ -15,6 +15,7 @@ from cir_cot.cli import run
 from cir_cot.errors import InputError
 from cir_cot.files import read_bytes, read_jsonl
 from cir_cot.options import (
+    Parser,
     add_batch_size,
     add_device,
     add_dtype,
@@ -61,6 +62,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="ID",
         help="remove these pictures from the index; nothing is encoded",
     )
+    add_storage(parser)
+    add(
+        "--watch",
+        type=seconds,
+        metavar="S",
+        help="then look at the folder every S seconds, and take in what was added, changed or "
+        "removed, until Ctrl-C",
+    )
+    add_batch_size(parser)
+    add_device(parser)
+    add_dtype(parser, "--model-dtype", type=model_precision)
+    add_pixels(parser)
+    add_json(parser, "the content of index.json")
+    args = parser.parse_args(argv)
+    if args.watch and (args.gallery or args.remove):
+        raise InputError("--watch follows the whole folder; leave --gallery and --remove out")
+    return args
+
+
+def add_storage(parser: Parser) -> None:
+    """Add the options that say how vectors are stored and searched."""
+    add = parser.add_argument
     add(
         "--kind",
         default="exact",
@@ -84,22 +107,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("float32", "float16", "int8"),
         help="type of the stored vectors (default float32)",
     )
-    add(
-        "--watch",
-        type=seconds,
-        metavar="S",
-        help="then look at the folder every S seconds, and take in what was added, changed or "
-        "removed, until Ctrl-C",
-    )
-    add_batch_size(parser)
-    add_device(parser)
-    add_dtype(parser, "--model-dtype", type=model_precision)
-    add_pixels(parser)
-    add_json(parser, "the content of index.json")
-    args = parser.parse_args(argv)
-    if args.watch and (args.gallery or args.remove):
-        raise InputError("--watch follows the whole folder; leave --gallery and --remove out")
-    return args
 
 
 def seconds(text: str) -> float:
