@@ -1486,6 +1486,15 @@ MUTANTS = [
         "a plan refuses a mistyped argument of sft without the nearest",
     ),
     (
+        "cir_cot/stored_help.py",
+        "if recipe and _trainer_has(spelled[2:]):",
+        "if False:",
+        [
+            "tests/test_stored_help.py::test_a_field_that_only_the_installed_transformers_has_is_left_to_the_parser"
+        ],
+        "an argument of a newer transformers is refused",
+    ),
+    (
         "cir_cot/installation.py",
         "if asked.specifier.contains(found, prereleases=True):",
         "if True:",

@@ -81,7 +81,22 @@ def test_an_unknown_option_is_named_with_the_nearest():
             check_options(command, ["x", word])
     with pytest.raises(InputError, match="--help lists all of them"):
         check_options("score", ["--zzzzzz"])
-    # Both spellings of a recipe; what only another version of transformers knows; values.
-    check_options("sft", ["--chunk-tokens", "3", "--chunk_tokens=3", "--qqqqqq", "-1"])
+    with pytest.raises(InputError, match="cir-cot sft --help lists all of them"):
+        check_options("sft", ["--qqqqqq", "3"])
+    # Both spellings of a recipe; values.
+    check_options("sft", ["--chunk-tokens", "3", "--chunk_tokens=3", "--seed", "-1"])
     check_options("plan", ["--gpus", "2", "--lora_r", "4"])
     check_options("nothing", ["--x"])
+
+
+def test_a_field_that_only_the_installed_transformers_has_is_left_to_the_parser(
+    tmp_path, monkeypatch
+):
+    stored = json.loads(OPTIONS.read_text())
+    stored["sft"].remove("--adam_beta2")
+    older = tmp_path / "options.json"
+    older.write_text(json.dumps(stored))
+    monkeypatch.setattr("cir_cot.stored_help.OPTIONS", older)
+    check_options("sft", ["--adam-beta2", "0.9"])
+    with pytest.raises(InputError, match="did you mean '--adam_beta1'"):
+        check_options("sft", ["--adam_beta3", "0.9"])
