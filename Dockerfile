@@ -8,7 +8,7 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=demo,heic,qdrant
 
-WORKDIR /opt/cir-cot
+WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
 COPY cir_cot cir_cot
 COPY train train
@@ -18,10 +18,10 @@ RUN pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" tor
     && pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
 # Models, datasets and runs are mounted; the hub's cache outlives the container.
-RUN useradd --create-home --uid 1000 cir && mkdir /cache /work && chown cir /cache /work
+RUN useradd --create-home --uid 1000 cir && mkdir /cache /data && chown cir /cache /data
 USER cir
 ENV HF_HOME=/cache
 VOLUME ["/cache"]
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["cir-cot"]
 CMD ["--help"]
