@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cir_cot.cards import CARDS
 from cir_cot.errors import InputError
+from cir_cot.heads.cot import CotRetriever
 from cir_cot.losses import gather_counts, gather_with_grad
 from cir_cot.models.tiny_qwen import write_tiny
 from cir_cot.peak_bytes import PeakBytes
@@ -22,7 +23,7 @@ from cir_cot.profiling.fake_passes import picture_side
 from cir_cot.profiling.fake_processes import bytes_sent, fake_processes, shard_weights
 from cir_cot.profiling.plan import PlanArguments, measure_step
 from cir_cot.profiling.synthetic import SyntheticPairs
-from cir_cot.scripts.train import sft
+from cir_cot.training.chain_training import SETTINGS
 from cir_cot.training.run import load_head
 from cir_cot.training.step_losses import StepTotals, count_step
 from cir_cot.training.trainer import CirTrainer
@@ -89,7 +90,7 @@ class Sent(TorchDispatchMode):
 
 def real_step(args):
     """A step of this real process with its weights sharded: its peak beside its own gradients, and bytes sent."""
-    head = load_head(sft.CotRetriever, args, sft.SETTINGS)
+    head = load_head(CotRetriever, args, SETTINGS)
     pairs = SyntheticPairs(6, picture_side(head), WORDS)
     trainer = CirTrainer(head, args, pairs)
     inputs = head.collator()([pairs[index, 0] for index in range(6)])

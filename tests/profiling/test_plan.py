@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cir_cot.cards import CARDS, GIB, Accelerator
 from cir_cot.errors import InputError
+from cir_cot.heads.cot import CotRetriever
 from cir_cot.models.tiny_qwen import tiny_processor, tiny_tokenizer, write_tiny
 from cir_cot.peak_bytes import peak_bytes
 from cir_cot.profiling.fake_head import GridsAlone, fake_head
@@ -29,7 +30,7 @@ from cir_cot.profiling.plan import (
 )
 from cir_cot.profiling.synthetic import SyntheticPairs
 from cir_cot.scripts.train import plan as script
-from cir_cot.scripts.train import sft
+from cir_cot.training.chain_training import SETTINGS
 from cir_cot.training.run import load_head
 from cir_cot.training.step_losses import StepTotals, count_step
 from cir_cot.training.trainer import CirTrainer
@@ -71,7 +72,7 @@ def arguments(base, folder, **options):
 
 def prepared(args):
     """A trainer of the real head, its batch, and the totals of the step."""
-    head = load_head(sft.CotRetriever, args, sft.SETTINGS)
+    head = load_head(CotRetriever, args, SETTINGS)
     pairs = SyntheticPairs(args.per_device_train_batch_size, picture_side(head), WORDS)
     trainer = CirTrainer(head, args, pairs)
     inputs = head.collator()([pairs[index, 0] for index in range(len(pairs))])
@@ -166,7 +167,7 @@ def test_a_decoding_step_reads_nothing_but_its_tokens(kind, tmp_path):
 def test_decoding_needs_what_its_steps_do(base, tmp_path):
     """Eight tokens one by one over a real cache; the plan runs the first and the last of them."""
     args = arguments(base, tmp_path)
-    head = load_head(sft.CotRetriever, args, sft.SETTINGS).eval()
+    head = load_head(CotRetriever, args, SETTINGS).eval()
     head.backbone.model.merge_adapter()
     inputs = prompts(head, 3)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
