@@ -87,6 +87,7 @@ class ChainRow:
         forced: tokens that come next, whatever the model predicts.
         used: tokens of the current section.
         flag: why it had to be forced or cut, "" if it had not.
+        chosen: places in `ids` of the tokens that the model chose itself.
     """
 
     state: ChainState
@@ -94,6 +95,7 @@ class ChainRow:
     forced: list[int] = field(default_factory=list)
     used: int = 0
     flag: str = ""
+    chosen: list[int] = field(default_factory=list)
 
 
 class Grammar:
@@ -157,6 +159,7 @@ class Grammar:
         for rank, token in enumerate(candidates):
             if self._advance(row, token) is not None:
                 row.flag = row.flag or (forced_form(section) if rank else "")
+                row.chosen.append(len(row.ids))
                 return self._take(row, token)
         row.flag = row.flag or forced_form(section)
         return self._force(row)
