@@ -32,6 +32,7 @@ COMMANDS = {
     "mine": "cir_cot.scripts.train.mine",
     "sft": "cir_cot.scripts.train.sft",
     "rerank": "cir_cot.scripts.train.rerank",
+    "refine": "cir_cot.scripts.train.refine",
     "prompt-pool": "cir_cot.scripts.train.prompt_pool",
     "clip": "cir_cot.scripts.train.clip",
     "moe": "cir_cot.scripts.train.moe",
@@ -53,7 +54,7 @@ COMMANDS = {
 TASKS = {
     "Try it": ("quickstart", "demo", "doctor"),
     "Data and chains": ("triplets", "scenes", "annotate", "review", "check", "export-chains"),
-    "Train": ("plan", "sft", "mine", "rerank", "prompt-pool", "clip", "moe", "tiny-base"),
+    "Train": ("plan", "sft", "mine", "rerank", "refine", "prompt-pool", "clip", "moe", "tiny-base"),
     "Measure": (
         "retrieval",
         "reasoning",

@@ -8,6 +8,65 @@ code does the same; without it an edit that survives is a fault of the tests.
 
 MUTANTS = [
     (
+        "cir_cot/training/group_policy.py",
+        "1 / (1 + (others >= best).sum())",
+        "1 / (1 + (others > best).sum())",
+        [
+            "tests/training/test_refine.py::test_ranks_count_ties_against_the_target_and_no_other_target"
+        ],
+        "a tie is a hit",
+    ),
+    (
+        "cir_cot/training/group_policy.py",
+        "centred / (groups.std(dim=1, keepdim=True) + SPREAD)",
+        "centred",
+        ["tests/training/test_refine.py::test_advantages_are_normalised_within_a_query"],
+        "rewards are not normalised",
+    ),
+    (
+        "cir_cot/training/group_policy.py",
+        "gain = torch.minimum(ratio * advantage, bounded * advantage)",
+        "gain = ratio * advantage",
+        [
+            "tests/training/test_refine.py::test_the_ratio_is_clipped_on_the_side_of_gain_and_the_divergence_is_k3"
+        ],
+        "the ratio has no bound",
+    ),
+    (
+        "cir_cot/training/group_policy.py",
+        "gap = start - new",
+        "gap = new - start",
+        [
+            "tests/training/test_refine.py::test_the_ratio_is_clipped_on_the_side_of_gain_and_the_divergence_is_k3"
+        ],
+        "the divergence is of the wrong direction",
+    ),
+    (
+        "cir_cot/heads/grammar.py",
+        "row.chosen.append(len(row.ids))",
+        "row.chosen.append(len(row.ids) - 1)",
+        ["tests/training/test_refine.py::test_only_tokens_that_the_model_chose_carry_the_loss"],
+        "prescribed tokens are learned",
+    ),
+    (
+        "cir_cot/training/refine.py",
+        "seeds = [seed_of(plan.seed, self.step, row) for row in range(len(records))]",
+        "seeds = [seed_of(id(self), self.step, row) for row in range(len(records))]",
+        [
+            "tests/training/test_refine.py::test_a_killed_run_goes_on_bitwise_and_the_result_is_a_retriever"
+        ],
+        "a resumed run draws other chains",
+    ),
+    (
+        "cir_cot/training/refine.py",
+        "self.optimizer.state[parameter] = state",
+        "pass",
+        [
+            "tests/training/test_refine.py::test_a_killed_run_goes_on_bitwise_and_the_result_is_a_retriever"
+        ],
+        "a resumed run forgets Adam's moments",
+    ),
+    (
         "cir_cot/search/watch.py",
         "if now == taken_in or not settled:",
         "if now == taken_in:",

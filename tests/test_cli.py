@@ -332,6 +332,30 @@ OPTIONS = {
     | (MODEL - {"--json", "--limit", "--seed"})
     | PIXELS
     | {"--reading", "--index", "--per-query", "--margin", "--category"},
+    "refine": {
+        "--model",
+        "--benchmark",
+        "--root",
+        "--split",
+        "--category",
+        "--reward",
+        "--steps",
+        "--queries",
+        "--samples",
+        "--passes",
+        "--lora-r",
+        "--save-every",
+        "--learning-rate",
+        "--temperature",
+        "--kl",
+        "--anchor",
+        "--form",
+        "--length",
+        "--seed",
+        "--device",
+        "--dtype",
+        "--out",
+    },
     "calibrate": BENCHMARK
     | (MODEL - {"--chains"})
     | PIXELS

@@ -218,7 +218,7 @@ class Refiner:
 
     def save_state(self) -> None:
         """Write the adapter, Adam's moments and the step, in one file that is there completely or not at all."""
-        tensors = {"step": torch.tensor(self.step)}
+        tensors = {"step": torch.tensor(float(self.step))}
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
             for key, value in self.optimizer.state[parameter].items():

@@ -40,9 +40,7 @@ def draw(
     """Draw a chain for each of R queries, and encode what was drawn by its token ids, not its text."""
     last = DecodingState([], torch.zeros(0))
     with inference(head):
-        for state in head.decode_chains(
-            images, texts, "full", None, Sampling(temperature, seeds)
-        ):
+        for state in head.decode_chains(images, texts, "full", None, Sampling(temperature, seeds)):
             last = state
     answers = [[*row.ids, head.backbone.ret_id] for row in last.rows]
     inputs, labels = head.encoder().query(images, texts, answers)
