@@ -10,6 +10,8 @@ from tiny_training import Pictures, records, tiny_head, write_dataset
 from cir_cot.errors import InputError
 from cir_cot.heads import load_retriever
 from cir_cot.heads.base import save_retriever
+from cir_cot.heads.grammar import Grammar
+from cir_cot.prompts import PARTS
 from cir_cot.scripts.train import refine as script
 from cir_cot.training.group_policy import (
     Policy,
@@ -81,10 +83,13 @@ def test_the_tokens_trained_on_are_those_that_the_model_was_fed(head, monkeypatc
 def test_only_tokens_that_the_model_chose_carry_the_loss(head):
     images, texts = queries(3)
     drawn = draw(head, images, texts, [1, 2, 3], 1.0)
+    start = Grammar(head.encoder(), PARTS, head.max_new_tokens).start
     for row, chosen, ids in zip(drawn.rows, drawn.chosen, drawn.inputs["input_ids"], strict=True):
         trained = ids[chosen].tolist()
         assert trained == [row.ids[place] for place in row.chosen]
         assert 0 < len(trained) < len(row.ids)
+        # The first tag is prescribed.
+        assert min(row.chosen) >= len(start)
         assert head.backbone.ret_id not in trained
     logs, vectors = read_rollouts(head, drawn)
     assert len(logs) == drawn.chosen.sum()
