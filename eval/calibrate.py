@@ -16,9 +16,10 @@ from cir_cot.cli import run
 from cir_cot.data import load_benchmark
 from cir_cot.data.benchmark import Benchmark
 from cir_cot.errors import InputError
-from cir_cot.evaluation.calibration import calibrate, curve_table, utility
+from cir_cot.evaluation.calibration import calibrate, curve_table, evaluate_both, utility
 from cir_cot.evaluation.chain_quality import calibrated
 from cir_cot.evaluation.evaluate import check_pictures
+from cir_cot.evaluation.results import Result
 from cir_cot.evaluation.tables import text_table
 from cir_cot.files import write_bytes_atomic, write_text_atomic
 from cir_cot.options import (
@@ -89,38 +90,55 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_out(parser, "JSON file for the curve", required=False, metavar="FILE")
     add_overwrite(parser, "replace the file of --out if it exists")
     add_json(parser, "the curve as JSON")
-    return parser.parse_args(argv)
+    # What argparse does not check.
+    args = parser.parse_args(argv)
+    if args.learn == args.split:
+        raise InputError(
+            f"--learn {args.learn}: the threshold is chosen on this split; learn on another one"
+        )
+    if args.learn_limit and not args.learn:
+        raise InputError("--learn-limit needs --learn")
+    return args
 
 
 def write_decision(folder: str, retriever: "CotRetriever", threshold: float) -> None:
     """Store the threshold in the checkpoint's retriever.json, and a gate in its head.safetensors."""
     import safetensors.torch
 
-    from cir_cot.heads.base import own_weights
+    from cir_cot.models.loading import load_tensors
 
     facts = read_settings(folder)
     facts["settings"]["threshold"] = threshold
     # The weights first: a gate that the settings don't name is left out when the head is loaded.
     if retriever.gate is not None:
         facts["settings"]["gate"] = True
-        weights = {name: value.contiguous() for name, value in own_weights(retriever).items()}
-        write_bytes_atomic(Path(folder) / HEAD_FILE, safetensors.torch.save(weights))
+        path = Path(folder) / HEAD_FILE
+        gate = {f"gate.{name}": value.cpu() for name, value in retriever.gate.state_dict().items()}
+        write_bytes_atomic(path, safetensors.torch.save(load_tensors(path) | gate))
     write_text_atomic(Path(folder) / SETTINGS_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def read_both(
+    args: argparse.Namespace, retriever: "CotRetriever", benchmark: Benchmark, limit: int | None
+) -> list[Result]:
+    """Evaluate with chains and without."""
+    return evaluate_both(
+        retriever,
+        benchmark,
+        model=args.model,
+        limit=limit,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        progress=True,
+    )
 
 
 def learn(args: argparse.Namespace, retriever: "CotRetriever", benchmark: Benchmark) -> dict:
     """Give the retriever a gate that is fitted to what chains were worth on a split; return the protocol."""
     from cir_cot.heads.adaptive import fit_gate
 
-    found = utility(
-        retriever,
-        benchmark,
-        model=args.model,
-        limit=args.learn_limit,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        progress=True,
-    )
+    full, fast = read_both(args, retriever, benchmark, args.learn_limit)
+    found = utility(retriever, full, fast, args.batch_size)
     retriever.gate = fit_gate(found.states, found.needless).to(retriever.backbone.device)
     needless = int(found.needless.sum())
     print(
@@ -136,15 +154,8 @@ def main(argv: Sequence[str]) -> int:
     taught = load_one_category(args, args.learn) if args.learn else None
     retriever = load_adaptive(args)
     learned = None if taught is None else learn(args, retriever, taught)
-    curve, protocol = calibrate(
-        retriever,
-        benchmark,
-        model=args.model,
-        limit=args.limit,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        progress=True,
-    )
+    full, fast = read_both(args, retriever, benchmark, args.limit)
+    curve, protocol = calibrate(retriever, full, fast, args.batch_size)
     # Choose the cheapest threshold whose metric is within the tolerance of the best.
     names = list(curve[0]["metrics"])
     metric = args.metric or names[0]
@@ -175,13 +186,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def load_one_category(args: argparse.Namespace, split: str) -> Benchmark:
-    """Load a split and check its pictures, and the arguments, before a model is loaded."""
-    if args.learn == args.split:
-        raise InputError(
-            f"--learn {args.learn}: the threshold is chosen on this split; learn on another one"
-        )
-    if args.learn_limit and not args.learn:
-        raise InputError("--learn-limit needs --learn")
+    """Load a split and check its pictures, and --out, before a model is loaded."""
     if args.write and not Path(args.model).is_dir():
         raise InputError(f"{args.model}: no folder here; --write stores the threshold in a folder")
     if args.out and os.path.lexists(args.out) and not args.overwrite:

@@ -9,6 +9,40 @@ code does the same; without it an edit that survives is a fault of the tests.
 MUTANTS = [
     (
         "cir_cot/training/group_policy.py",
+        "others[columns] = -torch.inf",
+        "others[columns[:1]] = -torch.inf",
+        [
+            "tests/training/test_refine.py::test_ranks_count_ties_against_the_target_and_no_other_target"
+        ],
+        "a query with several targets is never first",
+    ),
+    (
+        "cir_cot/training/refine.py",
+        "        self.head.requires_grad_(False)\n",
+        "",
+        [
+            "tests/training/test_refine.py::test_a_step_starts_at_the_start_and_moves_the_adapter_alone"
+        ],
+        "the embedder of the reward is trained",
+    ),
+    (
+        "cir_cot/training/refine.py",
+        ".splitlines()[: self.step]",
+        ".splitlines()",
+        [
+            "tests/training/test_refine.py::test_a_killed_run_goes_on_bitwise_and_the_result_is_a_retriever"
+        ],
+        "a resumed run logs steps twice",
+    ),
+    (
+        "cir_cot/training/refine.py",
+        'held.get("arguments") != asked',
+        "not held",
+        ["tests/training/test_refine.py::test_folders_of_others_are_refused"],
+        "a run goes on with other settings",
+    ),
+    (
+        "cir_cot/training/group_policy.py",
         "1 / (1 + (others >= best).sum())",
         "1 / (1 + (others > best).sum())",
         [
@@ -72,6 +106,15 @@ MUTANTS = [
         "if now == taken_in:",
         ["tests/search/test_watch.py::test_a_change_is_taken_in_once_when_it_has_settled"],
         "a half-written file is read",
+    ),
+    (
+        "cir_cot/search/watch.py",
+        "            continue\n        taken_in = now\n",
+        "            pass\n        taken_in = now\n",
+        [
+            "tests/search/test_watch.py::test_an_update_that_fails_is_said_once_and_tried_again_at_each_look"
+        ],
+        "a change that met a locked index is never taken in",
     ),
     (
         "cir_cot/search/watch.py",
@@ -6910,8 +6953,8 @@ MUTANTS = [
     ),
     (
         "eval/calibrate.py",
-        "write_bytes_atomic(Path(folder) / HEAD_FILE, safetensors.torch.save(weights))",
-        "assert weights",
+        "write_bytes_atomic(path, safetensors.torch.save(load_tensors(path) | gate))",
+        "assert gate",
         [
             "tests/evaluation/test_calibrate.py::test_the_decision_is_learned_from_what_chains_were_worth"
         ],

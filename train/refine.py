@@ -6,11 +6,11 @@ the start's. A run that was interrupted goes on when the same command is given a
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from cir_cot.cli import run
 from cir_cot.data import load_benchmark
@@ -29,6 +29,8 @@ from cir_cot.options import (
 )
 from cir_cot.retriever import SETTINGS_FILE
 from cir_cot.storage import locked
+
+SHOWN = ("reward", "form", "kl")  # values of a step's log line that the bar shows
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -113,14 +115,21 @@ def main(argv: Sequence[str]) -> int:
     if (out / SETTINGS_FILE).exists():
         raise InputError(f"{out}: holds a finished retriever; give a new folder")
     asked = {name: getattr(args, name) for name in ("model", "benchmark", "root", "split")}
-    check_refine_folder(out, run_facts(plan, **asked, category=args.category, dtype=args.dtype))
+    facts = run_facts(plan, **asked, category=args.category, dtype=args.dtype)
+    check_refine_folder(out, facts, argv)
     with locked(out):
         head = load_retriever(args.model, **loading_options(args))
         if not isinstance(head, CotRetriever):
             raise InputError(f"{args.model}: writes no chains; refine a chain retriever")
         refiner = Refiner(head, records, images, benchmark.gallery, plan, out)
         refiner.load_state()
-        refiner.run(lambda line: print(json.dumps(line), file=sys.stderr, flush=True))
+        with tqdm(total=plan.steps, initial=refiner.step, desc="refine", unit=" steps") as bar:
+
+            def show(line: dict) -> None:
+                bar.set_postfix({name: f"{line[name]:.3f}" for name in SHOWN})
+                bar.update()
+
+            refiner.run(show)
         # The adapter becomes part of the weights: an ordinary retriever.
         head.backbone.merge()
         save_retriever(head, out)

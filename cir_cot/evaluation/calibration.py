@@ -58,35 +58,16 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    retriever: AdaptiveReader,
-    benchmark: Benchmark,
-    *,
-    model: str = "",
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: bool = False,
+    retriever: AdaptiveReader, full: Result, fast: Result, batch_size: int = 32
 ) -> Calibration:
-    """Evaluate the readings full and fast once and mix their rankings at each threshold.
+    """Mix the rankings of the readings full and fast at each threshold.
 
     Args:
-        retriever: A retriever with an adaptive reading.
-        benchmark: A validation split, one category.
-        model: Name of the checkpoint, for the protocol.
-        limit: Evaluate a sample of this many queries.
+        retriever: The one that was evaluated; it has an adaptive reading.
+        full: Its result with a chain for each query of a validation split.
+        fast: Its result without, on the same queries.
         batch_size: Pictures in one forward pass.
-        seed: Seed of the sample.
-        progress: Show progress bars.
     """
-    full, fast = evaluate_both(
-        retriever,
-        benchmark,
-        model=model,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
     # Ask the model how sure it is without a chain, and count what each chain costs.
     confidence = stop_confidences(retriever, full.benchmark, batch_size)
     ids = list(confidence)
@@ -103,30 +84,11 @@ def calibrate(
     return Calibration(curve, full.protocol | {"reading": "adaptive"})
 
 
-def utility(
-    retriever: AdaptiveReader,
-    benchmark: Benchmark,
-    *,
-    model: str = "",
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: bool = False,
-) -> Utility:
-    """Evaluate the readings full and fast, and note for each query whether its chain was needless.
+def utility(retriever: AdaptiveReader, full: Result, fast: Result, batch_size: int = 32) -> Utility:
+    """Note for each query whether its chain was needless: it brings the first right picture no further forward.
 
-    A chain is needless where it brings the first right picture no further forward. The arguments are those of
-    `calibrate`, with a split that is not calibrated on.
+    The arguments are those of `calibrate`, of another split than the one that is calibrated on.
     """
-    full, fast = evaluate_both(
-        retriever,
-        benchmark,
-        model=model,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
     records = full.benchmark.records
     states = [torch.zeros(0)]
     with inference(retriever):
@@ -150,13 +112,23 @@ def evaluate_both(
     retriever: AdaptiveReader,
     benchmark: Benchmark,
     *,
-    model: str,
-    limit: int | None,
-    batch_size: int,
-    seed: int,
-    progress: bool,
+    model: str = "",
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[Result]:
-    """Evaluate with a chain for each query, and without -> both results, on the same queries."""
+    """Evaluate with a chain for each query, and without -> both results, on the same queries.
+
+    Args:
+        retriever: A retriever that writes chains.
+        benchmark: One category of a split.
+        model: Name of the checkpoint, for the protocol.
+        limit: Evaluate a sample of this many queries.
+        batch_size: Pictures in one forward pass.
+        seed: Seed of the sample.
+        progress: Show progress bars.
+    """
     images = benchmark.images()
     gallery = encode_gallery(retriever, benchmark.gallery, images, batch_size, progress)
     results = []

@@ -38,11 +38,12 @@ def watch(
         folder: the pictures.
         update: brings the index up to date.
         seconds: between two looks.
-        say: called with what went wrong in an update; the next change tries again.
+        say: called once with what went wrong in an update; each further look tries again.
         known: what the index has been made of, `state_of`.
     """
     taken_in = known
     before = known
+    said = ""
     while True:
         time.sleep(seconds)
         now = state_of(folder) if Path(folder).is_dir() else {}
@@ -50,8 +51,13 @@ def watch(
         before = now
         if now == taken_in or not settled:
             continue
+        # Another process may write the index just now: the next look tries again.
         try:
             update()
         except InputError as error:
-            say(str(error))
+            if str(error) != said:
+                said = str(error)
+                say(said)
+            continue
         taken_in = now
+        said = ""

@@ -20,13 +20,14 @@ from torch.nn.functional import normalize
 
 from cir_cot.errors import InputError
 from cir_cot.evaluation.encode import encode_gallery
-from cir_cot.files import read_json, replacing, write_text_atomic
+from cir_cot.files import read_json, replacing, write_json, write_text_atomic
 from cir_cot.heads.cot import CotRetriever
 from cir_cot.images import ImageStore
 from cir_cot.models.adapter import add_lora
 from cir_cot.models.architectures import linear_layers
 from cir_cot.models.loading import load_tensors
 from cir_cot.prompts import text_to_cot
+from cir_cot.provenance import git_state, package_versions
 from cir_cot.records import Record
 
 from .group_policy import Policy, advantages, policy_losses, reciprocal_ranks, similarities
@@ -35,7 +36,7 @@ from .rollouts import Rollouts, draw, read_rollouts, seed_of
 REWARDS = {"rank": reciprocal_ranks, "similarity": similarities}
 STATE = "refine_state.safetensors"
 LOG = "refine.jsonl"
-RUN = "refine.json"
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -246,17 +247,25 @@ class Refiner:
             write_text_atomic(log, "".join(f"{line}\n" for line in kept_lines))
 
 
-def check_refine_folder(folder: Path, facts: dict) -> None:
-    """Claim a new or empty folder, or find that it is of the same run; InputError otherwise."""
+def check_refine_folder(folder: Path, asked: dict, argv: Sequence[str]) -> None:
+    """Claim a new or empty folder, or find that it is of the same run; InputError otherwise.
+
+    Args:
+        folder: of the result.
+        asked: what makes a run the same run, as JSON holds it.
+        argv: the command line, for run.json.
+    """
     path = folder / RUN
     if path.exists():
-        if read_json(path) != facts:
+        held = read_json(path)
+        if not isinstance(held, dict) or held.get("arguments") != asked:
             raise InputError(f"{folder}: holds a run with other settings; give another --out")
     elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise InputError(f"{folder}: is not empty; give a new folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(facts, indent=1) + "\n")
+        facts = {"argv": list(argv), "arguments": asked, "git": git_state()}
+        write_json(path, facts | {"versions": package_versions(), "seed": asked["seed"]})
 
 
 def run_facts(plan: Refinement, **asked: object) -> dict:

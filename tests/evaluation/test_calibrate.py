@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_training import records, tiny_head, write_dataset
 from toy_retriever import Plain, query, shade_of, write_folder
 
@@ -106,13 +107,18 @@ def two_splits(tmp_path_factory):
 
 def test_the_decision_is_learned_from_what_chains_were_worth(two_splits, tmp_path, capsys):
     model = tmp_path / "model"
-    tiny_head(lora=False, max_new_tokens=4).save(model)
+    tiny_head(lora=False, max_new_tokens=4, projection=16).save(model)
+    before = load_file(model / "head.safetensors")
     argv = command(model, two_splits, "--learn", "train", "--write", "--json")
     assert calibrate.main(argv) == 0
+    # Nothing but the gate has changed.
+    after = load_file(model / "head.safetensors")
+    assert set(after) - set(before) == {"gate.weight", "gate.bias"}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
     answer = json.loads(capsys.readouterr().out)
     assert answer["learned"]["split"] == "train"
     # The labels are what both readings say of the split.
-    plain = tiny_head(lora=False, max_new_tokens=4)
+    plain = tiny_head(lora=False, max_new_tokens=4, projection=16)
     taught = load_benchmark("folder", two_splits, "train")[0]
     full, fast = (
         evaluate(plain, taught, taught.images(), reading=reading) for reading in ("full", "fast")

@@ -100,7 +100,7 @@ def test_only_tokens_that_the_model_chose_carry_the_loss(head):
     assert torch.allclose(alone[1][0], vectors[1], atol=1e-5)
 
 
-def test_a_learned_reward_raises_the_probability_of_what_it_rewards(tmp_path):
+def test_a_step_starts_at_the_start_and_moves_the_adapter_alone(tmp_path):
     rows = records(6)
     plan = Refinement(steps=1, queries=1, samples=4, length=0.0, form=0.0, learning_rate=1e-2)
     refiner = Refiner(
@@ -149,6 +149,10 @@ def test_a_killed_run_goes_on_bitwise_and_the_result_is_a_retriever(place, monke
         assert (place / "cut" / name).read_bytes() == (place / "whole" / name).read_bytes()
     lines = [json.loads(line) for line in (place / "whole" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    # The card knows what it was trained on.
+    assert "- `folder`, split `train`" in (place / "whole" / "README.md").read_text()
+    run = json.loads((place / "whole" / "run.json").read_text())
+    assert {"argv", "arguments", "git", "versions", "seed"} <= set(run)
     refined = load_retriever(place / "whole", device="cpu")
     images, texts = queries(2)
     assert refined.encode_query(images, texts).embeddings.shape == (2, refined.dim)
@@ -161,7 +165,7 @@ def test_folders_of_others_are_refused(place):
     with pytest.raises(InputError, match="not empty"):
         script.main(command(place, "data"))
     (place / "other").mkdir()
-    (place / "other" / "refine.json").write_text("{}")
+    (place / "other" / "run.json").write_text('{"arguments": {}}')
     with pytest.raises(InputError, match="other settings"):
         script.main(command(place, "other"))
 
