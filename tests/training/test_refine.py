@@ -103,9 +103,8 @@ def test_only_tokens_that_the_model_chose_carry_the_loss(head):
 def test_a_step_starts_at_the_start_and_moves_the_adapter_alone(tmp_path):
     rows = records(6)
     plan = Refinement(steps=1, queries=1, samples=4, length=0.0, form=0.0, learning_rate=1e-2)
-    refiner = Refiner(
-        tiny_head(lora=False, max_new_tokens=16), rows, Pictures(), ["red-green"], plan, tmp_path
-    )
+    head = tiny_head(lora=False, max_new_tokens=16, projection=16)
+    refiner = Refiner(head, rows, Pictures(), ["red-green"], plan, tmp_path)
     weights = {n: p.clone() for n, p in refiner.head.named_parameters()}
     line = refiner.take_step()
     assert line["kl"] == 0
